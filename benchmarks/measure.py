@@ -1,0 +1,113 @@
+"""How things are timed: each contestant once a round (A B C, A B C, ...), and ratios within a round.
+
+What disturbs one contestant of a round usually disturbs its neighbours too, so the median of the ratios within rounds is far steadier
+than a ratio of two separate measurements."""
+import contextlib, gc, json, os, resource, subprocess, sys, time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass
+class Row:
+    "One comparison, as it stands in the results"
+    name:str                  # What is measured / against what
+    group:str                 # The contestants measured together
+    unit:str = 's'            # Of `ours` and `peer`
+    clock:str = 'CPU'         # 'CPU' or 'wall'
+    ours:float = None         # Median over the rounds
+    peer:float = None         # Median over the rounds
+    ratio:float = None        # Median over the rounds of ours / peer
+    spread:list = None        # Lower and upper quartile of the ratio, or of `ours` where there is no peer
+    rounds:int = 0
+    target:float = None       # The ratio, or `ours` where there is no peer, is to be at most this
+    met:bool = None           # Whether it is; None without a target or a measurement
+    note:str = None           # Why there is no measurement, or what to know about it
+
+    @property
+    def value(self): return self.ours if self.ratio is None else self.ratio
+
+    def judge(self, judged=True):
+        "Set `met`, if there is something to judge"
+        if judged and self.target is not None and self.value is not None: self.met = self.value <= self.target
+        return self
+
+    def plain(self): return {k: rounded(v) for k,v in asdict(self).items()}
+
+
+def rounded(o, digits=4):
+    "`o`, or what it holds, with `digits` significant digits"
+    if isinstance(o, dict): return {k: rounded(v, digits) for k,v in o.items()}
+    if isinstance(o, (list, tuple)): return [rounded(v, digits) for v in o]
+    return float(f'{o:.{digits}g}') if isinstance(o, float) else o
+
+
+def clock_for(device): return 'CPU' if device == 'cpu' else 'wall'
+
+
+def timed(f, device):
+    "Seconds that `f()` takes: those of this process on a CPU, those on the wall, after synchronising, on a GPU"
+    import torch
+    sync = torch.cuda.synchronize if device == 'cuda' else lambda: None
+    now = time.process_time if device == 'cpu' else time.perf_counter
+    gc.collect()
+    sync()
+    start = now()
+    f()
+    sync()
+    return now() - start
+
+
+@contextlib.contextmanager
+def silent():
+    "What is printed goes nowhere, so that progress bars are made but not drawn"
+    with open(os.devnull, 'w') as f, contextlib.redirect_stdout(f), contextlib.redirect_stderr(f): yield
+
+
+def interleaved(
+    contestants, # Name -> function without arguments
+    rounds,      # How often each of them runs
+    device,      # 'cpu' or 'cuda'
+    warm_up=1,   # Rounds before those that count
+): # Name -> seconds in each round
+    "Time every contestant once a round"
+    seconds = {k: [] for k in contestants}
+    with silent():
+        for i in range(warm_up + rounds):
+            for k,f in contestants.items():
+                t = timed(f, device)
+                if i >= warm_up: seconds[k].append(t)
+    return seconds
+
+
+def compare(name, group, ours, peer, target=None, scale=1, **kw):
+    "A row from the seconds of each round of two contestants, each divided by `scale`"
+    r = np.array(ours) / np.array(peer)
+    return Row(name, group, ours=float(np.median(ours))/scale, peer=float(np.median(peer))/scale, ratio=float(np.median(r)),
+               spread=np.quantile(r, [0.25, 0.75]).tolist(), rounds=len(r), target=target, **kw)
+
+
+def single(name, group, values, target=None, **kw):
+    "A row from one value a round, without a peer"
+    return Row(name, group, ours=float(np.median(values)), spread=np.quantile(values, [0.25, 0.75]).tolist(), rounds=len(values), target=target, **kw)
+
+
+def child(
+    args,    # Command line
+    threads, # Threads that torch may use in it
+): # (seconds on the wall, CPU seconds, what it printed)
+    "Run a command in a fresh process; raises `RuntimeError` with its last words if it fails"
+    env = dict(os.environ, OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads))
+    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    out = subprocess.run(args, env=env, cwd=ROOT, capture_output=True, text=True)
+    wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
+    if out.returncode: raise RuntimeError(f'{" ".join(map(str, args))} failed: {out.stderr.strip()[-500:]}')
+    return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, out.stdout
+
+
+def child_json(module, *args, threads=1):
+    "What `python -m module args` in a fresh process prints last, as JSON"
+    return json.loads(child([sys.executable, '-m', module, *map(str, args)], threads)[2].splitlines()[-1])

@@ -1,0 +1,27 @@
+"Everything a lesson needs: `from dlcourse.all import *`"
+from fastai.basics import *
+from fastai.callback.mixup import *
+from fastai.callback.schedule import *
+from fastai.callback.tracker import *
+from fastai.callback.training import *
+from fastai.interpret import *
+from fastai.vision.core import *
+from fastai.vision.data import *
+
+from dlcourse.core import *
+from dlcourse.data.blocks import *
+from dlcourse.data.explore import *
+from dlcourse.data.sampling import *
+from dlcourse.data.sources import *
+from dlcourse.data.transforms import *
+from dlcourse.insight.curves import *
+from dlcourse.insight.evaluation import *
+from dlcourse.models.blocks import *
+from dlcourse.models.cnn import *
+from dlcourse.models.mlp import *
+from dlcourse.models.nets import *
+from dlcourse.models.zoo import *
+from dlcourse.training.callbacks import *
+from dlcourse.training.lean import *
+from dlcourse.training.learner import *
+from dlcourse.training.losses import *

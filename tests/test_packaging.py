@@ -1,0 +1,154 @@
+"What is built from the sources, and which module may import which"
+import ast, importlib.metadata, os, shutil, subprocess, sys, sysconfig, tarfile, zipfile
+from configparser import ConfigParser
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+from nbdev.config import get_config
+
+try: import tomllib
+except ImportError: import tomli as tomllib
+
+ROOT = Path(__file__).resolve().parent.parent
+LIB = ROOT/'dlcourse'
+# A module imports only from lower floors, or from its own room
+FLOORS = dict(core=0, data=1, models=1, training=2, insight=3, course=4, report=5, cli=6, all=7)
+
+
+@pytest.fixture(scope='module')
+def settings():
+    config = ConfigParser(delimiters=['='])
+    config.read(ROOT/'settings.ini', encoding='utf-8')
+    return config['DEFAULT']
+
+
+def test_pyproject_repeats_settings(settings):
+    project = tomllib.loads((ROOT/'pyproject.toml').read_text(encoding='utf-8'))['project']
+    urls = dict(Repository=settings['git_url'], Documentation=settings['doc_url'])
+    static = {k: v for k,v in project.items() if k != 'dynamic'}
+    assert static == dict(name=settings['lib_name'], description=settings['description'],
+                          **{'requires-python': f">={settings['min_python']}"}, urls=urls)
+
+
+def test_nbdev_reads_the_same(settings):
+    cfg = get_config(ROOT)
+    assert (cfg.lib_name, cfg.user, cfg.repo, cfg.branch) == tuple(settings[o] for o in ('lib_name', 'user', 'repo', 'branch'))
+    assert f'{cfg.doc_host}{cfg.doc_baseurl}' == settings['doc_url']
+
+
+def test_version(settings):
+    import dlcourse
+    assert dlcourse.__version__ == importlib.metadata.version('dlcourse') == settings['version']
+
+
+@pytest.fixture(scope='module')
+def dist(tmp_path_factory):
+    "The source archive, and the wheel built from it, made in a copy of the sources that git would have"
+    tmp = tmp_path_factory.mktemp('dist')
+    skip = shutil.ignore_patterns('.*', '_proc', '_docs', 'build', 'dist', '*.egg-info', '__pycache__', 'nbs', 'results', 'benchmarks')
+    shutil.copytree(ROOT, tmp/'src', ignore=skip)
+    out = subprocess.run([sys.executable, '-m', 'build', '--no-isolation', '--outdir', tmp/'dist', tmp/'src'], capture_output=True, text=True)
+    assert out.returncode == 0, out.stdout + out.stderr
+    return dict(sdist=next((tmp/'dist').glob('*.tar.gz')), wheel=next((tmp/'dist').glob('*.whl')), log=out.stdout + out.stderr)
+
+
+def package_files():
+    "Every file of the package that belongs in a release"
+    found = (o for o in LIB.rglob('*') if o.is_file() and '__pycache__' not in o.parts)
+    return {o.relative_to(ROOT).as_posix() for o in found if o.suffix == '.py' or o.parent == LIB/'data'/'files'}
+
+
+def test_sdist_has_what_a_build_needs(dist):
+    with tarfile.open(dist['sdist']) as f: names = {o.partition('/')[2] for o in f.getnames()}
+    assert {'settings.ini', 'setup.py', 'pyproject.toml', 'README.md', 'LICENSE'} | package_files() <= names
+
+
+def test_wheel_has_the_package_and_its_data(dist):
+    with zipfile.ZipFile(dist['wheel']) as f: names = {o for o in f.namelist() if '.dist-info/' not in o}
+    assert names == package_files()
+    assert any(o.startswith('dlcourse/data/files/') for o in names)
+
+
+def test_build_warns_of_nothing(dist):
+    for word in ('deprecat', 'Package would be ignored', 'SetuptoolsWarning'): assert word.lower() not in dist['log'].lower()
+
+
+def test_wheel_installs(dist, tmp_path):
+    pip = [sys.executable, '-m', 'pip', 'install', '-q', '--no-deps', '--no-index', '--no-compile', '--target', tmp_path, dist['wheel']]
+    subprocess.run(pip, check=True, capture_output=True)
+    show = 'import dlcourse; print(dlcourse.__file__, dlcourse.__version__)'
+    out = subprocess.run([sys.executable, '-c', show], env=dict(os.environ, PYTHONPATH=str(tmp_path)), cwd=tmp_path, capture_output=True, text=True)
+    assert out.stdout.split() == [str(tmp_path/'dlcourse'/'__init__.py'), importlib.metadata.version('dlcourse')], out.stderr
+
+
+def test_help_of_the_command():
+    command = Path(sysconfig.get_path('scripts'))/'dlcourse'
+    out = subprocess.run([command, '--help'], capture_output=True, text=True)
+    assert out.returncode == 0, out.stderr
+    for word in ('data', 'train', 'evaluate', 'predict'): assert word in out.stdout
+
+
+def test_help_without_torch():
+    show = """import sys
+sys.argv = ['dlcourse', '--help']
+from dlcourse.cli import main
+try: main()
+except SystemExit: pass
+heavy = {'torch', 'fastai', 'torchvision', 'numpy', 'pandas', 'matplotlib'} & sys.modules.keys()
+assert not heavy, heavy"""
+    out = subprocess.run([sys.executable, '-c', show], capture_output=True, text=True)
+    assert out.returncode == 0, out.stderr
+
+
+def module_name(path): return '.'.join(path.relative_to(ROOT).with_suffix('').parts)
+def room(name): return name.split('.')[1]
+
+
+def imports(source, name):
+    "Everything that the text `source` of the module `name` imports, anywhere in it, by its absolute name"
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import): yield from (o.name for o in node.names)
+        if isinstance(node, ast.ImportFrom):
+            base = name.split('.')[:-node.level] if node.level else []
+            module = '.'.join(base + ([node.module] if node.module else []))
+            yield from (module, *(f'{module}.{o.name}' for o in node.names))
+
+
+def ours(path):
+    "The modules of ours that the file `path` imports"
+    return set(imports(path.read_text(encoding='utf-8'), module_name(path))) & {module_name(o) for o in MODULES}
+
+
+def forbidden(mine, found):
+    "Those modules of `found` that the room `mine` may not import"
+    return {o for o in found if room(o) != mine and FLOORS[room(o)] >= FLOORS[mine]}
+
+
+MODULES = [o for o in sorted(LIB.rglob('*.py')) if o.name not in ('__init__.py', '_modidx.py')]
+each_module = pytest.mark.parametrize('path', MODULES, ids=map(module_name, MODULES))
+
+
+@each_module
+def test_imports_go_down(path):
+    mine = room(module_name(path))
+    assert mine in FLOORS, f'{mine} has no place in the house'
+    assert not forbidden(mine, ours(path)), f'{mine} may import from lower floors only'
+
+
+@pytest.mark.parametrize('line', ['from ..models.cnn import cnn', 'import dlcourse.models.cnn', 'def f(): from dlcourse.models import cnn'])
+def test_import_rule_can_fail(line):
+    found = {'dlcourse.models.cnn', 'dlcourse.core'} & set(imports(f'{line}\nfrom ..core import choose', 'dlcourse.data.sources'))
+    assert found == {'dlcourse.models.cnn', 'dlcourse.core'}
+    assert forbidden('data', found) == {'dlcourse.models.cnn'}
+
+
+def test_no_circles():
+    "`static_order` raises where modules import each other"
+    assert {*TopologicalSorter({module_name(o): ours(o) for o in MODULES}).static_order()} == {*map(module_name, MODULES)}
+
+
+@each_module
+def test_no_star_imports_of_ours(path):
+    if path.name == 'all.py': return
+    assert not [o for o in imports(path.read_text(encoding='utf-8'), module_name(path)) if o.startswith('dlcourse') and o.endswith('*')]
