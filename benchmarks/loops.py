@@ -1,4 +1,4 @@
-"""The training loop: one network, one optimiser, one loss, the same images in batches of the same size, in seven ways.
+"""The training loop: one network, one optimiser, one loss, the same images in batches of the same size, in eight ways.
 
 Each contestant is a function of a `Task` that prepares everything and gives two things: a function that trains `task.epochs` epochs,
 each followed by one look at the validation images (this is what is timed), and the network, whose accuracy is checked at the end.
@@ -111,13 +111,18 @@ def one_cycle(task):
     return lambda: learn.fit_one_cycle(task.epochs, HYPER['lr']), learn.model
 
 
-def stock_learner(task):
-    "fastai's own Learner with our loader, loss and optimiser"
+def stock_learner(task, **kwargs):
+    "fastai's own Learner on our loader, with its own Adam and loss"
     from fastai.learner import Learner
     from fastai.metrics import accuracy
+    learn = Learner(our_learner(task).dls, task.model(), metrics=accuracy, **kwargs)
+    return lambda: learn.fit(task.epochs, HYPER['lr']), learn.model
+
+
+def stock_options(task):
+    "fastai's own Learner on our loader, with our loss and optimiser"
     learn = our_learner(task)
-    stock = Learner(learn.dls, task.model(), loss_func=learn.loss_func, opt_func=learn.opt_func, metrics=accuracy)
-    return lambda: stock.fit(task.epochs, HYPER['lr']), stock.model
+    return stock_learner(task, loss_func=learn.loss_func, opt_func=learn.opt_func)
 
 
 def fastai_arrays(task):
@@ -189,10 +194,11 @@ def skorch_net(task):
     return lambda: net.partial_fit(x, y), net.module_
 
 
-PEERS = {'bare loop': bare_loop, 'stock Learner, our loader': stock_learner, 'fastai from arrays': fastai_arrays,
+PEERS = {'bare loop': bare_loop, 'stock Learner, our loader': stock_learner, 'stock Learner, our loader, loss, optimiser': stock_options,
+         'fastai from arrays': fastai_arrays,
          'TensorDataset, plain loop': tensor_loop, 'torchvision, plain loop': torchvision_loop, 'Lightning': lightning_trainer, 'skorch': skorch_net}
-TASKS = {'fit-mlp-64':  dict(arch='mlp', bs=64, n=20480, epochs=2, kwargs=dict(widths=(128, 64))),
-         'fit-mlp-512': dict(arch='mlp', bs=512, n=20480, epochs=2, kwargs=dict(widths=(128, 64))),
+TASKS = {'fit-mlp-64':  dict(arch='mlp', bs=64, n=10240, kwargs=dict(widths=(128, 64))),
+         'fit-mlp-512': dict(arch='mlp', bs=512, n=20480, kwargs=dict(widths=(128, 64))),
          'fit-cnn-64':  dict(arch='cnn', bs=64, n=6400, kwargs=dict(filters=(8, 16)))}
 PEER_TARGETS = {'fastai from arrays': 1/8, 'Lightning': 0.7, 'skorch': 1.0}
 TARGETS = {'fit-mlp-64':  {'bare loop': 1.35, **PEER_TARGETS},

@@ -29,6 +29,7 @@ from torch.utils.data import TensorDataset
 from dlcourse.core import CourseError
 from dlcourse.insight.curves import best_epoch, compare, convergence, history, plot_compare, plot_curves, plot_losses
 from dlcourse.insight.evaluation import Evaluation, evaluate
+from dlcourse.training.learner import learner_for
 
 digits = load_digits()
 x, y = torch.tensor(digits.data[:600]).float()/16, torch.tensor(digits.target[:600])
@@ -107,9 +108,10 @@ def test_a_failing_pass_leaves_no_trace_either():
 
 def test_training_part_in_order_complete_and_without_augmentation():
     learn = image_learner(batch_tfms=[Brightness(0.9, p=1.)])
-    a, b = evaluate(learn, 'train'), evaluate(learn, 0)
-    assert len(a) == len(learn.dls.train_ds) and torch.equal(a.preds, b.preds)
-    assert a.targets.tolist() == [int(o[1]) for o in learn.dls.train_ds]
+    ev = evaluate(learn, 'train')
+    plain = evaluate(learn, dl=learn.dls.test_dl(learn.dls.train_ds.items, with_labels=True))
+    assert len(ev) == len(learn.dls.train_ds) and torch.allclose(ev.preds, plain.preds, atol=1e-6)
+    assert ev.targets.tolist() == [int(o[1]) for o in learn.dls.train_ds]
     assert learn.dls.train_ds.split_idx == 0
 
 
@@ -241,6 +243,27 @@ def test_callbacks_that_watch_a_fit_may_stay(tmp_path):
     pd.testing.assert_frame_equal(history(learn), before)
 
 
+def test_our_own_learners():
+    learn = learner_for('mlp', data='digits', seed=1, early_stopping=2)
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(1, 1e-3)
+        learn.fit(2, 1e-3)
+    ev = evaluate(learn)
+    assert len(history(learn)) == 3 and compare({'a': learn}).seconds_per_epoch['a'] > 0
+    assert ev.loss == pytest.approx(history(learn).valid_loss[best_epoch(learn)], rel=1e-4)  # the restored weights
+    assert convergence(learn).steps.item() == 2*len(learn.dls.train)
+    assert (ev.confusion_matrix() == ClassificationInterpretation.from_learner(learn).confusion_matrix()).all()
+    evaluate(learn, 'test').plot_top_losses(2), plot_curves(learn)
+
+
+def test_our_own_regression():
+    learn = learner_for('mlp', data='boston_housing', seed=1)
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-3)
+    ev = evaluate(learn, 'test')
+    assert len(ev) == 102 and ev.report().r2.item() < 1
+    with pytest.raises(CourseError, match='images'): ev.plot_top_losses(2)
+
+
 # ---- parts and loaders -------------------------------------------------------------------------
 
 def test_a_loader_of_the_callers_own():
@@ -291,6 +314,7 @@ def test_a_class_that_never_occurs_and_names_that_look_like_rows():
     ev = by_hand([0, 0, 1, 1], [0, 1, 1, 1], ['accuracy', 'b', 'macro avg'])
     rep = ev.report()
     assert rep.shape == (6, 4) and rep.support.tolist() == [2, 2, 0, 4, 4, 4]
+    assert ev.to_dict()['macro']['recall'] == pytest.approx(0.5) and ev.to_dict()['weighted']['recall'] == pytest.approx(0.75)
     assert ev.to_dict()['accuracy'] == 0.75 and list(ev.to_dict()['classes']) == ['accuracy', 'b', 'macro avg']
     assert ev.most_confused() == [('accuracy', 'b', 1)] and ev.errors().tolist() == [1]
     json.dumps(ev.to_dict(), allow_nan=False)

@@ -87,6 +87,7 @@ def texts(out):
 def test_outputs_clean(nb):
     outs = [o for c in code(nb) for o in c.outputs]
     assert not [o for o in outs if o.output_type == 'error' or 'Traceback (most recent call last)' in texts(o)]
+    assert not [o for o in outs if '\r' in texts(o)], 'progress bars: run tools/tidy.py'
     local = re.compile(r'(?<![\w.:/<~-])/(?:root|home|Users|tmp|work|workspace|mnt|opt|usr|var|private|content)/[\w.]')
     assert not [m[0] for o in outs if (m := local.search(texts(o)))], 'an output names a folder of the machine it ran on'
 

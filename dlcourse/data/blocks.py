@@ -8,8 +8,8 @@ Docs: https://dlcourse.github.io/dlcourse/data/blocks.html.md"""
 __all__ = ['memory_limit', 'MemoryStore', 'Rows', 'FileStore', 'TensorRow', 'GetImage', 'GetLabel', 'MemoryDL', 'ExampleLoaders',
            'ExampleSets', 'ExampleBlock', 'Standardize', 'block_for', 'dls_for', 'show_batch', 'show_results', 'check']
 
-# %% ../../nbs/data/04_blocks.ipynb #8c58df95
-import itertools, math
+# %% ../../nbs/data/04_blocks.ipynb #edf4ab44
+import importlib, itertools, math
 from functools import partial
 from numbers import Integral
 from pathlib import Path
@@ -72,19 +72,26 @@ class Rows(np.ndarray):
     @property
     def iloc(self): return self
 
-# %% ../../nbs/data/04_blocks.ipynb #7f34e8bf
+# %% ../../nbs/data/04_blocks.ipynb #f0788102
 class FileStore:
     "Image files and labels; training rows first, then the test rows"
     def __init__(self,
         files, # Paths, training part first
         n:int, # How many belong to the training part
         shape, # (C, H, W) that the images are brought to
-    ): self.files, self.y, self.n, self.shape = list(files), None, n, tuple(shape)
+        any_mode:bool=False, # Whether grey and colour files are brought to C channels, or refused
+    ): self.files, self.y, self.n, self.shape, self.any_mode = list(files), None, n, tuple(shape), any_mode
     def __len__(self): return len(self.files)
-    def __getstate__(self): return dict(files=[], y=None, n=0, shape=self.shape)
+    def __getstate__(self): return dict(files=[], y=None, n=0, shape=self.shape, any_mode=True)
     def label(self, i): return self.y[i]
     def labels(self, rows): return self.y[rows]
-    def image(self, i): return self.files[i]
+    def image(self, i):
+        "The file of row `i`, opened; raises `CourseError` if it is no image or has other channels than the first"
+        try: im = Image.open(self.files[i])
+        except OSError as e: raise CourseError(f'{self.files[i]} is not an image that can be read ({type(e).__name__})') from e
+        if not self.any_mode and (im.mode in ('1', 'L', 'LA')) != (self.shape[0] == 1):
+            raise CourseError(f'{self.files[0]} and {self.files[i]} are not both grey or both in colour: pass channels=1 or channels=3 to read all of them alike')
+        return im
     def set_labels(self, y, y_test): self.y = np.concatenate([y, *([] if y_test is None else [y_test])])
     def sample(self, rows): return read_images([self.files[i] for i in rows[:1000]], self.shape[1:], self.shape[0])
 
@@ -92,7 +99,7 @@ class FileStore:
 class TensorRow(TensorBase):
     "One row (F,) or a batch (n, F) of a table's features"
 
-# %% ../../nbs/data/04_blocks.ipynb #201a8b46
+# %% ../../nbs/data/04_blocks.ipynb #edbeb487
 class GetImage(Transform):
     "A row of `store`, or any file, array or image, as fastai's image type (or `TensorRow` for a table)"
     input_types = (Integral, str, Path, Image.Image, np.ndarray, Tensor, bytes)
@@ -104,8 +111,10 @@ class GetImage(Transform):
         if len(self.store.shape) == 1 and not isinstance(self.store, FileStore): return TensorRow(torch.as_tensor(o))
         if isinstance(o, Tensor): o = o.cpu().numpy().transpose(1, 2, 0).squeeze() if o.ndim == 3 else o.cpu().numpy()
         kind, mode = (PILImageBW, 'L') if self.store.shape[0] == 1 else (PILImage, 'RGB')
-        im = kind.create(o)
-        if im.mode != mode: im = kind(im.convert(mode))
+        im = o if isinstance(o, Image.Image) else kind.create(o)
+        im.load()
+        if im.mode != mode: im = im.convert(mode)
+        if not isinstance(im, kind): im = kind.create(im)
         h, w = self.store.shape[1:]
         return im if isinstance(self.store, FileStore) or tuple(im.size) == (w, h) else kind(ImageOps.fit(im, (w, h), Image.Resampling.BILINEAR))
 
@@ -181,6 +190,12 @@ def _steps(self:MemoryDL):
     types = getattr(self, '_types', None)
     types = [o if isinstance(o, type) else Tensor for o in next(iter(types.values()))] if types else ()
     return [_step(t, types, split) for t in fs]
+
+# %% ../../nbs/data/04_blocks.ipynb #19e0ef0a
+@patch
+def _pre_show_batch(self:MemoryDL, b, max_n=9):
+    importlib.import_module('fastai.vision.learner')
+    return TfmdDL._pre_show_batch(self, b, max_n)
 
 # %% ../../nbs/data/04_blocks.ipynb #cfae2bf4
 @patch
@@ -271,7 +286,7 @@ def _sized(x, size, chunk=1024):
     scale = partial(F.interpolate, size=size, mode='bilinear', antialias=True)
     return torch.cat([scale(o.float()).round_().clamp_(0, 255).byte() for o in x.split(chunk)])
 
-# %% ../../nbs/data/04_blocks.ipynb #8e0d0107
+# %% ../../nbs/data/04_blocks.ipynb #daab42ff
 def _from_examples(ex, size, channels):
     "A store of `ex`, with size and channels as asked"
     fit = lambda x: x if x is None or x.ndim < 4 else _sized(_channels(x, channels), size)
@@ -282,7 +297,8 @@ def _from_arrays(data, name='arrays'):
     if len(data) not in (2, 4): raise CourseError(f'expected arrays (x, y) or (x, y, x_test, y_test), got {len(data)} of them')
     x, y, *test = [torch.as_tensor(o) for o in data]
     if len(x) != len(y): raise CourseError(f'{len(x)} images but {len(y)} labels')
-    images = lambda o: o[:, None] if o.ndim == 3 else o
+    if x.ndim > 2 and x.dtype != torch.uint8: raise CourseError(f'images are expected as uint8 from 0 to 255, these are {str(x.dtype)[6:]}')
+    images = lambda o: o[:, None] if o.ndim == 3 else o.float() if o.ndim == 2 else o
     if y.is_floating_point(): vocab, kind = None, Tensor.float
     else: vocab, kind = [str(i) for i in range(int(y.max()) + 1)], Tensor.long
     return Examples(images(x), kind(y), images(test[0]) if test else None, kind(test[1]) if test else None, vocab, name)
@@ -294,7 +310,7 @@ def _shape_of(files, size, channels):
     h, w = (size, size) if isinstance(size, int) else size or (h, w)
     return channels or (1 if grey else 3), h, w
 
-# %% ../../nbs/data/04_blocks.ipynb #6a5c213e
+# %% ../../nbs/data/04_blocks.ipynb #df72ad00
 def _from_folder(path, size, channels, in_memory):
     "Store, training labels, test labels, vocab and given validation rows of a folder of class folders"
     found = image_files(path)
@@ -306,7 +322,7 @@ def _from_folder(path, size, channels, in_memory):
     if fits if in_memory is None else in_memory:
         x = read_images(files, size, channels)
         store = MemoryStore(x[:n], torch.zeros(n), *((x[n:], torch.zeros(len(ft))) if ft else ()))
-    else: store = FileStore(files, n, shape)
+    else: store = FileStore(files, n, shape, any_mode=channels is not None)
     return store, np.concatenate([y, yv]), yt, found.vocab, np.arange(len(f), n) if fv else None
 
 # %% ../../nbs/data/04_blocks.ipynb #295da33a
@@ -447,7 +463,7 @@ def _walk(stage, fs, o, where, steps=None):
         if steps is not None and f.name != 'noop': steps.append((stage, f.name, ', '.join(map(_looks, o if isinstance(o, tuple) else [o]))))
     return o
 
-# %% ../../nbs/data/04_blocks.ipynb #f7730e87
+# %% ../../nbs/data/04_blocks.ipynb #827f2303
 def _check_item(dl, i, steps=None):
     "Item number `i` of the loader `dl` after its item transforms"
     ds, item = dl.dataset, dl.dataset.items[i]
@@ -457,7 +473,7 @@ def _check_item(dl, i, steps=None):
 
 def _file_of(dl, item):
     store = next((t.store for t in dl.dataset.tls[0].tfms.fs if isinstance(t, GetImage)), None)
-    return store.image(item) if isinstance(store, FileStore) and isinstance(item, Integral) else f'row {item}' if store else item
+    return store.files[item] if isinstance(store, FileStore) and isinstance(item, Integral) else f'row {item}' if store else item
 
 # %% ../../nbs/data/04_blocks.ipynb #0b505ba7
 def _through(model, x):

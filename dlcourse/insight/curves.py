@@ -162,11 +162,12 @@ def compare(
     rows = [_summary(o, monitor) for o in _named(learners).values()]
     return pd.DataFrame(rows, index=pd.Index(learners, name='learner'))
 
-# %% ../../nbs/insight/01_curves.ipynb #354b09a9
+# %% ../../nbs/insight/01_curves.ipynb #e73251c8
 def _named(learners):
     "`learners`, if it is a dictionary with something in it"
     if isinstance(learners, dict) and learners: return learners
-    raise CourseError(f"give the learners as a dictionary with their names, such as {{'mlp': learn}}, not {learners!r}")
+    given = 'an empty one' if isinstance(learners, dict) else f'a {type(learners).__name__}'
+    raise CourseError(f"give the learners as a dictionary with their names, such as {{'mlp': learn}}, not {given}")
 
 # %% ../../nbs/insight/01_curves.ipynb #512c9708
 def _lines(hist, metric):

@@ -97,7 +97,7 @@ def layer_label(
     if 'Pool' in type(layer).__name__: return 'global pool' if 'Adaptive' in type(layer).__name__ else 'pool'
     return '\n'.join(filter(None, map(layer_label, layer.children())))
 
-# %% ../../nbs/models/04_nets.ipynb #b908f799
+# %% ../../nbs/models/04_nets.ipynb #b760fd83
 def draw_block(
     block:nn.Module, # A child of a body or a head
     y:float, # Height of its lower edge
@@ -108,15 +108,15 @@ def draw_block(
     labels = list(map(layer_label, parts))
     up = y + 0.5 + 0.4*max(o.count('\n') + 1 for o in labels)
     for i,o in enumerate(labels):
-        x = 1.25*(i - (len(labels) - 1)/2)
-        ax.text(x, (y + up)/2, o, ha='center', va='center', fontsize=7, bbox=dict(boxstyle='round', fc='white'))
+        x = 1.4*(i - (len(labels) - 1)/2)
+        ax.text(x, (y + up)/2, o, ha='center', va='center', fontsize=6.5, bbox=dict(boxstyle='round', fc='white'))
         if len(labels) > 1: ax.plot([0, x, x, 0], [y, y + 0.1, up - 0.1, up], color='0.6', zorder=0)
     if getattr(block, 'skip', False):
         ax.plot([0, 0.8, 0.8, 0], [y, y + 0.1, up - 0.1, up], color='tab:red', zorder=0)
         ax.text(0.85, (y + up)/2, layer_label(block.shortcut) or 'identity', va='center', fontsize=7, color='tab:red')
     return up
 
-# %% ../../nbs/models/04_nets.ipynb #b9c9706d
+# %% ../../nbs/models/04_nets.ipynb #0d5690fe
 def draw_net(
     model:nn.Sequential, # A network of `body` and `head`
     ax=None, # Where to draw; a new figure by default
@@ -128,6 +128,6 @@ def draw_net(
     y = 0
     for o in blocks: y = draw_block(o, y, ax)
     ax.plot([0, 0], [-0.3, y + 0.3], color='0.6', zorder=-1)
-    ax.set(xlim=(-2.6, 2.6), ylim=(-0.5, max(y + 0.5, 8)), title=title)
+    ax.set(xlim=(-2.8, 2.8), ylim=(-0.5, max(y + 0.5, 8)), title=title)
     ax.axis('off')
     return ax

@@ -143,7 +143,7 @@ def _plain(t):
     "`t` as a plain tensor, if it is a tensor at all"
     return t.as_subclass(Tensor) if isinstance(t, Tensor) and type(t) is not Tensor else t
 
-# %% ../../nbs/training/02_lean.ipynb #f4df6421
+# %% ../../nbs/training/02_lean.ipynb #6e1d3fc5
 class LeanLearner(Learner):
     "A `Learner` that calls only the callbacks that implement an event and gives the model plain tensors"
     in_fit = fitting = False
@@ -155,7 +155,7 @@ class LeanLearner(Learner):
 
     def add_cb(self, cb):
         self._table = {}
-        if type(cb) is ParamScheduler: cb.__class__ = LeanScheduler
+        if type(cb) is ParamScheduler: object.__setattr__(cb, '__class__', LeanScheduler)
         return super().add_cb(cb)
 
     def remove_cb(self, cb):
@@ -204,11 +204,12 @@ def _do_one_batch(self:LeanLearner):
     self('after_loss')
     if self.training and self.yb: self._do_grad_opt()
 
-# %% ../../nbs/training/02_lean.ipynb #b5a0115f
+# %% ../../nbs/training/02_lean.ipynb #6f9531e4
 @patch(as_prop=True)
 def smooth_loss(self:LeanLearner):
     "Running average of the training loss up to the last batch"
     self.recorder.fold()
+    if not self.recorder.smooth_loss.count: raise AttributeError('no batch has been trained on yet')
     return self.recorder.smooth_loss.value
 
 # %% ../../nbs/training/02_lean.ipynb #936d20b1

@@ -7,13 +7,13 @@ Docs: https://dlcourse.github.io/dlcourse/training/learner.html.md"""
 # %% auto #0
 __all__ = ['sizes_of', 'learner_for']
 
-# %% ../../nbs/training/04_learner.ipynb #3cf23750
+# %% ../../nbs/training/04_learner.ipynb #c6ee5ec3
 import inspect
-from pathlib import Path
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from fastai.metrics import accuracy, mae, mse
-from ..core import CourseError, choose, seed_all
+from fastcore.basics import listify
+from ..core import CourseError, seed_all
 from ..data.blocks import dls_for
 from ..models.zoo import model_for
 from .callbacks import BestWeights, EarlyStopping, StopOnNaN
@@ -42,7 +42,18 @@ def sizes_of(
     if not n_out: raise CourseError('these DataLoaders do not say how many classes they have (dls.c): give them a vocab, or pass a model')
     return (shape if len(shape) > 1 else shape[0]), n_out
 
-# %% ../../nbs/training/04_learner.ipynb #11c041c0
+# %% ../../nbs/training/04_learner.ipynb #537d4bec
+def _usual(dls, label_smoothing):
+    "Loss function and metrics for the targets of `dls`"
+    if getattr(dls, 'vocab', None) is None: return SquaredError(), [mse, mae]
+    return CrossEntropy(label_smoothing=label_smoothing), [accuracy]
+
+def _watchers(cbs, early_stopping):
+    "Callbacks that keep the best weights and stop at NaN, unless `cbs` brings its own"
+    if any(isinstance(cb, BestWeights) for cb in listify(cbs)): return [StopOnNaN()]
+    return [StopOnNaN(), BestWeights(restore=False) if early_stopping is None else EarlyStopping(patience=early_stopping)]
+
+# %% ../../nbs/training/04_learner.ipynb #668f3bf4
 def learner_for(
     arch='cnn', # A name of `archs()`, a module, or a function of input shape and number of outputs
     dls=None, # `DataLoaders`; by default they are made from `data`
@@ -60,13 +71,10 @@ def learner_for(
     "A `Learner` for `arch` on `data` or `dls`; raises `CourseError` for unknown names and sizes that don't fit"
     if dls is not None and not isinstance(dls, DataLoaders): dls, data = None, dls
     for_data, for_learn, for_model = _sorted_out(kwargs, dls is None)
-    if dls is None: dls = dls_for('fashion_mini' if data is None else data, **({} if seed is None else dict(seed=seed)), **for_data)
+    seeded = {} if seed is None else dict(seed=seed)
+    if dls is None: dls = dls_for('fashion_mini' if data is None else data, **seeded, **for_data)
     if seed is not None: seed_all(seed, dls)
-    n_in, n_out = sizes_of(dls)
-    classes = getattr(dls, 'vocab', None) is not None
-    if loss_func is None: loss_func = CrossEntropy(label_smoothing=label_smoothing) if classes else SquaredError()
-    if metrics is None: metrics = [accuracy] if classes else [mse, mae]
-    watch = BestWeights(restore=False) if early_stopping is None else EarlyStopping(patience=early_stopping)
-    mine = [watch, StopOnNaN()] + ([] if seed is None else [SeedEpochs(seed)])
-    return LeanLearner(dls, model_for(arch, n_in, n_out, **for_model), loss_func=loss_func, opt_func=opt_func, metrics=metrics,
-                       cbs=mine + list(cbs or []), **for_learn)
+    model = model_for(arch, *sizes_of(dls), **for_model)
+    usual_loss, usual_metrics = _usual(dls, label_smoothing)
+    cbs = listify(cbs) + _watchers(cbs, early_stopping) + ([] if seed is None else [SeedEpochs(seed)])
+    return LeanLearner(dls, model, loss_func=loss_func or usual_loss, opt_func=opt_func, metrics=usual_metrics if metrics is None else metrics, cbs=cbs, **for_learn)

@@ -1,0 +1,131 @@
+"""Measure the speed of dlcourse against a bare PyTorch loop, fastai, torchvision, Lightning and skorch.
+
+Loops are timed in one process, one contestant after the other in each round, in CPU seconds (on a GPU, seconds on the wall);
+imports and set-up in fresh processes, in seconds on the wall. A ratio is the median over the rounds of ours divided by the peer's
+in the same round; its spread is the two quartiles. Targets are upper bounds."""
+import argparse, datetime, json, os, platform, subprocess, sys, time
+from importlib.metadata import PackageNotFoundError, version
+
+from .measure import ROOT
+
+GROUPS = {'import': 'start-up: dlcourse --help, dlcourse.all, torch, fastai.vision.all',
+          'million': 'set-up of one million 28×28 images: time and memory',
+          'loader': 'an epoch of the loader alone, batches of 64 and 512',
+          'augment': 'crop-and-flip and random affine of 64 and 512 images',
+          'fit-mlp-64': 'training a small MLP, batches of 64',
+          'fit-mlp-512': 'training a small MLP, batches of 512',
+          'fit-cnn-64': 'training a small CNN, batches of 64'}
+NO_DEVICE = ('import', 'million') # What has nothing to do with a GPU
+PACKAGES = 'dlcourse torch fastai torchvision lightning skorch numpy'.split()
+
+
+def arguments(args=None):
+    p = argparse.ArgumentParser('python -m benchmarks', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+                                epilog='groups:\n' + '\n'.join(f'  {k:12} {v}' for k,v in GROUPS.items()))
+    p.add_argument('--rows', nargs='+', metavar='GROUP', help='measure only these groups; the start of a name is enough')
+    p.add_argument('--repeats', type=int, default=9, metavar='N', help='rounds of the loops that count; one more warms up (9)')
+    p.add_argument('--starts', type=int, default=5, metavar='N', help='rounds of imports and set-up (5)')
+    p.add_argument('--threads', type=int, default=1, metavar='N', help='threads that torch may use (1)')
+    p.add_argument('--device', choices=['cpu', 'cuda'], default='cpu')
+    p.add_argument('--quick', action='store_true', help='a dry run: tiny sizes, one round, nothing judged')
+    p.add_argument('-o', '--output', metavar='FILE', help='where the JSON goes; by default results/bench-DEVICE.json, unless --rows or --quick is given')
+    options = p.parse_args(args)
+    options.groups = chosen(p, options)
+    if options.quick: options.repeats = options.starts = 1
+    if options.output is None and not (options.rows or options.quick): options.output = ROOT/'results'/f'bench-{options.device}.json'
+    return options
+
+
+def chosen(parser, options):
+    "The names of the groups to measure"
+    names = [k for k in GROUPS if options.device == 'cpu' or k not in NO_DEVICE]
+    for o in options.rows or []:
+        if not any(k.startswith(o) for k in names): parser.error(f"no group of rows starts with {o!r}; on {options.device} there are: {', '.join(names)}")
+    return [k for k in names if not options.rows or k.startswith(tuple(options.rows))]
+
+
+def measure(group, options):
+    "The rows of `group`, judged, and the measurements behind them"
+    from . import loaders, loops, startup
+    own = dict(million=startup.million_rows)
+    own['import'] = startup.import_rows
+    if group in own: rows, detail = own[group](options)
+    else: rows, detail = {'loader': loaders.loader_rows, 'augment': loaders.augment_rows}.get(group, loops.fit_rows)(group, options)
+    return [r.judge(not options.quick) for r in rows], detail
+
+
+def git(*args):
+    out = subprocess.run(['git', *args], cwd=ROOT, capture_output=True, text=True)
+    return out.stdout.strip() if out.returncode == 0 else None
+
+
+def cpu_model():
+    "The processor as Linux names it, or as Python does"
+    try: lines = open('/proc/cpuinfo', encoding='utf-8').read().splitlines()
+    except OSError: return platform.processor()
+    return next((o.split(':', 1)[1].strip() for o in lines if o.startswith('model name')), platform.processor())
+
+
+def hardware(device):
+    import torch
+    gpu = torch.cuda.get_device_name() if device == 'cuda' else None
+    return dict(cpu=cpu_model(), cores=os.cpu_count(), gpu=gpu)
+
+
+def versions():
+    found = dict(python=platform.python_version())
+    for o in PACKAGES:
+        try: found[o] = version(o)
+        except PackageNotFoundError: found[o] = None
+    return found
+
+
+def provenance(options, start, load):
+    "What was run where"
+    changed = git('status', '--porcelain', '--', 'dlcourse', 'benchmarks')
+    return dict(command='python -m benchmarks ' + ' '.join(sys.argv[1:]), commit=git('rev-parse', 'HEAD'), uncommitted_changes=bool(changed),
+                date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds'), device=options.device, hardware=hardware(options.device),
+                threads=options.threads, rounds=options.repeats, starts=options.starts, quick=options.quick, versions=versions(),
+                system=f'{platform.system()} {platform.release()}', load_before=load, load_after=list(os.getloadavg()), seconds=time.time() - start)
+
+
+def cell(v, form): return '' if v is None else format(v, form)
+
+
+def table(rows):
+    "The rows as text"
+    lines = [('', 'ours', 'peer', 'ratio', 'spread', 'target', 'met')]
+    for r in rows:
+        form = '.3g' if r['unit'] == 's' else '.1f'
+        spread = '–'.join(format(o, '.3g') for o in r['spread']) if r['spread'] else ''
+        met = r['note'] or {True: 'yes', False: 'NO', None: ''}[r['met']]
+        lines.append((r['name'], cell(r['ours'], form), cell(r['peer'], form), cell(r['ratio'], '.3f'), spread, cell(r['target'], 'g'), met))
+    widths = [max(len(o[i]) for o in lines) for i in range(6)]
+    return '\n'.join('  '.join([o[0].ljust(widths[0])] + [c.rjust(w) for c,w in zip(o[1:6], widths[1:])] + [o[6]]).rstrip() for o in lines)
+
+
+def write(results, path):
+    from dlcourse.core import whole_file
+    with whole_file(path) as f: json.dump(results, f, indent=1, ensure_ascii=False); f.write('\n')
+    print(f'written to {path}')
+
+
+def main(args=None):
+    options = arguments(args)
+    os.environ.update(OMP_NUM_THREADS=str(options.threads), MKL_NUM_THREADS=str(options.threads))
+    start, load = time.time(), list(os.getloadavg())
+    import torch
+    from .measure import rounded
+    torch.set_num_threads(options.threads)
+    if options.device == 'cuda' and not torch.cuda.is_available(): sys.exit('there is no GPU that torch can use here: measure with --device cpu')
+    rows, groups = [], {}
+    for o in options.groups:
+        print(f'{o}: {GROUPS[o]}', flush=True)
+        found, groups[o] = measure(o, options)
+        rows += [r.plain() for r in found]
+    print(table(rows))
+    results = dict(rows=rows, groups=rounded(groups), provenance=rounded(provenance(options, start, load)))
+    if options.output: write(results, options.output)
+
+
+if __name__ == '__main__': main()
