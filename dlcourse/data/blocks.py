@@ -382,7 +382,7 @@ def _resize(shape):
     from fastai.vision.augment import Resize
     return Resize(shape[1:])
 
-# %% ../../nbs/data/04_blocks.ipynb #708bb1db
+# %% ../../nbs/data/04_blocks.ipynb #7f22ed4d
 def block_for(
     data='fashion_mini', # Name of a data set, folder of class folders, arrays (x, y) or (x, y, x_test, y_test), or `Examples`
     *,
@@ -408,7 +408,7 @@ def block_for(
     sel = Selection(classes, n_per_class, imbalance, label_noise, None if isinstance(valid, str) and valid == 'test' else valid, seed).apply(y, vocab)
     y_test, test = _test_rows(sel, y_test, vocab)
     store.set_labels(sel.y, y_test)
-    some = np.random.default_rng(seed).choice(sel.train_idx, min(len(sel.train_idx), 10_000), replace=False)
+    some = np.random.default_rng(seed).choice(sel.train_idx, min(len(sel.train_idx), 4000), replace=False)
     return _block(name, store, sel, test, item_tfms, _tfms(store, np.sort(some), augment, batch_tfms, normalize))
 
 # %% ../../nbs/data/04_blocks.ipynb #b808a198

@@ -209,7 +209,7 @@ def resample(
     if fill: v += back
     return v.to(x.dtype) if x.is_floating_point() else v.round_().to(x.dtype)
 
-# %% ../../nbs/data/03_transforms.ipynb #e2eb3c5d
+# %% ../../nbs/data/03_transforms.ipynb #0dbeda8c
 class BatchAffine(BatchTransform):
     "Turn, magnify, slant and move each image"
     order = 30
@@ -233,9 +233,7 @@ class BatchAffine(BatchTransform):
         super().__init__(train_only, seed)
     def apply(self, x):
         maps, axes = self.draw(x, *self.ranges), self.table(_axes, *x.shape[2:], x.device)
-        step = len(x) if x.is_cuda else max(1, 2**18//x[0].numel())
-        parts = [resample(o, affine_grid(axes, m), self.fill, self.mode) for o, m in zip(x.split(step), maps.split(step, 1))]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        return resample(x, affine_grid(axes, maps), self.fill, self.mode)
 
 # %% ../../nbs/data/03_transforms.ipynb #a50453d4
 class RandomScale(BatchAffine):
