@@ -19,7 +19,7 @@ def epochs_of(task):
     x, y, xv, yv = task.on_device()
     ours = dls_for((task.x, task.y, task.xv, task.yv), valid='test', bs=task.bs, device=task.device).train
     plain, _ = task.loaders(*task.floats())
-    def bare(): drain((task.ready(x[i]), y[i]) for i in torch.randperm(len(x), device=x.device).split(task.bs))
+    def bare(): drain((task.ready(x.index_select(0, i)), y.index_select(0, i)) for i in torch.randperm(len(x), device=x.device).split(task.bs))
     return {'ours': lambda: drain(ours), 'bare indexing': bare, 'TensorDataset, DataLoader': lambda: drain(plain)}
 
 

@@ -87,7 +87,8 @@ def bare_loop(task):
     model, loss_func, (x, y, xv, yv) = task.model(), nn.CrossEntropyLoss(), task.on_device()
     opt = adam(model.parameters())
     def epoch():
-        for i in torch.randperm(len(x), device=x.device).split(task.bs): step(model, opt, loss_func, task.ready(x[i]), y[i])
+        for i in torch.randperm(len(x), device=x.device).split(task.bs):
+            step(model, opt, loss_func, task.ready(x.index_select(0, i)), y.index_select(0, i))
         look(model, loss_func, [(task.ready(xv), yv)])
     return lambda: [epoch() for _ in range(task.epochs)], model
 

@@ -6,7 +6,8 @@ Docs: https://dlcourse.github.io/dlcourse/data/blocks.html.md"""
 
 # %% auto #0
 __all__ = ['memory_limit', 'MemoryStore', 'Rows', 'FileStore', 'TensorRow', 'GetImage', 'GetLabel', 'MemoryDL', 'ExampleLoaders',
-           'ExampleSets', 'ExampleBlock', 'Standardize', 'block_for', 'dls_for', 'show_batch', 'show_results', 'check']
+           'ExampleSets', 'ExampleBlock', 'Standardize', 'AtSize', 'block_for', 'dls_for', 'show_batch', 'show_results',
+           'renormalized', 'check']
 
 # %% ../../nbs/data/04_blocks.ipynb #edf4ab44
 import importlib, itertools, math
@@ -286,11 +287,27 @@ def _sized(x, size, chunk=1024):
     scale = partial(F.interpolate, size=size, mode='bilinear', antialias=True)
     return torch.cat([scale(o.float()).round_().clamp_(0, 255).byte() for o in x.split(chunk)])
 
-# %% ../../nbs/data/04_blocks.ipynb #daab42ff
+# %% ../../nbs/data/04_blocks.ipynb #4521289d
+class AtSize(BatchTransform):
+    "Scale a batch of images to `size`, (H, W), in training and validation"
+    order = 5
+    def __init__(self,
+        size, # (H, W)
+    ):
+        super().__init__(train_only=False)
+        self.size = tuple(size)
+
+    def apply(self, x):
+        return F.interpolate(x.float(), self.size, mode='bilinear', antialias=self.size[0] < x.shape[-2]) if tuple(x.shape[-2:]) != self.size else x
+
+# %% ../../nbs/data/04_blocks.ipynb #ab80b040
 def _from_examples(ex, size, channels):
-    "A store of `ex`, with size and channels as asked"
-    fit = lambda x: x if x is None or x.ndim < 4 else _sized(_channels(x, channels), size)
-    return MemoryStore(fit(ex.x), ex.y, fit(ex.x_test), ex.y_test)
+    "A store of `ex` with size and channels as asked, and the transforms that are left to do batch by batch"
+    if ex.x.ndim < 4: return MemoryStore(ex.x, ex.y, ex.x_test, ex.y_test), []
+    size = (size, size) if isinstance(size, int) else size
+    large = size is not None and len(ex.x) * ex.x.shape[1] * math.prod(size) > memory_limit
+    fit = lambda x: None if x is None else _sized(_channels(x, channels), None if large else size)
+    return MemoryStore(fit(ex.x), ex.y, fit(ex.x_test), ex.y_test), [AtSize(size)] if large else []
 
 def _from_arrays(data, name='arrays'):
     "`Examples` of arrays (x, y) or (x, y, x_test, y_test)"
@@ -310,9 +327,9 @@ def _shape_of(files, size, channels):
     h, w = (size, size) if isinstance(size, int) else size or (h, w)
     return channels or (1 if grey else 3), h, w
 
-# %% ../../nbs/data/04_blocks.ipynb #df72ad00
+# %% ../../nbs/data/04_blocks.ipynb #425d04b7
 def _from_folder(path, size, channels, in_memory):
-    "Store, training labels, test labels, vocab and given validation rows of a folder of class folders"
+    "Store, transforms, training labels, test labels, vocab and given validation rows of a folder of class folders"
     found = image_files(path)
     (f, y), (fv, yv), (ft, yt) = map(found.of, ('train', 'valid', 'test'))
     files, n, shape = [*f, *fv, *ft], len(f) + len(fv), _shape_of(found.files, size, channels)
@@ -323,11 +340,11 @@ def _from_folder(path, size, channels, in_memory):
         x = read_images(files, size, channels)
         store = MemoryStore(x[:n], torch.zeros(n), *((x[n:], torch.zeros(len(ft))) if ft else ()))
     else: store = FileStore(files, n, shape, any_mode=channels is not None)
-    return store, np.concatenate([y, yv]), yt, found.vocab, np.arange(len(f), n) if fv else None
+    return store, [], np.concatenate([y, yv]), yt, found.vocab, np.arange(len(f), n) if fv else None
 
-# %% ../../nbs/data/04_blocks.ipynb #295da33a
+# %% ../../nbs/data/04_blocks.ipynb #6cedd97f
 def _given(data, size, channels, in_memory, path, download):
-    "Name, store, training labels, test labels, vocab and given validation rows of any kind of `data`"
+    "Name, store, transforms, training labels, test labels, vocab and given validation rows of any kind of `data`"
     named = isinstance(data, str) and data in datasets().index
     if isinstance(data, (str, Path)) and not named and Path(data).expanduser().is_dir():
         return Path(data).name, *_from_folder(data, size, channels, in_memory)
@@ -335,7 +352,7 @@ def _given(data, size, channels, in_memory, path, download):
     elif isinstance(data, tuple): data = _from_arrays(data)
     elif not isinstance(data, Examples): raise CourseError(f'data is a {type(data).__name__}: expected a name, a folder, arrays (x, y) or Examples')
     arr = lambda o: None if o is None else np.asarray(o)
-    return data.name, _from_examples(data, size, channels), arr(data.y), arr(data.y_test), data.vocab, arr(data.valid)
+    return data.name, *_from_examples(data, size, channels), arr(data.y), arr(data.y_test), data.vocab, arr(data.valid)
 
 # %% ../../nbs/data/04_blocks.ipynb #07f3fecc
 def _augmented(augment, shape):
@@ -382,7 +399,7 @@ def _resize(shape):
     from fastai.vision.augment import Resize
     return Resize(shape[1:])
 
-# %% ../../nbs/data/04_blocks.ipynb #7f22ed4d
+# %% ../../nbs/data/04_blocks.ipynb #22f7c978
 def block_for(
     data='fashion_mini', # Name of a data set, folder of class folders, arrays (x, y) or (x, y, x_test, y_test), or `Examples`
     *,
@@ -403,13 +420,13 @@ def block_for(
     seed:int=42, # Seeds the selection
 )->ExampleBlock: # A `DataBlock`; `dataloaders()` builds from it
     "The `DataBlock` of any data; raises `CourseError` for what isn't there or doesn't fit"
-    name, store, y, y_test, vocab, given = _given(data, size, channels, in_memory, path, download)
+    name, store, sizing, y, y_test, vocab, given = _given(data, size, channels, in_memory, path, download)
     if valid is None: valid = 0.2 if given is None else given
     sel = Selection(classes, n_per_class, imbalance, label_noise, None if isinstance(valid, str) and valid == 'test' else valid, seed).apply(y, vocab)
     y_test, test = _test_rows(sel, y_test, vocab)
     store.set_labels(sel.y, y_test)
     some = np.random.default_rng(seed).choice(sel.train_idx, min(len(sel.train_idx), 4000), replace=False)
-    return _block(name, store, sel, test, item_tfms, _tfms(store, np.sort(some), augment, batch_tfms, normalize))
+    return _block(name, store, sel, test, item_tfms, _tfms(store, np.sort(some), augment, sizing + listify(batch_tfms), normalize))
 
 # %% ../../nbs/data/04_blocks.ipynb #b808a198
 def dls_for(
@@ -445,6 +462,18 @@ def show_batch(x:TensorRow, y, samples, ctxs=None, max_n=9, **kwargs): display_d
 @dispatch
 def show_results(x:TensorRow, y, samples, outs, ctxs=None, max_n=9, **kwargs):
     display_df(_as_table(samples[:max_n], predicted=[float(o[0]) for o in outs[:max_n]]))
+
+# %% ../../nbs/data/04_blocks.ipynb #60039819
+def renormalized(
+    dls, # Any fastai `DataLoaders` of images
+    mean, # By channel, of pixels from 0 to 1
+    std, # By channel
+)->DataLoaders: # New loaders over the same datasets
+    "`dls` with images normalised by `mean` and `std` in place of what they were normalised by"
+    norm = Normalize.from_stats(mean, std)
+    res = type(dls)(*[dl.new(after_batch=[t for t in dl.after_batch.fs if not isinstance(t, Normalize)] + [norm]) for dl in dls.loaders], path=dls.path, device=dls.device)
+    for o in ('selected', 'name'): setattr(res, o, getattr(dls, o, None))
+    return res
 
 # %% ../../nbs/data/04_blocks.ipynb #677d65bc
 def _looks(o):

@@ -206,19 +206,19 @@ def share_out(
     whole[np.argsort(-rest, kind='stable')[:total - whole.sum()]] += 1
     return whole
 
-# %% ../../nbs/data/02_sampling.ipynb #af04e6a6
+# %% ../../nbs/data/02_sampling.ipynb #d2145e5f
 def valid_counts(
     have, # Images there are by class number, (C,)
     n:int, # Validation images in all
 )->np.ndarray: # Validation images by class number, (C,)
     "The share of each class in a validation set, at least one and never all where that is possible"
     have = np.asarray(have)
-    take = share_out(n, have)
-    fair = np.clip(take, np.minimum(1, have), np.maximum(have - 1, 0))
-    over = fair.sum() - n
-    fair[np.argsort(-fair, kind='stable')[:max(over, 0)]] -= 1
-    fair[np.argsort(fair - have, kind='stable')[:max(-over, 0)]] += 1
-    return fair
+    high = np.maximum(have - 1, 0)
+    low, fair = np.minimum(high, 1), share_out(n, have)
+    if not low.sum() <= n <= high.sum(): return fair
+    fair = fair.clip(low, high)
+    off = n - fair.sum()
+    return fair + np.sign(off)*share_out(abs(off), high - fair if off > 0 else fair - low) if off else fair
 
 # %% ../../nbs/data/02_sampling.ipynb #d88f1d90
 def _n_valid(valid, n):

@@ -6,13 +6,13 @@ Docs: https://dlcourse.github.io/dlcourse/data/transforms.html.md"""
 
 # %% auto #0
 __all__ = ['as_range', 'BatchTransform', 'white', 'SaltAndPepper', 'look_up', 'take_window', 'RandomPosition', 'affine_grid',
-           'resample', 'BatchAffine', 'RandomScale', 'stretches', 'as_bits', 'CropFlip', 'perturb', 'compose_apply',
-           'save_images']
+           'resample', 'BatchAffine', 'RandomScale', 'stretches', 'as_bits', 'CropFlip', 'perturb', 'save_images']
 
-# %% ../../nbs/data/03_transforms.ipynb #dbff99f5
+# %% ../../nbs/data/03_transforms.ipynb #4e750a47
 import math, os, re, shutil
 from copy import copy
 from fractions import Fraction
+from functools import reduce
 from pathlib import Path
 import torch, torch.nn.functional as F
 from fastai.torch_core import TensorImage
@@ -22,6 +22,7 @@ from fasttransform import DisplayedTransform
 from PIL import Image
 from torch import Tensor
 from ..core import CourseError, choose, kept_rng
+from .sampling import as_labels
 
 # %% ../../nbs/data/03_transforms.ipynb #3e2f8de4
 def as_range(
@@ -178,7 +179,7 @@ def apply(self:RandomPosition, x):
     top, left = (torch.randint(lo, hi+1, (len(x),), device=x.device, generator=g) for lo, hi, _ in room)
     return take_window(x, -top, -left, [o for _, _, o in room], self.fill)
 
-# %% ../../nbs/data/03_transforms.ipynb #0c7973e2
+# %% ../../nbs/data/03_transforms.ipynb #f0399e3d
 def _axes(h, w, device):
     "Pixel positions about the centre in `grid_sample`'s units for x and y: columns (2, 1, 1, W) and rows (2, 1, H, 1)"
     unit = torch.tensor([2/w, 2/h], device=device).view(2, 1, 1, 1)
@@ -192,7 +193,8 @@ def affine_grid(
     "Grid of the maps that move, then slant, turn and magnify about the centre"
     cos, sin = maps[1].cos().div_(maps[0]), maps[1].sin().div_(maps[0])
     right, down = torch.stack([cos, sin, -sin, cos]).view(2, 2, -1, 1, 1)
-    if len(maps) == 5: right[0] += right[1]*maps[4, :, None, None]; down[0] += down[1]*maps[4, :, None, None]
+    if len(maps) == 5:
+        for o in (right, down): o[0] += o[1]*maps[4, :, None, None]
     move = (-2*maps[2:4])[:, :, None, None]
     return torch.addcmul(move, right, axes[0]).add(down*axes[1]).permute(1, 2, 3, 0)
 
@@ -327,7 +329,7 @@ class CropFlip(BatchTransform):
         k = torch.randint(tables[0].shape[self.mode == 'zeros'], (len(x),), device=x.device, generator=self.generator(x.device))
         return crops(x, k, *tables)
 
-# %% ../../nbs/data/03_transforms.ipynb #0acce24c
+# %% ../../nbs/data/03_transforms.ipynb #33adf001
 def perturb(
     x, # Images, `uint8` (N, C, H, W): tensor or array
     tfms, # A `BatchTransform` or a list of them, in the order in which they are applied, whether `train_only` or not
@@ -337,21 +339,15 @@ def perturb(
     "Change a whole set of images once; raises `CourseError` for images that are not bytes"
     given, tfms = torch.as_tensor(x), [copy(o) for o in L(tfms)]
     if given.dtype != torch.uint8 or given.ndim != 4: raise CourseError(f'images are uint8 of shape (N, C, H, W); these are {given.dtype} of shape {tuple(given.shape)}')
-    for o in tfms: o.reset()
+    for o in tfms: o.reset() if isinstance(o, BatchTransform) else _refuse(o)
     with kept_rng():
         torch.manual_seed(seed)
-        res = torch.cat([compose_apply(o, tfms) for o in given.split(chunk)])
+        res = torch.cat([reduce(lambda b, o: o.apply(b), tfms, b) for b in given.split(chunk)])
     return res if isinstance(x, Tensor) else res.numpy()
 
-def compose_apply(
-    x:Tensor, # Images, (N, C, H, W)
-    tfms, # `BatchTransform`s
-)->Tensor: # Images
-    "Apply one transform after another"
-    for o in tfms: x = o.apply(x)
-    return x
+def _refuse(o): raise CourseError(f'{type(o).__name__} is no BatchTransform, so it cannot be applied to a whole set')
 
-# %% ../../nbs/data/03_transforms.ipynb #6f229047
+# %% ../../nbs/data/03_transforms.ipynb #9fbfd1be
 def _folder_names(vocab):
     "File names for class names; raises `CourseError` where two would be the same"
     names = [re.sub(r'[^\w .+-]', '-', str(o)).strip('. ') for o in vocab]
@@ -365,11 +361,11 @@ def save_images(
     vocab=None, # Class names by class number; the numbers if not given
 )->Path: # The folder
     "Write images as PNG files in class folders; raises `CourseError` if the folder is there already or cannot be written"
-    path, x, y = Path(path), torch.as_tensor(x), [int(o) for o in y]
+    path, x, (y, vocab) = Path(path), torch.as_tensor(x), as_labels(y, vocab)
     if path.exists(): raise CourseError(f'{path} is there already; nothing was written')
     if x.dtype != torch.uint8 or x.ndim != 4 or x.shape[1] not in (1, 3) or len(x) != len(y):
         raise CourseError(f'images are uint8 of shape ({len(y)}, 1 or 3, H, W), one for each label; these are {x.dtype} of shape {tuple(x.shape)}')
-    names = _folder_names(range(max(y) + 1) if vocab is None else vocab)
+    names = _folder_names(vocab)
     part = path.with_name(f'{path.name}.{os.getpid()}.part')
     try: _write_images(part, x, [names[o] for o in y]).replace(path)
     except OSError as e: raise CourseError(f'cannot write {path}: {e.strerror or e}') from e

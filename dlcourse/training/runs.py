@@ -6,7 +6,7 @@ Docs: https://dlcourse.github.io/dlcourse/training/runs.html.md"""
 
 # %% auto #0
 __all__ = ['schedules', 'format_version', 'Settings', 'examples_of', 'find_run', 'Run', 'start', 'save_tensors', 'load_tensors',
-           'load_weights', 'KeepRun', 'TextProgress', 'quiet', 'Interrupted', 'save_figure']
+           'load_weights', 'KeepRun', 'TextProgress', 'quiet', 'save_figure']
 
 # %% ../../nbs/training/05_runs.ipynb #146c7bd7
 import csv, json, math, platform, sys, time
@@ -355,7 +355,7 @@ def write_history(self:Run,
         out.writeheader()
         out.writerows(rows)
 
-# %% ../../nbs/training/05_runs.ipynb #7fe70e53
+# %% ../../nbs/training/05_runs.ipynb #bf5b1009
 class TextProgress(Callback):
     "Write a line an epoch to `out`, and a moving one in between if it is a terminal"
     order, every = 59, 0.1
@@ -372,7 +372,7 @@ class TextProgress(Callback):
     def after_epoch(self):
         measured = {k: v for k,v in self.learn.rows[-1].items() if k not in ('epoch', 'seconds') and v is not None}
         values = '  '.join(f'{k} {v:.4f}' for k,v in measured.items())
-        self.write(f"epoch {self.epoch+1}/{self.n_epoch}  {values}  {self.learn.rows[-1]['seconds']:.1f} s")
+        self.write(f"epoch {self.epoch+1}/{self.n_epoch}  {values}  {self.learn.rows[-1]['seconds']:.2f} s")
 
 # %% ../../nbs/training/05_runs.ipynb #6bd26319
 def quiet(
@@ -384,37 +384,30 @@ def quiet(
     learn.logger = lambda *_: None
     return learn
 
-# %% ../../nbs/training/05_runs.ipynb #b3d847c9
-class Interrupted(KeyboardInterrupt):
-    "Ctrl-C during `Run.train`; `run` is what was kept, or None"
-    run = None
-
-# %% ../../nbs/training/05_runs.ipynb #fe9549b4
+# %% ../../nbs/training/05_runs.ipynb #7c7e1aa6
 @patch
 def train(self:Run,
     cbs=(), # Further callbacks
 )->LeanLearner: # The trained Learner, with the weights that were kept
-    "Train the epochs that are left; raises `CourseError` if there are none, the loss is no number or the disk refuses, `Interrupted` for Ctrl-C"
+    "Train the epochs that are left; raises `CourseError` if there are none, the loss is no number or the disk refuses; Ctrl-C says what was kept"
     if self.finished: raise CourseError(f'{self.folder} is finished ({len(self.rows)} epochs): evaluate it, or start another run')
     try: self._fit(cbs)
     except BaseException as e:
         self._learn = None
         kept = self.has(_weights) or self.has(_checkpoint)
         if not kept: _remove(self._made)
-        if isinstance(e, KeyboardInterrupt): raise self._interrupted(kept) from None
+        if isinstance(e, KeyboardInterrupt): raise KeyboardInterrupt(self._interrupted(kept)) from None
         if not isinstance(e, CourseError): raise
         what = str(e).rpartition('\n\t')[2] # without fastai's word on the callback it came from
         raise CourseError(f'{what} ({len(self.rows)} epochs are kept in {self.folder})' if kept else what) from e
     return self._learn
 
-# %% ../../nbs/training/05_runs.ipynb #d55d80ab
+# %% ../../nbs/training/05_runs.ipynb #504ad4f1
 @patch
 def _interrupted(self:Run, kept):
-    "The exception for Ctrl-C"
-    n, of = len(self.rows), self.settings.epochs
-    e = Interrupted(f'interrupted; {n} of {of} epochs are kept in {self.folder}' if kept else 'interrupted before the first epoch had ended; nothing was kept')
-    e.run = self if kept else None
-    return e
+    "What to say after Ctrl-C"
+    if not kept: return 'interrupted before the first epoch had ended; nothing was kept'
+    return f'interrupted; {len(self.rows)} of {self.settings.epochs} epochs are kept in {self.folder}'
 
 @patch
 def _fit(self:Run, cbs):
@@ -425,7 +418,7 @@ def _fit(self:Run, cbs):
     if s.lr == 'auto' and s.lr_found is None: self._find_lr(learn)
     schedules[s.schedule](learn, s.epochs, s.lr_found or s.lr, cbs=[KeepRun(self, checkpoint), *cbs], start_epoch=learn.n_done)
 
-# %% ../../nbs/training/05_runs.ipynb #0c2829c2
+# %% ../../nbs/training/05_runs.ipynb #d68044d4
 def save_figure(
     fig, # A matplotlib figure
     path, # File to write, PNG
@@ -442,3 +435,4 @@ def _find_lr(self:Run, learn):
     self.settings.lr_found = float(learn.lr_find().valley)
     save_figure(learn.lr_figure, self.folder/'lr_find.png')
     _write_settings(self.folder, self.settings, learn)
+    print(f'learning rate {self.settings.lr_found:.2g}, suggested by lr_find (see lr_find.png)')
