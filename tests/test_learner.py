@@ -21,6 +21,12 @@ def quiet(learn, n=1, fit='fit', **kw):
 def flat(learn): return torch.cat([o.flatten().float() for o in learn.model.state_dict().values()])
 
 
+def test_arguments_find_their_way():
+    learn = learner_for('mlp', data='digits', n_per_class=20, valid=50, bs=16, size=10, widths=(7,), wd=0.1, seed=1)
+    assert len(learn.dls.train_ds) == 150 and learn.dls.one_batch()[0].shape == (16, 1, 10, 10)
+    assert learn.wd == 0.1 and any(p.shape == (7, 100) for p in learn.model.parameters())
+
+
 def test_second_fit_on_the_same_loaders_is_the_same():
     dls = dls_for('digits')
     assert torch.equal(*[flat(quiet(learner_for('mlp', dls, seed=5))) for _ in range(2)])

@@ -9,7 +9,7 @@ __all__ = ['memory_limit', 'MemoryStore', 'Rows', 'FileStore', 'TensorRow', 'Get
            'ExampleSets', 'ExampleBlock', 'Standardize', 'AtSize', 'block_for', 'dls_for', 'show_batch', 'show_results',
            'renormalized', 'check']
 
-# %% ../../nbs/data/04_blocks.ipynb #edf4ab44
+# %% ../../nbs/data/04_blocks.ipynb #3ede8f7d
 import importlib, itertools, math
 from functools import partial
 from numbers import Integral
@@ -21,6 +21,7 @@ from fastai.data.transforms import IntToFloatTensor, Normalize
 from fastai.torch_core import TensorBase, display_df, to_device
 from fastai.vision.core import PILImage, PILImageBW
 from fastcore.basics import listify, patch
+from fastcore.meta import delegates
 from fasttransform import Transform
 from fasttransform.cast import retain_types
 from PIL import Image, ImageOps
@@ -428,7 +429,8 @@ def block_for(
     some = np.random.default_rng(seed).choice(sel.train_idx, min(len(sel.train_idx), 4000), replace=False)
     return _block(name, store, sel, test, item_tfms, _tfms(store, np.sort(some), augment, sizing + listify(batch_tfms), normalize))
 
-# %% ../../nbs/data/04_blocks.ipynb #b808a198
+# %% ../../nbs/data/04_blocks.ipynb #335054dc
+@delegates(block_for)
 def dls_for(
     data='fashion_mini', # As in `block_for`; or a `DataBlock` (its source in `path`) or `DataLoaders` of one's own
     *,

@@ -220,7 +220,7 @@ def valid_counts(
     off = n - fair.sum()
     return fair + np.sign(off)*share_out(abs(off), high - fair if off > 0 else fair - low) if off else fair
 
-# %% ../../nbs/data/02_sampling.ipynb #d88f1d90
+# %% ../../nbs/data/02_sampling.ipynb #68206191
 def _n_valid(valid, n):
     "Number of validation images that `valid` means, of `n`"
     is_part = isinstance(valid, (float, np.floating))
@@ -248,7 +248,8 @@ def stratified_split(
     have = np.bincount(y, minlength=len(vocab))
     take = valid_counts(have, n)
     for i in np.flatnonzero((have > 0) & ((take >= have) | (take < 1)))[:1]:
-        raise CourseError(f"with {n:,} of {len(y):,} images for validation, class {vocab[i]!r} of {have[i]} would have none for {'validation' if take[i] < 1 else 'training'}")
+        part = 'validation' if take[i] < 1 else 'training'
+        raise CourseError(f'with {n:,} of {len(y):,} images for validation, class {vocab[i]!r} of {have[i]} would have none for {part}')
     return _parts(len(y), pick(y, take, seed, vocab))
 
 # %% ../../nbs/data/02_sampling.ipynb #dd8e9da6

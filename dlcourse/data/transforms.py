@@ -329,7 +329,7 @@ class CropFlip(BatchTransform):
         k = torch.randint(tables[0].shape[self.mode == 'zeros'], (len(x),), device=x.device, generator=self.generator(x.device))
         return crops(x, k, *tables)
 
-# %% ../../nbs/data/03_transforms.ipynb #33adf001
+# %% ../../nbs/data/03_transforms.ipynb #80d0f197
 def perturb(
     x, # Images, `uint8` (N, C, H, W): tensor or array
     tfms, # A `BatchTransform` or a list of them, in the order in which they are applied, whether `train_only` or not
@@ -338,7 +338,8 @@ def perturb(
 ): # `uint8`, tensor or array as given
     "Change a whole set of images once; raises `CourseError` for images that are not bytes"
     given, tfms = torch.as_tensor(x), [copy(o) for o in L(tfms)]
-    if given.dtype != torch.uint8 or given.ndim != 4: raise CourseError(f'images are uint8 of shape (N, C, H, W); these are {given.dtype} of shape {tuple(given.shape)}')
+    if given.dtype != torch.uint8 or given.ndim != 4:
+        raise CourseError(f'images are uint8 of shape (N, C, H, W); these are {given.dtype} of shape {tuple(given.shape)}')
     for o in tfms: o.reset() if isinstance(o, BatchTransform) else _refuse(o)
     with kept_rng():
         torch.manual_seed(seed)
@@ -347,11 +348,12 @@ def perturb(
 
 def _refuse(o): raise CourseError(f'{type(o).__name__} is no BatchTransform, so it cannot be applied to a whole set')
 
-# %% ../../nbs/data/03_transforms.ipynb #9fbfd1be
+# %% ../../nbs/data/03_transforms.ipynb #20e5c5c1
 def _folder_names(vocab):
     "File names for class names; raises `CourseError` where two would be the same"
     names = [re.sub(r'[^\w .+-]', '-', str(o)).strip('. ') for o in vocab]
-    if len(set(names)) < len(names) or '' in names: raise CourseError(f"these class names don't make different folder names: {', '.join(map(str, vocab))}")
+    if len(set(names)) < len(names) or '' in names:
+        raise CourseError(f"these class names don't make different folder names: {', '.join(map(str, vocab))}")
     return names
 
 def save_images(
@@ -364,7 +366,7 @@ def save_images(
     path, x, (y, vocab) = Path(path), torch.as_tensor(x), as_labels(y, vocab)
     if path.exists(): raise CourseError(f'{path} is there already; nothing was written')
     if x.dtype != torch.uint8 or x.ndim != 4 or x.shape[1] not in (1, 3) or len(x) != len(y):
-        raise CourseError(f'images are uint8 of shape ({len(y)}, 1 or 3, H, W), one for each label; these are {x.dtype} of shape {tuple(x.shape)}')
+        raise CourseError(f'images are uint8 ({len(y)}, 1 or 3, H, W), one for each label; these are {x.dtype} {tuple(x.shape)}')
     names = _folder_names(vocab)
     part = path.with_name(f'{path.name}.{os.getpid()}.part')
     try: _write_images(part, x, [names[o] for o in y]).replace(path)

@@ -263,6 +263,13 @@ def history(self:LeanLearner):
     "One row for each epoch of every fit: losses, metrics and seconds, as a `DataFrame`"
     return pd.DataFrame(self.rows, columns=None if self.rows else ['epoch', 'train_loss', 'valid_loss', 'seconds'])
 
+# %% ../../nbs/training/02_lean.ipynb #c07eefa2
+@patch
+@contextmanager
+def no_bar(self:LeanLearner):
+    "Context manager that deactivates the progress bar"
+    with self.removed_cbs(self._grab_cbs(ProgressCallback)): yield self
+
 # %% ../../nbs/training/02_lean.ipynb #31c01644
 @contextmanager
 def _untouched(learn):

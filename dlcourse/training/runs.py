@@ -68,7 +68,7 @@ def _defaults(*fs, but=()):
     "Defaults of the functions `fs` that JSON can hold"
     return {k: p.default for f in fs for k,p in signature(f).parameters.items() if p.default is not p.empty and k not in but and _plain(p.default)}
 
-# %% ../../nbs/training/05_runs.ipynb #7460e58d
+# %% ../../nbs/training/05_runs.ipynb #2d16045e
 @patch
 def written_out(self:Settings)->Settings:
     "These settings with every default of data and network named; raises `CourseError` for an unknown architecture or argument"
@@ -77,7 +77,9 @@ def written_out(self:Settings)->Settings:
     given = {choose(k, arch.args, f'argument of {arch.name}'): v for k,v in self.model_args.items()}
     folder = Path(self.data).expanduser()
     where = str(folder.resolve()) if self.data not in datasets().index and folder.is_dir() else self.data
-    return Settings(**{**vars(self), 'arch': arch.name, 'data': where, 'data_args': data | self.data_args, 'model_args': network | given})
+    learner = dict(wd=None) | _defaults(learner_for, but=('arch', 'dls', 'data', 'loss_func', 'metrics', 'seed', 'cbs'))
+    return Settings(**{**vars(self), 'arch': arch.name, 'data': where, 'data_args': data | self.data_args, 'model_args': network | given,
+                       'learner_args': learner | self.learner_args})
 
 # %% ../../nbs/training/05_runs.ipynb #246a5028
 @patch
@@ -355,7 +357,7 @@ def write_history(self:Run,
         out.writeheader()
         out.writerows(rows)
 
-# %% ../../nbs/training/05_runs.ipynb #bf5b1009
+# %% ../../nbs/training/05_runs.ipynb #15e2ff8b
 class TextProgress(Callback):
     "Write a line an epoch to `out`, and a moving one in between if it is a terminal"
     order, every = 59, 0.1
@@ -367,12 +369,13 @@ class TextProgress(Callback):
     def after_batch(self):
         if not (self.moving and self.training) or time.monotonic() < self._next: return
         self._next, done = time.monotonic() + self.every, 20 * (self.iter+1) // self.n_iter
-        self.write(f"epoch {self.epoch+1}/{self.n_epoch} [{'#'*done:20}] {self.iter+1}/{self.n_iter}  loss {float(self.smooth_loss):.4f}", end='')
+        self.write(f"[{self.epoch+1}/{self.n_epoch}] epoch {len(self.learn.rows)} [{'#'*done:20}] {self.iter+1}/{self.n_iter}  loss {float(self.smooth_loss):.4f}", end='')
 
     def after_epoch(self):
         measured = {k: v for k,v in self.learn.rows[-1].items() if k not in ('epoch', 'seconds') and v is not None}
         values = '  '.join(f'{k} {v:.4f}' for k,v in measured.items())
-        self.write(f"epoch {self.epoch+1}/{self.n_epoch}  {values}  {self.learn.rows[-1]['seconds']:.2f} s")
+        row = self.learn.rows[-1]
+        self.write(f"[{self.epoch+1}/{self.n_epoch}] epoch {row['epoch']}  {values}  {row['seconds']:.2f} s")
 
 # %% ../../nbs/training/05_runs.ipynb #6bd26319
 def quiet(

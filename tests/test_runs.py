@@ -1,0 +1,445 @@
+"Run folders: interrupted at any point and carried on, damaged, changed, full disks"
+import json, math, shutil, subprocess, sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from fastai.callback.core import Callback
+from PIL import Image
+
+from dlcourse.core import CourseError
+from dlcourse.training import runs as R
+from dlcourse.training.runs import Run, Settings, load_tensors, load_weights, quiet, save_tensors, start
+
+SMALL = dict(data_args=dict(n_per_class=30, bs=32), model_args=dict(widths=[16], dropout=0.2))
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch): monkeypatch.chdir(tmp_path)
+
+
+class Stop(Callback):
+    "Raise `what` at an event of one epoch; `order` decides whether before or after the files are written"
+    def __init__(self, epoch, event, order=0, what=KeyboardInterrupt):
+        self.at, self.order, self.what = epoch, order, what
+        setattr(self, event, self.stop)
+
+    def stop(self):
+        if self.learn.epoch == self.at and (self.learn.training or self.order): raise self.what
+
+
+def begin(folder=None, **kwargs):
+    run = start(Settings('mlp', 'digits', **{'epochs': 5, **SMALL, **kwargs}), folder)
+    quiet(run.learner())
+    return run
+
+
+def resume(folder):
+    run = Run(folder)
+    quiet(run.learner())
+    run.train()
+    return run
+
+
+def weights(run): return load_tensors(run.folder/'weights.safetensors')[0]
+def measured(run): return [{k: v for k,v in o.items() if k != 'seconds'} for o in run.rows]
+def names(folder='.'): return sorted(o.relative_to(folder).as_posix() for o in Path(folder).rglob('*'))
+
+
+def assert_same(a, b):
+    wa, wb = weights(a), weights(b)
+    assert wa.keys() == wb.keys() and all(torch.equal(wa[k], wb[k]) for k in wa)
+    assert measured(a) == measured(b)
+    assert a.learner().best_epoch == b.learner().best_epoch
+
+
+# ---- interrupted and carried on ----------------------------------------------------------------
+
+CASES = [dict(schedule=o) for o in R.schedules] + [
+    dict(model_args=dict(widths=[16], norm='batch')),
+    dict(epochs=30, lr=0.05, learner_args=dict(early_stopping=2)),
+    dict(learner_args=dict(early_stopping=2, label_smoothing=0.1, wd=0.3)),
+    dict(arch='cnn', model_args=dict(filters=[4]), data_args=dict(n_per_class=20, augment=True, label_noise=0.1)),
+    dict(data='boston_housing', data_args={}, lr=0.01)]
+
+
+@pytest.mark.parametrize('case', CASES, ids=lambda o: ' '.join(f'{k}={v}' for k,v in o.items()))
+def test_resumed_is_uninterrupted(case):
+    def begin(folder):
+        run = start(Settings(**{'arch': 'mlp', 'data': 'digits', 'epochs': 5, **SMALL, **case}), folder)
+        quiet(run.learner())
+        return run
+    begin('whole').train()
+    run = begin('cut')
+    with pytest.raises(KeyboardInterrupt): run.train(cbs=[Stop(2, 'after_batch')])
+    assert_same(Run('whole'), resume('cut'))
+    assert names('whole') == names('cut')
+
+
+@pytest.mark.parametrize('epoch, event, order', [(1, 'before_epoch', -30), (1, 'after_epoch', 55), (1, 'after_epoch', 65), (1, 'after_epoch', 75),
+                                                  (4, 'after_epoch', 75), (4, 'after_fit', 60), (3, 'before_validate', 1)])
+def test_interrupted_anywhere(epoch, event, order):
+    begin('whole').train()
+    run = begin('cut')
+    with pytest.raises(KeyboardInterrupt): run.train(cbs=[Stop(epoch, event, order)])
+    assert_same(Run('whole'), resume('cut'))
+
+
+@pytest.mark.parametrize('name', ['checkpoint.safetensors', 'weights.safetensors', 'history.csv'])
+def test_interrupted_while_writing(name, monkeypatch):
+    begin('whole').train()
+    run, real = begin('cut'), R.whole_file
+    def fails(path, *args):
+        if path.name == name and run.learner().n_done == 3: raise KeyboardInterrupt
+        return real(path, *args)
+    with monkeypatch.context() as m:
+        m.setattr(R, 'whole_file', fails)
+        with pytest.raises(KeyboardInterrupt): run.train()
+    assert_same(Run('whole'), resume('cut'))
+
+
+def test_interrupted_several_times():
+    begin('whole').train()
+    run = begin('cut')
+    for epoch in (1, 2, 4):
+        quiet(run.learner())
+        with pytest.raises(KeyboardInterrupt, match=f'{epoch} of 5 epochs are kept in cut'): run.train(cbs=[Stop(epoch, 'after_batch')])
+        assert len(run.rows) == epoch
+    quiet(run.learner())
+    run.train()
+    assert_same(Run('whole'), run)
+
+
+def test_resumes_with_bars_too():
+    run = begin('cut')
+    with pytest.raises(KeyboardInterrupt): run.train(cbs=[Stop(3, 'after_batch')])
+    Run('cut').train()
+    assert Run('cut').finished
+
+
+def test_killed_process_carries_on():
+    "A process that was killed has told nobody, and leaves a half-written file"
+    code = f"""
+import os, sys
+from fastai.callback.core import Callback
+from dlcourse.training.runs import Settings, quiet, start
+class Die(Callback):
+    def after_batch(self):
+        if self.learn.epoch == 2: os._exit(9)
+run = start(Settings('mlp', 'digits', epochs=5, **{SMALL!r}), 'cut')
+quiet(run.learner())
+run.train(cbs=[Die()])"""
+    assert subprocess.run([sys.executable, '-W', 'ignore', '-c', code]).returncode == 9
+    Path('cut/weights.safetensors.99.part').write_bytes(b'half')
+    begin('whole').train()
+    assert_same(Run('whole'), resume('cut'))
+
+
+def test_killed_before_the_first_epoch():
+    "Settings alone are enough to start with"
+    begin('whole').train()
+    begin('cut')
+    assert names('cut') == ['settings.json']
+    assert_same(Run('whole'), resume('cut'))
+
+
+def test_interrupted_in_the_first_epoch_leaves_nothing():
+    run = begin()
+    with pytest.raises(KeyboardInterrupt, match='nothing was kept'): run.train(cbs=[Stop(0, 'after_batch')])
+    assert names() == []
+
+
+def test_files_of_others_stay():
+    run = begin('mine')
+    Path('mine/notes.txt').write_text('keep me')
+    with pytest.raises(KeyboardInterrupt): run.train(cbs=[Stop(0, 'after_batch')])
+    assert names() == ['mine', 'mine/notes.txt']
+
+
+def test_what_an_interrupted_run_has_can_be_used():
+    run = begin('cut')
+    with pytest.raises(KeyboardInterrupt): run.train(cbs=[Stop(3, 'after_batch')])
+    run = Run('cut')
+    loss, accuracy = quiet(run.learner()).validate()
+    assert (loss, accuracy) == pytest.approx((run.rows[2]['valid_loss'], run.rows[2]['accuracy']))
+    assert not run.finished and repr(run) == 'Run cut: mlp on digits, 3 of 5 epochs'
+
+
+def test_early_stopping_keeps_the_best():
+    run = begin(epochs=40, lr=0.05, learner_args=dict(early_stopping=2))
+    run.train()
+    best = min(run.rows, key=lambda o: o['valid_loss'])
+    assert len(run.rows) == best['epoch'] + 3 < 40
+    again = Run(run.folder)
+    assert quiet(again.learner()).validate()[0] == pytest.approx(best['valid_loss'])
+    assert again.learner().best_epoch == best['epoch'] and again.finished
+
+
+def test_weights_while_early_stopping_waits_are_the_best():
+    run = begin('cut', epochs=40, lr=0.05, learner_args=dict(early_stopping=3))
+    class Waits(Callback):
+        order = 75
+        def after_epoch(self):
+            if self.learn.epoch > self.learn.best_epoch: raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt): run.train(cbs=[Waits()])
+    run = Run('cut')
+    assert quiet(run.learner()).validate()[0] == pytest.approx(min(o['valid_loss'] for o in run.rows))
+
+
+def test_found_learning_rate_is_kept():
+    run = begin('auto', lr='auto')
+    with pytest.raises(KeyboardInterrupt): run.train(cbs=[Stop(2, 'after_batch')])
+    found = Run('auto').settings.lr_found
+    assert found > 0 and Run('auto').has('lr_find.png')
+    resume('auto')
+    begin('given', lr=found).train()
+    assert_same(Run('auto'), Run('given'))
+
+
+def test_same_seed_same_run():
+    for folder in 'ab': begin(folder).train()
+    begin('c', seed=43).train()
+    assert_same(Run('a'), Run('b'))
+    assert measured(Run('a')) != measured(Run('c'))
+
+
+# ---- faults while training ---------------------------------------------------------------------
+
+def test_nan_at_once_leaves_nothing():
+    with pytest.raises(CourseError, match='^the training loss is not a finite number at epoch 0, batch 1'): begin(lr=1e38, schedule='flat').train()
+    assert names() == []
+
+
+class Poison(Callback):
+    "Spoil the weights in one epoch"
+    def before_train(self):
+        if self.learn.epoch == 3:
+            for p in self.learn.model.parameters(): p.data.fill_(math.nan)
+
+
+def test_nan_later_keeps_the_best():
+    run = begin()
+    with pytest.raises(CourseError, match=r'epoch 3, batch 0 .*\(3 epochs are kept in runs/mlp-digits-1\)$'): run.train(cbs=[Poison()])
+    run = Run('mlp-digits-1')
+    best = min(o['valid_loss'] for o in run.rows)
+    assert run.finished and len(run.rows) == 3
+    assert quiet(run.learner()).validate()[0] == pytest.approx(best)
+
+
+def disk_full(monkeypatch, n):
+    "The disk refuses the `n`th file and all later ones"
+    real, count = R.whole_file, []
+    def whole_file(path, mode='w'):
+        count.append(path)
+        if len(count) > n: raise CourseError(f'cannot write {path}: No space left on device')
+        return real(path, mode)
+    monkeypatch.setattr(R, 'whole_file', whole_file)
+
+
+@pytest.mark.parametrize('n', [0, 1])
+def test_full_disk_at_once_leaves_nothing(monkeypatch, n):
+    disk_full(monkeypatch, n)
+    with pytest.raises(CourseError, match='^cannot write .*: No space left on device$'): begin().train()
+    assert names() == []
+
+
+def test_full_disk_later_keeps_what_there_is(monkeypatch):
+    begin('whole').train()
+    with monkeypatch.context() as m:
+        disk_full(m, 8)
+        with pytest.raises(CourseError, match=r'^cannot write cut/weights\S+: No space left on device \(2 epochs are kept in cut\)$'): begin('cut').train()
+    assert_same(Run('whole'), resume('cut'))
+
+
+def test_really_full_disk():
+    "A limit on file size is met as a full disk is: the write fails half-way"
+    code = """
+import resource
+from dlcourse.core import CourseError
+from dlcourse.training.runs import Settings, quiet, start
+run = start(Settings('mlp', 'digits', epochs=2))
+quiet(run.learner())
+resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+try: run.train()
+except CourseError as e: print(e)"""
+    out = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True)
+    assert out.stdout == 'cannot write runs/mlp-digits-1/checkpoint.safetensors: File too large\n', out.stderr
+    assert names() == []
+
+
+@pytest.mark.parametrize('where', ['file/run', '/proc/run'])
+def test_folder_that_cannot_be_made(where):
+    Path('file').write_text('in the way')
+    with pytest.raises(CourseError, match='^cannot make a folder for the run: '): begin(where)
+    assert names() == ['file']
+
+
+# ---- settings that cannot be -------------------------------------------------------------------
+
+@pytest.mark.parametrize('kwargs, says', [
+    (dict(arch='cnnn'), "unknown architecture 'cnnn'. Did you mean 'cnn'"), (dict(data='mnits'), "Did you mean 'mnist'"),
+    (dict(epochs=0), 'epochs=0: expected'), (dict(epochs=1.5), 'epochs=1.5'), (dict(lr='fast'), "lr='fast'"), (dict(lr=math.nan), 'lr=nan'),
+    (dict(lr=-1), 'lr=-1'), (dict(seed=-1), 'seed=-1'), (dict(schedule='one'), "Did you mean 'one_cycle'"), (dict(device='cuda:77'), "unknown device 'cuda:77'"),
+    (dict(model_args=dict(width=3)), "Did you mean 'widths'"), (dict(data_args=dict(bs=10_000)), 'choose bs of at most'),
+    (dict(data_args=dict(n_per_class=10_000)), '10,?000'), (dict(data_args=dict(classes=['1'])), 'at least two'), (dict(data_args=dict(classes=['1', 'x'])), "unknown class 'x'")])
+def test_bad_settings_leave_nothing(kwargs, says):
+    with pytest.raises(CourseError, match=says) as e: start(Settings(**{'arch': 'mlp', 'data': 'digits', **kwargs}))
+    assert '\n' not in str(e.value)
+    assert names() == []
+
+
+def test_folder_is_not_overwritten():
+    Path('mine').mkdir()
+    Path('mine/x').touch()
+    with pytest.raises(CourseError, match='mine exists already'): begin('mine')
+    assert names() == ['mine', 'mine/x']
+
+
+def test_numbers_of_folders():
+    assert [begin().folder.name for _ in range(2)] == ['mlp-digits-1', 'mlp-digits-2']
+    shutil.rmtree('runs/mlp-digits-1')
+    Path('runs/mlp-digits-3').touch()
+    assert [begin().folder.name for _ in range(2)] == ['mlp-digits-1', 'mlp-digits-4']
+
+
+def test_settings_survive_json():
+    s = Settings('cnn', 'digits', data_args=dict(classes=('1', '2'), imbalance={'1': 0.5}), model_args=dict(filters=(4, 8)))
+    a, b = s.written_out(), start(s).settings
+    assert json.loads(json.dumps(vars(a))) == {**vars(b), 'epochs': None}
+    assert [tuple(p.shape) for p in a.learner().model.parameters()] == [tuple(p.shape) for p in b.learner().model.parameters()]
+
+
+def test_every_setting_is_written():
+    s = begin().settings
+    assert s.model_args['activation'] == 'relu' and s.data_args['label_noise'] == 0. and s.learner_args == dict(wd=None, early_stopping=None, label_smoothing=0.)
+    again = s.written_out()
+    assert again == s
+
+
+# ---- folders that are no runs, or not of this version ------------------------------------------
+
+def change(folder, **kwargs):
+    d = json.loads((Path(folder)/'settings.json').read_text())
+    d.update(kwargs)
+    (Path(folder)/'settings.json').write_text(json.dumps(d))
+
+
+def test_unknown_run():
+    with pytest.raises(CourseError, match="unknown run 'x': there is no run in runs"): Run('x')
+    begin(), begin('elsewhere/one')
+    with pytest.raises(CourseError, match="Did you mean 'mlp-digits-1'"): Run('mlp-digit')
+    with pytest.raises(CourseError, match="Did you mean 'mlp-digits-1'"): Run('runs/mlp_digits_11')
+    with pytest.raises(CourseError, match="unknown run 'two'.*There are: one"): Run('elsewhere/two')
+    assert Run('MLP-digits-1').folder == Path('runs/mlp-digits-1')
+
+
+@pytest.mark.parametrize('text', ['', '{', '[]', '{}', '7', '{"format": 1}', '{"format": 1, "versions": {"dlcourse": "0"}, "settings": {"colour": 1}}', '\xff'])
+def test_damaged_settings(text):
+    begin('run')
+    Path('run/settings.json').write_bytes(text.encode('latin1'))
+    with pytest.raises(CourseError, match='^run/settings.json is damaged or not of a run') as e: Run('run')
+    assert '\n' not in str(e.value)
+
+
+def test_not_a_run():
+    Path('photos').mkdir()
+    with pytest.raises(CourseError, match='^photos is not a run folder: it has no settings.json$'): Run('photos')
+
+
+def test_another_format():
+    begin('run')
+    change('run', format=2, versions=dict(dlcourse='9.9'))
+    with pytest.raises(CourseError, match='^run is a run of format 2, made by dlcourse 9.9; this is dlcourse .*, which reads format 1$'): Run('run')
+
+
+def test_impossible_settings_in_the_file():
+    begin('run')
+    change('run', settings={**vars(Run('run').settings), 'epochs': 'many'})
+    with pytest.raises(CourseError, match="epochs='many'"): Run('run')
+
+
+@pytest.mark.parametrize('damage', [lambda p: p.write_bytes(p.read_bytes()[:100]), lambda p: p.write_bytes(b''), lambda p: p.write_bytes(b'\x80\x04pickle' * 99)])
+@pytest.mark.parametrize('name', ['weights', 'checkpoint'])
+def test_damaged_tensors(name, damage):
+    run = begin('run')
+    with pytest.raises(KeyboardInterrupt): run.train(cbs=[Stop(2, 'after_batch')])
+    damage(Path(f'run/{name}.safetensors'))
+    before = names('run')
+    with pytest.raises(CourseError, match=f'run/{name}.safetensors is damaged'): resume('run')
+    assert names('run') == before
+
+
+def test_weights_of_another_network():
+    begin('run').train()
+    save_tensors('run/weights.safetensors', {'body.dense1.linear.weight': torch.zeros(3, 3)})
+    with pytest.raises(CourseError, match='run/weights.safetensors does not fit the network: .* has shape'): Run('run').learner()
+
+
+def test_damaged_history():
+    begin('run').train()
+    Path('run/history.csv').write_text('epoch,valid_loss\n0,low\n')
+    with pytest.raises(CourseError, match="history.csv is damaged: valid_loss is 'low'"): Run('run').rows
+
+
+def test_history_is_exact():
+    run = begin()
+    rows = run.train().rows
+    assert run.rows == rows and all(type(o['epoch']) is int for o in rows)
+    assert run.history.valid_loss.tolist() == [o['valid_loss'] for o in rows]
+
+
+def image_folder(root, n=10):
+    rng = np.random.default_rng(0)
+    for name, low in (('bright', 128), ('dark', 0)):
+        (Path(root)/name).mkdir(parents=True)
+        for i in range(n): Image.fromarray(rng.integers(low, low+128, (8, 8, 3), dtype=np.uint8)).save(Path(root)/name/f'{i}.png')
+
+
+def test_data_that_changed():
+    image_folder('photos')
+    run = start(Settings('mlp', 'photos', epochs=1, data_args=dict(bs=8)))
+    quiet(run.learner())
+    run.train()
+    assert run.folder == Path('runs/mlp-photos-1') and Path(run.settings.data).is_absolute()
+    Path('photos/dark/0.png').unlink(), Path('photos/bright/0.png').unlink()
+    with pytest.raises(CourseError, match='the data of runs/mlp-photos-1 have changed: train was 16, now 14'): Run(run.folder).learner()
+    shutil.rmtree('photos')
+    with pytest.raises(CourseError, match='photos') as e: Run(run.folder).learner()
+    assert '\n' not in str(e.value)
+
+
+def test_changed_settings_do_not_fit_the_weights():
+    begin('run').train()
+    s = vars(Run('run').settings)
+    change('run', settings={**s, 'model_args': {**s['model_args'], 'widths': [17]}})
+    with pytest.raises(CourseError, match='does not fit the network'): Run('run').learner()
+
+
+# ---- tensors -----------------------------------------------------------------------------------
+
+def test_tensors_of_all_kinds(tmp_path):
+    base = torch.arange(12.).view(3, 4)
+    tensors = dict(view=base.T, scalar=torch.tensor(3), empty=torch.zeros(0, 2), flag=torch.tensor([True]), same=base, again=base, half=base.half())
+    save_tensors(tmp_path/'a.safetensors', tensors, inf=-math.inf, text='ü')
+    got, notes = load_tensors(tmp_path/'a.safetensors')
+    assert all(torch.equal(tensors[k], got[k]) and tensors[k].dtype == got[k].dtype for k in tensors) and got.keys() == tensors.keys()
+    assert notes == dict(inf=-math.inf, text='ü')
+
+
+def test_missing_tensors():
+    with pytest.raises(CourseError, match='a.safetensors is missing'): load_tensors('a.safetensors')
+
+
+def test_weights_that_are_too_many_or_too_few():
+    model = torch.nn.Linear(2, 2)
+    for odd in ({}, {**model.state_dict(), 'more': torch.zeros(1)}, {'weight': torch.zeros(2, 2)}):
+        with pytest.raises(CourseError, match='expected'): load_weights(model, odd)
+
+
+def test_no_file_of_a_run_can_hold_code():
+    run = begin()
+    with pytest.raises(KeyboardInterrupt): run.train(cbs=[Stop(2, 'after_batch')])
+    assert {o.suffix for o in run.folder.iterdir()} == {'.json', '.csv', '.safetensors'}
+    source = Path(R.__file__).read_text()
+    assert 'pickle' not in source.replace('a pickle would', '') and 'torch.load' not in source
