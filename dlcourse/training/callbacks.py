@@ -83,7 +83,7 @@ class EarlyStopping(BestWeights):
         self.wait = 0 if self.better else self.wait + 1
         if self.wait >= self.patience: raise CancelFitException
 
-# %% ../../nbs/training/03_callbacks.ipynb #521a339f
+# %% ../../nbs/training/03_callbacks.ipynb #f5cd1863
 class StopOnNaN(Callback):
     "End the fit at a loss that is NaN or infinite, naming the batch, with the best weights so far put back"
     order, run_valid, every = 62, False, 20
@@ -91,9 +91,10 @@ class StopOnNaN(Callback):
     def before_fit(self): self.run, self._seen = _in_training(self.learn), []
 
     def after_batch(self):
-        self._seen.append(self.learn.loss.mean())
-        if self.learn.loss.device.type != 'cpu' and len(self._seen) < self.every: return
-        self.look()
+        loss = self.learn.loss
+        if loss.device.type == 'cpu' and math.isfinite(loss if loss.ndim == 0 else loss.mean()): return
+        self._seen.append(loss.mean())
+        if loss.device.type == 'cpu' or len(self._seen) >= self.every: self.look()
 
     def after_train(self): self.look()
 

@@ -81,14 +81,18 @@ def written_out(self:Settings)->Settings:
     return Settings(**{**vars(self), 'arch': arch.name, 'data': where, 'data_args': data | self.data_args, 'model_args': network | given,
                        'learner_args': learner | self.learner_args})
 
-# %% ../../nbs/training/05_runs.ipynb #246a5028
+# %% ../../nbs/training/05_runs.ipynb #289b64e4
 @patch
 def learner(self:Settings,
     device:str=None, # Another device than that of the settings
 )->LeanLearner: # A fastai `Learner`, not trained yet
     "Data, network and Learner of these settings; raises `CourseError` for what isn't there or doesn't fit"
     dls = dls_for(self.data, seed=self.seed, device=_device(device or self.device), **self.data_args)
-    return learner_for(self.arch, dls, seed=self.seed, **self.learner_args, **self.model_args)
+    try: return learner_for(self.arch, dls, seed=self.seed, **self.learner_args, **self.model_args)
+    except CourseError: raise
+    except (TypeError, ValueError, RuntimeError) as e: # from torch or Python, for values of a wrong kind
+        given = {k: v for k,v in self.model_args.items() if v != find_arch(self.arch).args.get(k)}
+        raise CourseError(f'cannot make {self.arch} with {given}: {str(e).splitlines()[0]}') from e
 
 # %% ../../nbs/training/05_runs.ipynb #3b0621fa
 def _device(name):

@@ -1,0 +1,394 @@
+"The command line: the main job, what it prints and writes, errors, interruption, and its help"
+import json, os, re, resource, shlex, signal, subprocess, sys, time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import dlcourse
+from dlcourse.cli import commands, groups, main, parser, shares, value
+
+MLP = 'train mlp --data digits --n-per-class 40 --set widths=16'
+EVERY = [o.name.split() for o in commands.values()]
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch): monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def run(capsys):
+    "Run a command in this process: exit code, lines of the output, lines of the error stream"
+    def run(line):
+        code = main(shlex.split(line))
+        out = capsys.readouterr()
+        return code, out.out.splitlines(), out.err.splitlines()
+    return run
+
+
+def command(*words, **kwargs):
+    "A command in a process of its own"
+    env = dict(os.environ, OMP_NUM_THREADS='1', PYTHONUNBUFFERED='1')
+    return subprocess.Popen([sys.executable, '-c', 'import sys; from dlcourse.cli import main; sys.exit(main())', *words], env=env,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **kwargs)
+
+
+def names(folder='.'): return sorted(o.relative_to(folder).as_posix() for o in Path(folder).rglob('*'))
+
+
+def pictures(root, n=6, mode='L', side=8):
+    "A folder of bright and dark images"
+    rng = np.random.default_rng(0)
+    for name, low in (('bright', 160), ('dark', 0)):
+        (Path(root)/name).mkdir(parents=True)
+        for i in range(n): Image.fromarray(rng.integers(low, low+90, (side, side), dtype=np.uint8)).convert(mode).save(Path(root)/name/f'{i}.png')
+
+
+# ---- the main job ------------------------------------------------------------------------------
+
+FILES = ['confusion_matrix.png', 'curves.png', 'history.csv', 'metrics.json', 'report.csv', 'report.txt', 'settings.json', 'weights.safetensors']
+
+
+def test_main_job_in_its_own_process():
+    "As a user types it, on the images that come along: no network, no carriage return in a log, the result in the last line"
+    p = command('train', 'cnn', '--epochs', '1', '--set', 'filters=8')
+    out, err = p.communicate(timeout=300)
+    assert (p.returncode, err) == (0, '')
+    lines = out.splitlines()
+    assert len(lines) == 3 and '\r' not in out and '\x1b' not in out
+    assert re.fullmatch(r'\[1/1\] epoch 0  train_loss \S+  valid_loss \S+  accuracy \S+  \S+ s', lines[1])
+    accuracy, where = re.fullmatch(r'test accuracy (0\.\d{4})  (\S+)', lines[2]).groups()
+    assert where == 'runs/cnn-fashion_mini-1' and float(accuracy) > 0.5 and names(where) == FILES
+    metrics = json.loads(Path(where, 'metrics.json').read_text())
+    assert metrics['test']['n'] == 1000 and f"{metrics['test']['accuracy']:.4f}" == accuracy
+    assert Path(where, 'report.txt').read_text().splitlines()[-2].startswith('macro avg')
+    assert Path(where, 'history.csv').read_text().startswith('epoch,train_loss,valid_loss,accuracy,seconds\n0,')
+
+
+def test_same_command_same_result(run):
+    lines = [run(f'{MLP} --epochs 2')[1] for _ in range(2)]
+    assert lines[0][-1].split()[-1] == 'runs/mlp-digits-1' and lines[1][-1].split()[-1] == 'runs/mlp-digits-2'
+    assert lines[0][-1].split()[:3] == lines[1][-1].split()[:3]
+    assert Path('runs/mlp-digits-1/weights.safetensors').read_bytes() == Path('runs/mlp-digits-2/weights.safetensors').read_bytes()
+
+
+def test_options_reach_their_place(run):
+    line = ('train cnn --data digits --classes 3,5,8 --n-per-class 40 --imbalance 1,0.5,0.5 --label-noise 0.1 --valid 0.25 --augment --bs 16 --size 10 '
+            '--epochs 2 --lr 0.01 --schedule flat_cos --seed 7 --early-stopping 2 --weight-decay 0.1 --label-smoothing 0.05 --device cpu '
+            '--set filters=4,8 dropout=0.1 --set activation=gelu --out here')
+    code, out, err = run(line)
+    assert code == 0 and out[-1].endswith('  here'), err
+    d = json.loads(Path('here/settings.json').read_text())
+    s = d['settings']
+    assert d['examples']['classes'] == ['3', '5', '8'] and d['examples']['train'] + d['examples']['valid'] == 80
+    assert {k: s['data_args'][k] for k in ('imbalance', 'label_noise', 'valid', 'augment', 'bs', 'size')} == dict(
+        imbalance=[1., 0.5, 0.5], label_noise=0.1, valid=0.25, augment=True, bs=16, size=10)
+    assert {k: s['model_args'][k] for k in ('filters', 'dropout', 'activation')} == dict(filters=[4, 8], dropout=0.1, activation='gelu')
+    assert s['learner_args'] == dict(early_stopping=2, wd=0.1, label_smoothing=0.05)
+    assert [s[k] for k in ('epochs', 'lr', 'schedule', 'seed', 'device')] == [2, 0.01, 'flat_cos', 7, 'cpu']
+
+
+def test_learning_rate_found(run):
+    code, out, _ = run(f'{MLP} --epochs 1 --lr auto')
+    assert code == 0 and re.match(r'learning rate \S+, suggested by lr_find', out[1])
+    assert Path('runs/mlp-digits-1/lr_find.png').stat().st_size > 1000
+
+
+def test_numbers_instead_of_classes(run):
+    code, out, _ = run('train mlp --data boston_housing --epochs 3 --set widths=16')
+    assert code == 0 and re.fullmatch(r'test mean absolute error \d+\.\d{4}  runs/mlp-boston_housing-1', out[-1])
+    assert names('runs/mlp-boston_housing-1') == [o for o in FILES if 'confusion' not in o]
+    assert run('evaluate mlp-boston_housing-1')[1][-1] == out[-1]
+
+
+def test_data_without_test_part(run):
+    pictures('photos')
+    code, out, _ = run('train mlp --data photos --epochs 1 --bs 4')
+    assert code == 0 and re.fullmatch(r'validation accuracy \S+ \(the data have no test part\)  runs/mlp-photos-1', out[-1])
+    code, _, err = run('evaluate mlp-photos-1 --part test')
+    assert (code, err) == (2, ['error: no test part: these DataLoaders hold train, valid'])
+
+
+# ---- judging and predicting --------------------------------------------------------------------
+
+def test_evaluate(run):
+    trained = run(f'{MLP} --epochs 2')[1]
+    before = Path('runs/mlp-digits-1/weights.safetensors').read_bytes()
+    code, out, _ = run('evaluate runs/mlp-digits-1')
+    assert code == 0 and out[-1] == trained[-1] and len(out) == 15
+    for part, what in (('valid', 'validation'), ('train', 'training')):
+        code, out, _ = run(f'evaluate mlp-digits-1 --part {part}')
+        assert code == 0 and out[-1].startswith(f'{what} accuracy ') and Path(f'runs/mlp-digits-1/report_{part}.csv').exists()
+    metrics = json.loads(Path('runs/mlp-digits-1/metrics.json').read_text())
+    assert {'train', 'valid', 'test'} <= metrics.keys() and metrics['test']['n'] == 359
+    assert Path('runs/mlp-digits-1/weights.safetensors').read_bytes() == before
+
+
+def test_predict(run):
+    "Images of other sizes and colours, in the order given; the same answer as for the test image itself"
+    from dlcourse.data.sources import load
+    from dlcourse.training.runs import Run, quiet
+    run(f'{MLP} --epochs 3')
+    x = load('digits').x_test[:3, 0].numpy()
+    files = []
+    for i, image in enumerate(x):
+        image = Image.fromarray(image)
+        if i == 1: image = image.convert('RGB')
+        if i == 2: image = image.resize((64, 48))
+        image.save(f'a picture {i}.png')
+        files.append(f'a picture {i}.png')
+    code, out, _ = run(f"predict mlp-digits-1 {' '.join(map(shlex.quote, files))}")
+    probs = quiet(Run('mlp-digits-1').learner()).get_preds(ds_idx=2)[0][:2]
+    assert code == 0 and [o.partition('  ')[0] for o in out] == files
+    for line, p in zip(out, probs):
+        name, prob, top = re.fullmatch(r'a picture \d\.png  (\d)  (\S+)  \((.*)\)', line).groups()
+        assert int(name) == p.argmax() and float(prob) == pytest.approx(p.max().item(), abs=1e-4)
+        assert [int(o.split()[0]) for o in top.split(', ')] == p.argsort(descending=True)[:3].tolist()
+
+
+def test_predict_refuses_all_for_one_bad_file(run):
+    run(f'{MLP} --epochs 1')
+    Image.new('L', (8, 8)).save('good.png')
+    Path('bad.png').write_text('no image')
+    for bad in ('bad.png', 'missing.png', '.'):
+        code, out, err = run(f'predict mlp-digits-1 good.png {bad}')
+        assert (code, out) == (2, []) and len(err) == 1 and err[0].startswith(f'error: {bad} is not an image that can be read')
+
+
+def test_predict_needs_images(run):
+    run('train mlp --data boston_housing --epochs 1 --set widths=4')
+    Image.new('L', (8, 8)).save('a.png')
+    code, _, err = run('predict mlp-boston_housing-1 a.png')
+    assert code == 2 and err == ['error: predict needs a network for images, and this one was trained on rows of numbers']
+
+
+# ---- data and networks -------------------------------------------------------------------------
+
+def test_data_list(run):
+    code, out, _ = run('data list')
+    assert code == 0 and [o.split()[0] for o in out[1:]] == ['mnist', 'fashion_mnist', 'fashion_mini', 'cifar10', 'eurosat', 'digits', 'boston_housing']
+    assert next(o for o in out if o.startswith('digits')).split()[-1] == 'yes'
+
+
+def test_data_list_says_what_is_here(run, monkeypatch, tmp_path):
+    monkeypatch.setenv('DLCOURSE_DATA', str(tmp_path))
+    monkeypatch.setenv('FASTAI_HOME', str(tmp_path))
+    assert next(o for o in run('data list')[1] if o.startswith('cifar10')).split()[-1] == 'no'
+
+
+def test_data_get_what_comes_along(run): assert run('data get digits')[:2] == (0, ['digits comes with the installation'])
+
+
+def test_data_show(run):
+    code, out, _ = run('data show digits')
+    assert code == 0 and out[0].startswith('digits: 1,438 training') and out[-1].endswith('digits.png')
+    with Image.open('digits.png') as im: assert im.width > 800
+    pictures('photos', mode='RGB', side=20)
+    code, out, _ = run('data show photos --size 10 -o new/p.png')
+    assert code == 0 and '3×10×10' in out[0] and Path('new/p.png').exists()
+    assert 'target' in run('data show boston_housing')[1][-1]
+
+
+def test_archs(run):
+    code, out, _ = run('archs')
+    assert code == 0 and {'mlp', 'cnn', 'cnn_v3', 'residual', 'inception'} <= {o.split()[0] for o in out[1:]}
+
+
+# ---- what cannot work --------------------------------------------------------------------------
+
+BAD = [('train cn', "unknown architecture 'cn'. Did you mean 'cnn'"), ('train', 'which network? For example: dlcourse train cnn'),
+       ('train cnn --data fashion_mni', "unknown data set 'fashion_mni'. Did you mean 'fashion_mini'"),
+       ('train cnn --classes Sneakers,Bag', "unknown class 'Sneakers'. Did you mean 'Sneaker'"), ('train cnn --classes Bag', 'at least two'),
+       ('train mlp --n-per-class 301', '301'), ('train mlp --bs 5000', 'choose bs of at most 2400'),
+       ('train mlp --imbalance 0', ''), ('train mlp --imbalance 1,2', '2 class sizes were given for 10 classes'), ('train mlp --valid 1.5', ''),
+        ('train cnn_v3 --data digits', 'takes at least 17×17 pixels'), ('train cnn --data boston_housing', 'needs images'),
+       ('train mlp --seed -1', 'seed=-1'), ('train mlp --schedule cosine', "unknown schedule 'cosine'"),
+       ('train mlp --device gpu', "unknown device 'gpu'"), ('train mlp --set widths', "--set takes KEY=VALUE, such as dropout=0.2, not 'widths'"),
+       ('train mlp --set width=3', "Did you mean 'widths'"), ('train mlp --set widths=big', 'cannot make mlp with'), ('train mlp --set dropout=2', ''), ('train mlp --set activation=relo', "Did you mean 'relu'"),
+       ('train mlp --lr 1e38 --schedule flat', 'the training loss is not a finite number at epoch 0'), ('train mlp --out file/x', 'cannot make a folder for the run'),
+       ('train mlp --out full', 'full exists already'), ('train mlp --data empty', ''), ('train mlp --data one', 'at least two are needed'), ('train mlp --data mixed', 'pass channels='),
+       ('train mlp --data spoiled', '2.png is not an image that can be read'), ('train --resume x', "unknown run 'x'"), ('train --resume full', 'is not a run folder'),
+       ('train mlp --resume x --epochs 3', "--resume takes everything from the run's own settings: leave out arch, epochs"), ('evaluate nothing', "unknown run 'nothing'"),
+       ('predict nothing a.png', "unknown run 'nothing'"), ('data get mnits', "Did you mean 'mnist'"), ('data show mnits', "Did you mean 'mnist'"),
+       ('data show fashion_mini -o file/x.png', 'cannot write file/x.png'), ('data show one', 'at least two are needed')]
+
+
+@pytest.mark.parametrize('line, says', BAD, ids=[o[0] for o in BAD])
+def test_bad_input(run, line, says):
+    "One line on the error stream, exit code 2, no traceback, nothing left behind"
+    Path('file').touch()
+    Path('full').mkdir()
+    Path('full/x').touch()
+    for o in ('empty/a', 'empty/b', 'one/a'): Path(o).mkdir(parents=True)
+    Image.new('L', (8, 8)).save('one/a/1.png')
+    pictures('mixed'), pictures('spoiled')
+    Image.new('RGB', (8, 8), (250, 9, 9)).save('mixed/dark/1.png')
+    Path('spoiled/bright/2.png').write_bytes(b'no image')
+    before = names()
+    code, out, err = run(line)
+    assert code == 2 and len(err) == 1 and err[0].startswith('error: ') and says in err[0], (code, err)
+    assert names() == before
+
+
+@pytest.mark.parametrize('line', ['tain cnn', 'train cnn --epochs many', 'train cnn --epochs 0', 'train cnn --lr fast', 'train cnn --lr=-1', 'train cnn --imbalance a',
+    'train cnn --bs 0', 'train cnn --valid 0', 'train cnn --size 0', 'train cnn --early-stopping 0', 'train cnn --weight-decay=-1', 'train cnn --label-smoothing 2',
+    'train cnn --label-noise 2', 'train cnn --n-per-class 0', 'evaluate', 'predict run', 'data get', 'evaluate x --part all', 'train cnn --nonsense'])
+def test_words_that_do_not_parse(capsys, line):
+    with pytest.raises(SystemExit) as e: main(line.split())
+    assert e.value.code == 2 and 'error: ' in capsys.readouterr().err.splitlines()[-1]
+    assert names() == []
+
+
+def test_run_of_another_version(run):
+    run(f'{MLP} --epochs 1')
+    path = Path('runs/mlp-digits-1/settings.json')
+    path.write_text(path.read_text().replace('"format": 1', '"format": 99'))
+    for line in ('evaluate mlp-digits-1', 'predict mlp-digits-1 a.png', 'train --resume mlp-digits-1'):
+        code, _, err = run(line)
+        assert code == 2 and 'is a run of format 99' in err[0] and len(err) == 1
+
+
+def test_finished_run_is_not_trained_again(run):
+    run(f'{MLP} --epochs 1')
+    assert run('train --resume mlp-digits-1')[2] == ['error: runs/mlp-digits-1 is finished (1 epochs): evaluate it, or start another run']
+
+
+def test_finished_run_that_was_not_judged_is_judged(run):
+    trained = run(f'{MLP} --epochs 1')[1]
+    for o in ('metrics.json', 'curves.png'): Path('runs/mlp-digits-1', o).unlink()
+    code, out, _ = run('train --resume mlp-digits-1')
+    assert code == 0 and out[-1] == trained[-1] and names('runs/mlp-digits-1') == FILES
+
+
+def test_full_disk(run, monkeypatch):
+    from dlcourse.core import CourseError
+    def full(path, *args): raise CourseError(f'cannot write {path}: No space left on device')
+    monkeypatch.setattr('dlcourse.training.runs.whole_file', full)
+    assert run(f'{MLP} --epochs 1') == (2, [], ['error: cannot write runs/mlp-digits-1/settings.json: No space left on device'])
+    assert names() == []
+
+
+def test_faults_of_ours_show_their_traceback(monkeypatch):
+    def broken(args): raise ValueError('a fault')
+    monkeypatch.setattr(commands['archs'], 'run', broken)
+    with pytest.raises(ValueError, match='a fault'): main(['archs'])
+
+
+def test_reader_that_goes_away():
+    code = "import sys; from dlcourse.cli import commands, main; commands['archs'].run = lambda args: print('x'); sys.exit(main(['archs']))"
+    p = subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    p.stdout.close()
+    err = p.stderr.read()
+    assert p.wait(timeout=100) == 141 and 'Traceback' not in err and 'BrokenPipe' not in err
+
+
+# ---- interrupted -------------------------------------------------------------------------------
+
+def wait_for(done, p, seconds=120):
+    end = time.time() + seconds
+    while not done():
+        assert p.poll() is None and time.time() < end, p.communicate()
+        time.sleep(0.02)
+
+
+def test_interrupt_and_resume(run):
+    "Ctrl-C after some epochs keeps them and says how to carry on; the end is that of a run without interruption"
+    heard = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) # where the tests run in the background it would be ignored
+    words = shlex.split(f'{MLP} --epochs 60 --out cut --set dropout=0.1')
+    p = command(*words, preexec_fn=heard)
+    history = Path('cut/history.csv')
+    wait_for(lambda: history.exists() and history.read_text().count('\n') > 2, p)
+    p.send_signal(signal.SIGINT)
+    out, err = p.communicate(timeout=100)
+    assert p.returncode == 130 and 'Traceback' not in err
+    n = int(re.search(r'interrupted; (\d+) of 60 epochs are kept in cut\ncarry on with: dlcourse train --resume cut\n$', err)[1])
+    assert 2 <= n < 60 and history.read_text().count('\n') == n+1
+    assert names('cut') == ['checkpoint.safetensors', 'history.csv', 'settings.json', 'weights.safetensors']
+    assert run('evaluate cut --part valid')[0] == 0
+    code, out, _ = run('train --resume cut')
+    assert code == 0 and out[0] == f'Run cut: mlp on digits, {n} of 60 epochs' and len(out) == 60 - n + 2
+    whole = run(f'{MLP} --epochs 60 --out whole --set dropout=0.1')[1]
+    assert out[-1].split()[:3] == whole[-1].split()[:3]
+    assert Path('cut/weights.safetensors').read_bytes() == Path('whole/weights.safetensors').read_bytes()
+    strip = lambda p: [o.rpartition(',')[0] for o in Path(p, 'history.csv').read_text().splitlines()]
+    assert strip('cut') == strip('whole')
+
+
+@pytest.mark.parametrize('where, says', [('dlcourse.training.runs.TextProgress.after_epoch', 'interrupted before the first epoch had ended; nothing was kept'),
+                                         ('dlcourse.insight.evaluation.evaluate', 'interrupted')])
+def test_interrupt_elsewhere(run, monkeypatch, where, says):
+    def ctrl_c(*args): raise KeyboardInterrupt
+    monkeypatch.setattr(where, ctrl_c)
+    code, out, err = run(f'{MLP} --epochs 1')
+    trained = 'evaluation' in where
+    assert code == 130 and err[1] == says
+    assert err[2:] == (['carry on with: dlcourse train --resume runs/mlp-digits-1'] if trained else [])
+    if not trained: assert names() == []
+    monkeypatch.undo()
+
+
+# ---- help --------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('words', EVERY + [[o] for o in groups] + [[]], ids=' '.join)
+def test_help(words, capsys):
+    with pytest.raises(SystemExit) as e: main([*words, '--help'])
+    out = capsys.readouterr().out
+    assert e.value.code == 0 and 'examples:\n  dlcourse ' in out
+
+
+@pytest.mark.parametrize('words', [[o] for o in groups] + [[]], ids=' '.join)
+def test_half_a_command_gets_the_help(words, run):
+    code, out, err = run(shlex.join(words))
+    assert code == 0 and 'usage: ' in out[0] and not err
+
+
+@pytest.mark.parametrize('line', sorted({line for c in commands.values() for line in c.examples}))
+def test_examples_parse(line):
+    words = shlex.split(line)
+    assert words[0] == 'dlcourse' and parser().parse_args(words[1:]).run in [c.run for c in commands.values()]
+
+
+def test_every_command_says_what_it_does():
+    for c in commands.values(): assert c.run.__doc__ and '\n' not in c.run.__doc__ and c.examples
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as e: main(['--version'])
+    assert e.value.code == 0 and capsys.readouterr().out == f'dlcourse {dlcourse.__version__}\n'
+
+
+def test_help_imports_nothing_heavy():
+    code = f"""
+import sys
+from dlcourse.cli import main
+for words in {EVERY + [[]]}:
+    try: main([*words, '--help'])
+    except SystemExit: print('ok', file=sys.stderr)
+print(*({{'torch', 'fastai', 'torchvision', 'numpy', 'pandas', 'matplotlib', 'fastcore'}} & sys.modules.keys()), file=sys.stderr)"""
+    out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert out.stderr.split() == ['ok'] * (len(EVERY) + 1)
+
+
+def cpu_time(code):
+    "Seconds of processor time of a Python process: less disturbed than the clock by what else the machine does"
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, '-c', code], capture_output=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def test_help_is_quick():
+    start = "from dlcourse.cli import main; main(['--help'])"
+    assert min(cpu_time(start) for _ in range(2)) < 0.3 * cpu_time('import torch')
+
+
+# ---- words to values ---------------------------------------------------------------------------
+
+@pytest.mark.parametrize('text, expected', [('3', 3), ('0.5', 0.5), ('1e-3', 1e-3), ('16,32', (16, 32)), ('[1, 2]', [1, 2]), ('gelu', 'gelu'), ('True', True),
+                                            ('false', False), ('none', None), ("'3'", '3'), ('__import__("os")', '__import__("os")'), ('', '')])
+def test_values(text, expected): assert value(text) == expected and type(value(text)) is type(expected)
+
+
+@pytest.mark.parametrize('text, expected', [('2', 2), ('0.1', 0.1), ('3,2.5', [3, 2.5]), ('1,0.5', [1., 0.5]), ('Bag=1', {'Bag': 1}), ('T-shirt/top=0.5,Ankle boot=3', {'T-shirt/top': 0.5, 'Ankle boot': 3})])
+def test_shares(text, expected): assert shares(text) == expected
