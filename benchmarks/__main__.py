@@ -31,6 +31,7 @@ def arguments(args=None):
     p.add_argument('-o', '--output', metavar='FILE', help='where the JSON goes; by default results/bench-DEVICE.json, unless --rows or --quick is given')
     options = p.parse_args(args)
     options.groups = chosen(p, options)
+    options.warm_up = 0 if options.quick else 1
     if options.quick: options.repeats = options.starts = 1
     if options.output is None and not (options.rows or options.quick): options.output = ROOT/'results'/f'bench-{options.device}.json'
     return options

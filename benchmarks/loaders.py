@@ -29,7 +29,7 @@ def loader_rows(group, options):
     for bs in BS:
         task = Task('mlp', bs, 2*bs if options.quick else 20480, device=options.device)
         ways = {k: lambda f=f: [f() for _ in range(1 if options.quick else 3)] for k,f in epochs_of(task).items()}
-        s = detail[bs] = interleaved(ways, options.repeats, options.device)
+        s = detail[bs] = interleaved(ways, options)
         rows += [compare(f'{group}-{bs} / {k}', group, s['ours'], s[k], t, clock=clock_for(options.device))
                  for k,t in (('bare indexing', 1.5), ('TensorDataset, DataLoader', None))]
     return rows, dict(data=task.data, seconds=detail)
@@ -57,7 +57,7 @@ def augment_rows(group, options):
     for bs in BS:
         x = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (bs, 3, 32, 32), dtype=np.uint8)).to(options.device)
         n = 1 if options.quick else 25600 // bs
-        s = detail[bs] = interleaved({k: lambda f=f: [f() for _ in range(n)] for k,f in augmentations(x).items()}, options.repeats, options.device)
+        s = detail[bs] = interleaved({k: lambda f=f: [f() for _ in range(n)] for k,f in augmentations(x).items()}, options)
         rows += [compare(f'{group}-{bs}, {k} / cast and normalise', group, s[k], s['cast and normalise'], t, scale=n, clock=clock_for(options.device))
                  for k,t in (('crop and flip', 2), ('random affine', 6), ('aug_transforms', None))]
     return rows, dict(data='random bytes', batches=n, seconds=detail)

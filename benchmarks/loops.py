@@ -244,7 +244,7 @@ def fit_rows(group, options):
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         ready, missing = prepared({'ours': ours, 'ours, one cycle': one_cycle, **PEERS}, task)
-        seconds = interleaved({k: run for k,(run, _) in ready.items()}, options.repeats, options.device)
+        seconds = interleaved({k: run for k,(run, _) in ready.items()}, options)
     def row(k):
         named = dict(name=f'{group} / {k}', group=group, target=TARGETS[group].get(k), clock=clock)
         return Row(**named, note=missing[k]) if k in missing else compare(ours=seconds['ours'], peer=seconds[k], **named)

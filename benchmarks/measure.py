@@ -69,17 +69,15 @@ def silent():
 
 def interleaved(
     contestants, # Name -> function without arguments
-    rounds,      # How often each of them runs
-    device,      # 'cpu' or 'cuda'
-    warm_up=1,   # Rounds before those that count
-): # Name -> seconds in each round
+    options,     # Those of the command line: device, rounds to warm up, rounds that count
+): # Name -> seconds in each round that counts
     "Time every contestant once a round"
     seconds = {k: [] for k in contestants}
     with silent():
-        for i in range(warm_up + rounds):
+        for i in range(options.warm_up + options.repeats):
             for k,f in contestants.items():
-                t = timed(f, device)
-                if i >= warm_up: seconds[k].append(t)
+                t = timed(f, options.device)
+                if i >= options.warm_up: seconds[k].append(t)
     return seconds
 
 

@@ -19,12 +19,12 @@ def command(name):
 def import_rows(options):
     "Start-up of each command, interleaved; the first round fills the caches and doesn't count"
     wall, cpu = ({k: [] for k in COMMANDS} for _ in range(2))
-    for i in range(1 + options.starts):
+    for i in range(options.warm_up + options.starts):
         for k in COMMANDS:
             w, c, _ = child(command(k), options.threads)
-            if i: wall[k].append(w); cpu[k].append(c)
+            if i >= options.warm_up: wall[k].append(w); cpu[k].append(c)
     pairs = [('dlcourse --help', 'import torch', 0.3), ('dlcourse.all', 'fastai.vision.all', 1.0), ('dlcourse.all', 'import torch', None)]
-    rows = [compare(f'{a} / {b}', 'import', s[a], s[b], t if clock == 'wall' else None, clock=clock)
+    rows = [compare(f'{a} / {b}' + (', CPU' if clock == 'CPU' else ''), 'import', s[a], s[b], t if clock == 'wall' else None, clock=clock)
             for clock, s in (('wall', wall), ('CPU', cpu)) for a,b,t in pairs]
     return rows, dict(seconds=wall, cpu_seconds=cpu)
 

@@ -300,11 +300,11 @@ def _metrics(run, ev):
     d |= dict(epochs=len(rows), best_epoch=learn.best_epoch, seconds=sum(o['seconds'] for o in rows), parameters=run.facts['parameters'])
     _write_text(path, json.dumps({**d, ev.part: ev.to_dict()}, indent=1) + '\n')
 
-# %% ../nbs/cli.ipynb #d434322e
+# %% ../nbs/cli.ipynb #68853031
 def _result(run, ev, has_test):
     "The last line: what came out, and the folder"
     what, score = ('mean absolute error', ev.report().mae.mean()) if ev.vocab is None else ('accuracy', ev.accuracy)
-    note = '' if has_test else ' (the data have no test part)'
+    note = '' if has_test or ev.part != 'valid' else ' (the data have no test part)'
     return f'{_part_names[ev.part]} {what} {score:.4f}{note}  {run.folder.as_posix()}'
 
 def _judge(run, part=None):
