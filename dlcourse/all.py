@@ -25,3 +25,4 @@ from dlcourse.training.callbacks import *
 from dlcourse.training.lean import *
 from dlcourse.training.learner import *
 from dlcourse.training.losses import *
+from dlcourse.training.runs import Run, Settings

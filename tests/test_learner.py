@@ -85,12 +85,23 @@ def test_nan_stops_names_the_batch_and_keeps_the_best_weights():
     assert learn.history.valid_loss.iloc[-1] < 1
 
 
+def test_bar_starts_at_any_epoch():
+    learn = learner_for('mlp', data='digits', seed=5)
+    with learn.no_logging(): learn.fit_one_cycle(3, start_epoch=1)
+    assert len(learn.history) == 2
+
+
 def test_unknown_monitor_is_named():
     learn = learner_for('mlp', data='digits', cbs=BestWeights('f1'))
     with pytest.raises(CourseError, match="cannot watch 'f1'"): quiet(learn)
 
 
 @pytest.mark.parametrize('arch,kw,match', [
+    ('mlp', dict(early_stopping=0), 'early_stopping'),
+    ('mlp', dict(label_smoothing=2), 'label_smoothing'),
+    ('mlp', dict(valid=0), 'valid=0'),
+    ('mlp', dict(bs=0), 'batch size'),
+    ('mlp', dict(size=0), 'size'),
     ('cn', {}, "Did you mean 'cnn'"),
     ('mlp', dict(width=3), 'width'),
     (nn.Sequential(nn.Flatten(), nn.Linear(64, 7)), {}, '7'),

@@ -400,7 +400,7 @@ def _resize(shape):
     from fastai.vision.augment import Resize
     return Resize(shape[1:])
 
-# %% ../../nbs/data/04_blocks.ipynb #22f7c978
+# %% ../../nbs/data/04_blocks.ipynb #a4226a7a
 def block_for(
     data='fashion_mini', # Name of a data set, folder of class folders, arrays (x, y) or (x, y, x_test, y_test), or `Examples`
     *,
@@ -421,15 +421,17 @@ def block_for(
     seed:int=42, # Seeds the selection
 )->ExampleBlock: # A `DataBlock`; `dataloaders()` builds from it
     "The `DataBlock` of any data; raises `CourseError` for what isn't there or doesn't fit"
+    if size is not None and min(listify(size)) < 1: raise CourseError(f'size is a number of pixels from 1, or two of them; {size!r} was given')
     name, store, sizing, y, y_test, vocab, given = _given(data, size, channels, in_memory, path, download)
     if valid is None: valid = 0.2 if given is None else given
+    if isinstance(valid, (int, float)) and not valid: raise CourseError("valid=0 leaves nothing to validate on: give a fraction or a count, or valid='test' to validate on the test part")
     sel = Selection(classes, n_per_class, imbalance, label_noise, None if isinstance(valid, str) and valid == 'test' else valid, seed).apply(y, vocab)
     y_test, test = _test_rows(sel, y_test, vocab)
     store.set_labels(sel.y, y_test)
     some = np.random.default_rng(seed).choice(sel.train_idx, min(len(sel.train_idx), 4000), replace=False)
     return _block(name, store, sel, test, item_tfms, _tfms(store, np.sort(some), augment, sizing + listify(batch_tfms), normalize))
 
-# %% ../../nbs/data/04_blocks.ipynb #335054dc
+# %% ../../nbs/data/04_blocks.ipynb #63c9c130
 @delegates(block_for)
 def dls_for(
     data='fashion_mini', # As in `block_for`; or a `DataBlock` (its source in `path`) or `DataLoaders` of one's own
@@ -443,6 +445,7 @@ def dls_for(
 )->DataLoaders: # Training, validation and, if the data has one, test loader
     "`DataLoaders` of any data; raises `CourseError` for what isn't there or doesn't fit"
     if isinstance(data, DataLoaders): return data
+    if bs < 1: raise CourseError(f'the batch size is a whole number from 1; {bs!r} was given')
     ours = not isinstance(data, DataBlock)
     block = block_for(data, path=path, **kwargs) if ours else data
     dls = block.dataloaders(*([] if isinstance(block, ExampleBlock) else [path]), bs=bs, val_bs=val_bs or max(bs, 256), device=device, num_workers=num_workers)

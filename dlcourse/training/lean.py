@@ -89,10 +89,14 @@ class LeanRecorder(Recorder):
         "Bring the last fit's record back"
         for k,v in (self._aside or {}).items(): setattr(self, k, v)
 
-# %% ../../nbs/training/02_lean.ipynb #46fa6636
+# %% ../../nbs/training/02_lean.ipynb #8d15054b
 class LeanProgress(ProgressCallback):
     "fastai's progress bar, drawn at most every `every` seconds"
     name, every = 'progress', 0.1
+
+    def before_fit(self):
+        super().before_fit()
+        if self.learn.create_mbar: self.mbar.update(0) # starts its clock, also where the first epoch isn't number 0
 
     def _launch_pbar(self):
         super()._launch_pbar()

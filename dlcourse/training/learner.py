@@ -42,14 +42,16 @@ def sizes_of(
     if not n_out: raise CourseError('these DataLoaders do not say how many classes they have (dls.c): give them a vocab, or pass a model')
     return (shape if len(shape) > 1 else shape[0]), n_out
 
-# %% ../../nbs/training/04_learner.ipynb #537d4bec
+# %% ../../nbs/training/04_learner.ipynb #583f07d2
 def _usual(dls, label_smoothing):
     "Loss function and metrics for the targets of `dls`"
+    if not 0 <= label_smoothing <= 1: raise CourseError(f'label_smoothing is from 0 to 1; {label_smoothing!r} was given')
     if getattr(dls, 'vocab', None) is None: return SquaredError(), [mse, mae]
     return CrossEntropy(label_smoothing=label_smoothing), [accuracy]
 
 def _watchers(cbs, early_stopping):
     "Callbacks that keep the best weights and stop at NaN, unless `cbs` brings its own"
+    if early_stopping is not None and early_stopping < 1: raise CourseError(f'early_stopping is a number of epochs from 1; {early_stopping!r} was given')
     if any(isinstance(cb, BestWeights) for cb in listify(cbs)): return [StopOnNaN()]
     return [StopOnNaN(), BestWeights(restore=False) if early_stopping is None else EarlyStopping(patience=early_stopping)]
 
