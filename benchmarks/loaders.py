@@ -56,8 +56,8 @@ def augment_rows(group, options):
     rows, detail = [], {}
     for bs in BS:
         x = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (bs, 3, 32, 32), dtype=np.uint8)).to(options.device)
-        n = 1 if options.quick else 25600 // bs
-        s = detail[bs] = interleaved({k: lambda f=f: [f() for _ in range(n)] for k,f in augmentations(x).items()}, options)
+        n = 1 if options.quick else 6400 // bs
+        s = detail[bs] = interleaved({k: lambda f=f: [f() for _ in range(n)] for k,f in augmentations(x).items()}, options, 4)
         rows += [compare(f'{group}-{bs}, {k} / cast and normalise', group, s[k], s['cast and normalise'], t, scale=n, clock=clock_for(options.device))
                  for k,t in (('crop and flip', 2), ('random affine', 6), ('aug_transforms', None))]
     return rows, dict(data='random bytes', batches=n, seconds=detail)

@@ -70,11 +70,12 @@ def silent():
 def interleaved(
     contestants, # Name -> function without arguments
     options,     # Those of the command line: device, rounds to warm up, rounds that count
+    times=1,     # So many times as many rounds, for what takes milliseconds
 ): # Name -> seconds in each round that counts
     "Time every contestant once a round"
     seconds = {k: [] for k in contestants}
     with silent():
-        for i in range(options.warm_up + options.repeats):
+        for i in range(options.warm_up + options.repeats*times):
             for k,f in contestants.items():
                 t = timed(f, options.device)
                 if i >= options.warm_up: seconds[k].append(t)

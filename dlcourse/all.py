@@ -1,5 +1,6 @@
 "Everything a lesson needs: `from dlcourse.all import *`"
 from fastai.basics import *
+from fastai.callback.hook import *
 from fastai.callback.mixup import *
 from fastai.callback.schedule import *
 from fastai.callback.tracker import *

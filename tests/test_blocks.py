@@ -58,7 +58,7 @@ def test_mixed_channels_in_files(folder):
     with pytest.raises(CourseError, match='channels=1 or channels=3'): dls_for(folder, bs=4)
     dls = dls_for(folder, bs=4, in_memory=False)
     with pytest.raises(CourseError, match='channels=1 or channels=3'): check(dls, n=None)
-    assert check(dls_for(folder, bs=4, in_memory=False, channels=1), n=None).result.iloc[0].startswith('PILImageBW')
+    assert check(dls_for(folder, bs=4, in_memory=False, channels=1), n=None).result.iloc[0].startswith('PILGrey')
 
 
 def test_folder_learns_and_predicts_a_file(folder):
@@ -118,6 +118,18 @@ def test_stock_learner_takes_the_loader():
     stock = Learner(learn.dls, learn.model, loss_func=learn.loss_func, opt_func=learn.opt_func, metrics=learn.metrics)
     with stock.no_bar(), stock.no_logging(): stock.fit(1)
     assert stock.get_preds()[0].shape == (len(learn.dls.valid_ds), 10)
+
+
+def test_check_looks_at_validation_items_too(folder):
+    dls = dls_for(folder, bs=4, in_memory=False, normalize=False)
+    file = dls.valid_ds.tls[0].tfms.fs[0].store.files[dls.valid_ds.items[-1]]
+    file.write_text('not an image')
+    with pytest.raises(CourseError, match=file.name): check(dls, n=None)
+
+
+def test_loaders_start_from_their_seed():
+    a, b, c = (dls_for('digits', seed=s).one_batch()[1] for s in (1, 1, 2))
+    assert torch.equal(a, b) and not torch.equal(a, c)
 
 
 def test_validation_on_the_test_part():

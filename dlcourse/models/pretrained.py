@@ -52,19 +52,26 @@ def unknown_network(
     mine = f"archs() lists the course's own ({', '.join(own)}); " if own else ''
     return CourseError(f"unknown architecture {name!r}.{hint} {mine}{'any' if own else 'Any'} classifier of torchvision (as alexnet) and any name of timm works too")
 
-# %% ../../nbs/models/05_pretrained.ipynb #570081f6
+# %% ../../nbs/models/05_pretrained.ipynb #1f2f8f08
 def library_of(
     name:str, # A name of torchvision or timm; `timm:NAME` is one of timm
     own=(), # Further names there are, for the message
 )->tuple: # 'torchvision' or 'timm', and the name there
     "The library that has the network `name`; raises `CourseError` with the nearest names if none has"
     name = str(name).strip()
-    key = name.lower().replace('-', '_').removeprefix('torchvision:')
+    key = name.lower().replace('-', '_')
     if key in torchvision_names(): return 'torchvision', key
     import timm
     plain = key.removeprefix('timm:')
-    if timm.is_model(plain): return 'timm', plain
+    if timm.is_model(plain): return 'timm', _tagged(plain)
     raise unknown_network(name, own)
+
+def _tagged(name):
+    "A name of timm; raises `CourseError` if what follows its dot is none of the weights there are"
+    import timm
+    arch, _, tag = name.partition('.')
+    tags = [o.partition('.')[2] for o in timm.list_pretrained(f'{arch}.*')] if '.' in name else [tag]
+    return name if tag in tags else f"{arch}.{choose(tag, tags, f'weights of {arch}')}"
 
 # %% ../../nbs/models/05_pretrained.ipynb #98547475
 @dataclass
@@ -173,13 +180,14 @@ def cut(
     tensors = net.state_dict(keep_vars=True)
     return *(_cut_timm(net, b.size, n_out) if b.library == 'timm' else _cut_torchvision(net)), tensors
 
-# %% ../../nbs/models/05_pretrained.ipynb #43b5aa59
+# %% ../../nbs/models/05_pretrained.ipynb #4dc17a26
+_kinds = dict(Linear='dense', Conv2d='conv', AdaptiveAvgPool2d='pool', LayerNorm2d='norm', LayerNorm='norm', Dropout='dropout', Flatten='flatten')
+
 def _named(layers):
     "`layers` as a chain, named by their kind; the last one that has weights is `out`"
     out = max(i for i,m in enumerate(layers) if isinstance(m, (nn.Linear, nn.Conv2d)))
-    kinds = [type(m).__name__.lower() for m in layers]
-    names = ['out' if i == out else k + str(kinds[:i].count(k) + 1) for i,k in enumerate(kinds)]
-    return chain(**dict(zip(names, layers)))
+    kinds = ['out' if i == out else _kinds.get(type(m).__name__, 'act') for i,m in enumerate(layers)]
+    return chain(**{k if kinds.count(k) == 1 else f'{k}{kinds[:i+1].count(k)}': m for i,(k,m) in enumerate(zip(kinds, layers))})
 
 def own_head(
     layers:list, # Layers of the library's head
@@ -190,46 +198,46 @@ def own_head(
         if isinstance(m, nn.Dropout): m.inplace,m.p = False,m.p if dropout is None else dropout
     return _named(layers)
 
-# %% ../../nbs/models/05_pretrained.ipynb #c7444735
+# %% ../../nbs/models/05_pretrained.ipynb #a0ab8e04
 def linear_head(
-    n_features:int, # Channels of the map, or length of the vector
+    shape, # Of what the body gives for one image: (C, h, w) or (F,)
     n_out:int, # Number of outputs
     dropout:float|None=None, # Share, 0 to below 1; 0.2 if not given
-    as_map:bool=True, # Whether the body gives a map
 )->nn.Sequential:
     "Mean of the map, batch normalisation, dropout, one layer"
-    return chain(pool=nn.AdaptiveAvgPool2d(1) if as_map else None, flatten=nn.Flatten(), norm=nn.BatchNorm1d(n_features),
-                 dropout=drop_layer(0.2 if dropout is None else dropout), out=nn.Linear(n_features, n_out))
+    pool = nn.AdaptiveAvgPool2d(1) if len(shape) == 3 else None
+    return chain(pool=pool, flatten=nn.Flatten(), norm=nn.BatchNorm1d(shape[0]), dropout=drop_layer(0.2 if dropout is None else dropout),
+                 out=nn.Linear(shape[0], n_out))
 
 def fastai_head(
-    n_features:int, # Channels of the map, or length of the vector
+    shape, # Of what the body gives for one image: (C, h, w) or (F,)
     n_out:int, # Number of outputs
-    dropout:float|None=None, # Of the last layer, and twice that of the one before; 0.5 if not given
-    as_map:bool=True, # Whether the body gives a map
+    dropout:float|None=None, # Before the last layer, and half of it before the other one; 0.5 if not given
 )->nn.Sequential:
     "The head that fastai's `create_head` makes, with names, and initialised as in `vision_learner`"
-    n, p = n_features*(2 if as_map else 1), 0.5 if dropout is None else dropout
+    as_map, p = len(shape) == 3, 0.5 if dropout is None else dropout
+    n = shape[0]*(1 + as_map)
     head = chain(pool=AdaptiveConcatPool2d() if as_map else None, flatten=nn.Flatten(),
                  norm1=nn.BatchNorm1d(n), dropout1=drop_layer(p/2), dense=nn.Linear(n, 512, bias=False), act=nn.ReLU(),
                  norm2=nn.BatchNorm1d(512), dropout2=drop_layer(p), out=nn.Linear(512, n_out, bias=False))
     for m in (head.dense, head.out): nn.init.kaiming_normal_(m.weight)
     return head
 
-# %% ../../nbs/models/05_pretrained.ipynb #b61a86e5
+# %% ../../nbs/models/05_pretrained.ipynb #9057a72c
 heads = dict(fastai=fastai_head, linear=linear_head)
 
 def make_head(
-    head, # 'fastai', 'linear' or 'own'; or a module that takes what the body gives
+    head, # A name of `heads`, or 'own'; or a module that takes what the body gives
     layers:list, # Layers of the library's own head
-    shape, # Of what the body gives for one image: (C, H, W) or (F,)
+    shape, # Of what the body gives for one image: (C, h, w) or (F,)
     n_out:int, # Number of outputs
     dropout:float|None=None, # Share, 0 to below 1; None for what is usual in this head
 )->nn.Module:
     "The `head` for a body that gives `shape`; raises `CourseError` for an unknown name"
     if isinstance(head, nn.Module): return head
     drop_layer(dropout or 0.)
-    kind = choose(head, [*heads, 'own'], 'head')
-    return own_head(layers, dropout) if kind == 'own' else heads[kind](shape[0], n_out, dropout, as_map=len(shape) == 3)
+    kind = choose(head, [*heads, *(['own'] if layers else [])], 'head')
+    return own_head(layers, dropout) if kind == 'own' else heads[kind](shape, n_out, dropout)
 
 # %% ../../nbs/models/05_pretrained.ipynb #26f314f2
 _fixed = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.AvgPool2d, nn.MaxPool2d, nn.Flatten, nn.Identity, nn.ReLU, nn.Sequential, AdaptiveConcatPool2d)

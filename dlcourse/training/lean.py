@@ -294,6 +294,13 @@ def no_bar(self:LeanLearner):
     "Context manager that deactivates the progress bar"
     with self.removed_cbs(self._grab_cbs(ProgressCallback)): yield self
 
+# %% ../../nbs/training/02_lean.ipynb #d4e76c4e
+@patch
+@contextmanager
+def quiet(self:LeanLearner):
+    "Context manager without progress bar and without a line for each epoch"
+    with self.no_bar(), self.no_logging(): yield self
+
 # %% ../../nbs/training/02_lean.ipynb #31c01644
 @contextmanager
 def _untouched(learn):

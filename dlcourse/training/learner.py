@@ -55,7 +55,7 @@ def _watchers(cbs, early_stopping):
     if any(isinstance(cb, BestWeights) for cb in listify(cbs)): return [StopOnNaN()]
     return [StopOnNaN(), BestWeights(restore=False) if early_stopping is None else EarlyStopping(patience=early_stopping)]
 
-# %% ../../nbs/training/04_learner.ipynb #668f3bf4
+# %% ../../nbs/training/04_learner.ipynb #7a556aec
 def learner_for(
     arch='cnn', # A name of `archs()`, a module, or a function of input shape and number of outputs
     dls=None, # `DataLoaders`; by default they are made from `data`
@@ -65,7 +65,7 @@ def learner_for(
     opt_func=adamw, # A fastai optimiser; by default torch's fused AdamW with fastai's settings
     metrics=None, # By default accuracy, or the mean squared and absolute error
     seed:int=None, # Seeds the weights, the choice of data and each epoch
-    early_stopping:int=None, # Epochs to wait for a better validation loss before stopping with the best weights
+    early_stopping:int=None, # Epochs to wait for a better validation loss before stopping with the best weights; `cbs=EarlyStopping('accuracy')` watches something else
     label_smoothing:float=0., # Of the default cross-entropy
     cbs=None, # Further callbacks
     **kwargs, # Arguments of `dls_for` (with `data_path` for its `path`), `Learner` and the network
