@@ -80,13 +80,14 @@ def _library_arch(name):
     whole = '+'.join(names)
     return Arch(whole, partial(fusion_net, names) if len(names) > 1 else partial(transfer_net, whole), *backbones.get(whole, ('pretrained', '')))
 
-# %% ../../nbs/models/07_zoo.ipynb #bd5bfe85
+# %% ../../nbs/models/07_zoo.ipynb #efd12c13
 def find_arch(
     name:str, # One of ours, one of torchvision or timm (`timm:NAME` is one of timm), or several of these joined by `+`
 )->Arch:
     "The architecture called `name`; raises `CourseError` with the nearest names"
-    key = 'alexnet+mobilenet_v2' if name == 'fusion' else str(name).lower().replace('-', '_')
-    return registry[key] if key in registry else _library_arch(key)
+    def plain(o): return str(o).strip().lower().replace('-', '_')
+    ours = {plain(k): a for k,a in registry.items()}
+    return ours[plain(name)] if plain(name) in ours else _library_arch('alexnet+mobilenet_v2' if plain(name) == 'fusion' else name)
 
 # %% ../../nbs/models/07_zoo.ipynb #f1d86e02
 def _at_least_one(n_out):
