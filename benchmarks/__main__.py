@@ -11,7 +11,7 @@ from .measure import ROOT
 GROUPS = {'import': 'start-up: dlcourse --help, dlcourse.all, torch, fastai.vision.all',
           'million': 'set-up of one million 28×28 images: time and memory',
           'loader': 'an epoch of the loader alone, batches of 64 and 512',
-          'augment': 'crop-and-flip and random affine of 64 and 512 images',
+          'augment': 'crop-and-flip and random affine, batches of 64 and 512',
           'fit-mlp-64': 'training a small MLP, batches of 64',
           'fit-mlp-512': 'training a small MLP, batches of 512',
           'fit-cnn-64': 'training a small CNN, batches of 64'}
@@ -86,7 +86,7 @@ def provenance(options, start, load):
     changed = git('status', '--porcelain', '--', 'dlcourse', 'benchmarks')
     return dict(command='python -m benchmarks ' + ' '.join(sys.argv[1:]), commit=git('rev-parse', 'HEAD'), uncommitted_changes=bool(changed),
                 date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds'), device=options.device, hardware=hardware(options.device),
-                threads=options.threads, rounds=options.repeats, starts=options.starts, quick=options.quick, versions=versions(),
+                threads=options.threads, rounds=options.repeats, starts=options.starts, quick=options.quick, keeps_memory=options.keeps_memory, versions=versions(),
                 system=f'{platform.system()} {platform.release()}', load_before=load, load_after=list(os.getloadavg()), seconds=time.time() - start)
 
 
@@ -116,7 +116,8 @@ def main(args=None):
     os.environ.update(OMP_NUM_THREADS=str(options.threads), MKL_NUM_THREADS=str(options.threads))
     start, load = time.time(), list(os.getloadavg())
     import torch
-    from .measure import rounded
+    from .measure import keep_memory, rounded
+    options.keeps_memory = keep_memory()
     torch.set_num_threads(options.threads)
     if options.device == 'cuda' and not torch.cuda.is_available(): sys.exit('there is no GPU that torch can use here: measure with --device cpu')
     rows, groups = [], {}

