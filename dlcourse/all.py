@@ -19,11 +19,14 @@ from dlcourse.insight.curves import *
 from dlcourse.insight.evaluation import *
 from dlcourse.models.blocks import *
 from dlcourse.models.cnn import *
+from dlcourse.models.fusion import *
 from dlcourse.models.mlp import *
 from dlcourse.models.nets import *
+from dlcourse.models.pretrained import *
 from dlcourse.models.zoo import *
 from dlcourse.training.callbacks import *
 from dlcourse.training.lean import *
 from dlcourse.training.learner import *
 from dlcourse.training.losses import *
 from dlcourse.training.runs import Run, Settings
+from dlcourse.training.transfer import *

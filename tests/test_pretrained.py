@@ -23,7 +23,7 @@ from dlcourse.core import CourseError, seed_all
 from dlcourse.models import pretrained
 from dlcourse.models.blocks import chain, count_params
 from dlcourse.models.fusion import FusionBody, Rescale, fusion_net
-from dlcourse.models.pretrained import (TransferNet, backbone_of, cut, fastai_head, find_weights, library_of, linear_head,
+from dlcourse.models.pretrained import (TransferNet, backbone_of, cut_net, fastai_head, find_weights, library_of, linear_head,
                                         read_weights, smallest_side, transfer_net, transfer_splitter)
 from dlcourse.models.zoo import archs, find_arch, match_params, model_for, size_of, smallest_input
 
@@ -133,7 +133,7 @@ def test_googlenet_gets_the_images_it_wants():
     torch.manual_seed(0)
     net = torchvision.models.googlenet(init_weights=True, transform_input=True, num_classes=7).eval()
     b = backbone_of('googlenet')
-    body, layers, tensors = cut(b, 7)
+    body, layers, tensors = cut_net(b, 7)
     with torch.no_grad():
         for k, v in tensors.items(): v.copy_(net.state_dict()[k])
     photo = torch.rand(2, *SIZE)

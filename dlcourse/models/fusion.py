@@ -7,13 +7,13 @@ Docs: https://dlcourse.github.io/dlcourse/models/fusion.html.md"""
 # %% auto #0
 __all__ = ['Rescale', 'FusionBody', 'dense_head', 'fusion_net']
 
-# %% ../../nbs/models/06_fusion.ipynb #0f2494d0
+# %% ../../nbs/models/06_fusion.ipynb #fd94c9b5
 import math
 import torch
 from torch import Tensor, nn
 from ..core import CourseError, choose
 from .blocks import chain, drop_layer
-from .pretrained import Backbone, TransferNet, backbone_of, cut, fitting_shape, heads, load_pretrained, make_head
+from .pretrained import Backbone, TransferNet, backbone_of, cut_net, fitting_shape, heads, load_pretrained, make_head
 
 # %% ../../nbs/models/06_fusion.ipynb #594b598d
 class Rescale(nn.Module):
@@ -97,7 +97,7 @@ def _said(bs, shape):
     return Backbone('+'.join(b.name for b in bs), join(dict.fromkeys(b.library for b in bs)), first.mean, first.std, first.size, shape[0],
                     join(b.weights for b in bs) if first.weights else None, sum([b.missing for b in bs], ()), sum([b.unexpected for b in bs], ()))
 
-# %% ../../nbs/models/06_fusion.ipynb #c63683d8
+# %% ../../nbs/models/06_fusion.ipynb #1dd22efd
 def fusion_net(
     names, # Two or more names of torchvision or timm: a list, or joined by `+`
     n_in, # (channels, height, width); one channel is repeated
@@ -112,7 +112,7 @@ def fusion_net(
     "One network of several; raises `CourseError` for unknown names, and for sizes and weights that don't fit"
     bs, places = _several(names, weights)
     if weights is not None and not pretrained: raise CourseError(f'weights={weights} are given, but pretrained=False')
-    parts = [cut(b, n_out, init=not pretrained) for b in bs]
+    parts = [cut_net(b, n_out, init=not pretrained) for b in bs]
     shapes = _shapes(bs, [body for body,_,_ in parts], n_in)
     grid = _grid(bs, shapes, how, grid)
     if pretrained and torch.get_default_device().type != 'meta':

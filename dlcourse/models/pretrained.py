@@ -6,9 +6,9 @@ Docs: https://dlcourse.github.io/dlcourse/models/pretrained.html.md"""
 
 # %% auto #0
 __all__ = ['heads', 'course_backbones', 'torchvision_names', 'timm_names', 'unknown_network', 'library_of', 'Backbone',
-           'backbone_of', 'TimmBody', 'cut', 'own_head', 'linear_head', 'fastai_head', 'make_head', 'TransferNet',
+           'backbone_of', 'TimmBody', 'cut_net', 'own_head', 'linear_head', 'fastai_head', 'make_head', 'TransferNet',
            'transfer_splitter', 'weight_folders', 'find_weights', 'read_weights', 'fill_weights', 'hub_weights',
-           'load_pretrained', 'takes', 'smallest_side', 'fitting_shape', 'transfer_net']
+           'load_pretrained', 'smallest_side', 'fitting_shape', 'transfer_net']
 
 # %% ../../nbs/models/05_pretrained.ipynb #92e06ff0
 import os, pickle, re
@@ -164,8 +164,8 @@ def _cut_timm(net, side, n_out):
     if not isinstance(out, nn.Linear): out = nn.Linear(getattr(net, 'head_hidden_size', net.num_features), n_out)
     return TimmBody(net.train(), as_map), [*pool, *drop, out]
 
-# %% ../../nbs/models/05_pretrained.ipynb #219a6141
-def cut(
+# %% ../../nbs/models/05_pretrained.ipynb #f06d61dd
+def cut_net(
     b:Backbone, # What `backbone_of` gave
     n_out:int, # Number of outputs of the last layer
     init:bool=True, # Whether the weights must be worth starting from: two old networks take seconds to draw theirs
@@ -356,14 +356,14 @@ def _read(file):
     from safetensors.torch import load_file
     return load_file(file)
 
-# %% ../../nbs/models/05_pretrained.ipynb #e86b4d3b
+# %% ../../nbs/models/05_pretrained.ipynb #eb4b86b8
 course_backbones = ('alexnet', 'mobilenet_v2', 'squeezenet1_1', 'tf_efficientnet_lite0', 'resnet18', 'resnet50')
 
 def _fits(tensors, found): return {k for k,v in tensors.items() if k in found and found[k].shape == v.shape}
 
 def _looks_like(found):
     "The network of the course that most tensors of `found` fit, for a message"
-    with torch.device('meta'): share = {o: len(_fits(cut(backbone_of(o), 1000)[2], found))/len(found) for o in course_backbones}
+    with torch.device('meta'): share = {o: len(_fits(cut_net(backbone_of(o), 1000)[2], found))/len(found) for o in course_backbones}
     best = max(share, key=share.get)
     return f'; it looks like {best}' if share[best] > 0.5 else ''
 
@@ -447,8 +447,8 @@ def load_pretrained(
     source, found = (file, read_weights(file)) if file else hub_weights(b, tag)
     fill_weights(b, body, tensors, found, source)
 
-# %% ../../nbs/models/05_pretrained.ipynb #bd93c92e
-def takes(
+# %% ../../nbs/models/05_pretrained.ipynb #17e8e625
+def _takes(
     body:nn.Module, # A network for images
     h:int, # Height in pixels
     w:int, # Width in pixels
@@ -462,11 +462,11 @@ def smallest_side(
     native:int, # A side that it takes, in pixels
 )->int: # In pixels
     "Side of the smallest square image that `body` takes"
-    hi = next((o for o in range(32, native, 32) if takes(body, o, o)), native)
+    hi = next((o for o in range(32, native, 32) if _takes(body, o, o)), native)
     lo = max(0, hi - 32)
     while hi - lo > 1:
         mid = (lo + hi)//2
-        lo,hi = (lo,mid) if takes(body, mid, mid) else (mid,hi)
+        lo,hi = (lo,mid) if _takes(body, mid, mid) else (mid,hi)
     return hi
 
 # %% ../../nbs/models/05_pretrained.ipynb #bc82b5c4
@@ -483,7 +483,7 @@ def fitting_shape(
         s = smallest_side(body, b.size)
         raise CourseError(f'{b.name} does not work on images of {h}×{w} pixels; the smallest square ones it takes have {s}×{s}') from e
 
-# %% ../../nbs/models/05_pretrained.ipynb #72e56c9d
+# %% ../../nbs/models/05_pretrained.ipynb #87d159e3
 def transfer_net(
     name:str, # A name of torchvision or timm
     n_in, # (channels, height, width); one channel is repeated
@@ -496,7 +496,7 @@ def transfer_net(
     "The network `name` with a head for `n_out`; raises `CourseError` for unknown names, sizes and weights that don't fit"
     b = backbone_of(name)
     if weights is not None and not pretrained: raise CourseError(f'weights={weights} are given, but pretrained=False')
-    body, layers, tensors = cut(b, n_out, init=not pretrained)
+    body, layers, tensors = cut_net(b, n_out, init=not pretrained)
     shape = fitting_shape(b, body, n_in)
     if pretrained and torch.get_default_device().type != 'meta': load_pretrained(b, body, tensors, weights)
     b.n_features = shape[0]

@@ -8,7 +8,7 @@ Docs: https://dlcourse.github.io/dlcourse/models/zoo.html.md"""
 __all__ = ['registry', 'backbones', 'Arch', 'register', 'find_arch', 'check_model', 'model_for', 'size_of', 'smallest_input',
            'archs', 'match_params']
 
-# %% ../../nbs/models/07_zoo.ipynb #3b9ad690
+# %% ../../nbs/models/07_zoo.ipynb #63047e59
 import inspect, operator
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +20,7 @@ from .cnn import cnn, cnn_base, cnn_v2, cnn_v3
 from .fusion import fusion_net
 from .mlp import mlp
 from .nets import all_conv, inception, residual
-from .pretrained import backbone_of, cut, library_of, smallest_side, torchvision_names, transfer_net
+from .pretrained import backbone_of, cut_net, library_of, smallest_side, torchvision_names, transfer_net
 
 # %% ../../nbs/models/07_zoo.ipynb #e09622fc
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def size_of(
     "Number of parameters that `model_for` with these arguments would have"
     with torch.device('meta'): return count_params(model_for(arch, n_in, n_out, **kwargs))
 
-# %% ../../nbs/models/07_zoo.ipynb #41a9ad81
+# %% ../../nbs/models/07_zoo.ipynb #4497d14e
 def smallest_input(
     arch:str, # A name that `find_arch` knows
     limit:int=256, # Where to stop looking
@@ -156,7 +156,7 @@ def smallest_input(
 def _smallest(name):
     "Smallest side for a network of torchvision or timm"
     b = backbone_of(name)
-    with kept_rng(): return smallest_side(cut(b, 2, init=False)[0], b.size)
+    with kept_rng(): return smallest_side(cut_net(b, 2, init=False)[0], b.size)
 
 # %% ../../nbs/models/07_zoo.ipynb #870464fb
 def _row(name, what, source):

@@ -87,14 +87,14 @@ def _digest(*parts):
 
 def _bytes(t): return memoryview(t.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
 
-# %% ../../nbs/training/04_transfer.ipynb #6b75b8e9
+# %% ../../nbs/training/04_transfer.ipynb #c253d417
 def made_from(
     model, # A `TransferNet`
     dls, # `DataLoaders` of images
     copies:int=1, # As in `features_of`
 )->dict: # A hash of each: weights, images, transforms
     "What the features of `model` on `dls` depend on"
-    weights = _digest(*[o for k,v in model.body.state_dict().items() for o in (k.encode(), _bytes(v))])
+    weights = _digest(model.fixed_layers(), *[o for k,v in model.body.state_dict().items() for o in (k.encode(), _bytes(v))])
     images = _digest(*[_pixels(dl) for dl in dls.loaders[:2]])
     return dict(weights=weights, images=images, transforms=_digest(*[str(dl.after_item) + str(dl.after_batch) for dl in dls.loaders[:2]], copies))
 
