@@ -1,9 +1,9 @@
 """What the defaults reach, over several seeds, judged once on the official test images.
 
-    python -m benchmarks.accuracy [--seeds N] [-o FILE]
+    python -m benchmarks.accuracy [--seeds N] [--run FOLDER ...] [-o FILE]
 
 Budgets and rates were fixed on validation images of other seeds beforehand; nothing is chosen here."""
-import argparse, json, os, statistics, subprocess, sys, time
+import argparse, csv, json, os, statistics, subprocess, sys, time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -51,10 +51,20 @@ def row(name, claim, target, run, seeds, **more):
     return res
 
 
+def run_folder(folder):
+    "One line for a finished run of the command line: its settings, history and figures"
+    folder = Path(folder)
+    settings, metrics = (json.loads((folder/o).read_text()) for o in ('settings.json', 'metrics.json'))
+    with open(folder/'history.csv', newline='') as f: history = list(csv.DictReader(f))
+    return dict(name=f"{settings['data']}, {settings['arch']}, {len(history)} epochs, command line", claim='one seed',
+                target=None, mean=metrics['test']['accuracy'], spread=None, met=None, settings=settings, history=history, metrics=metrics)
+
+
 def main(args=None):
     p = argparse.ArgumentParser('python -m benchmarks.accuracy', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--seeds', type=int, default=3, metavar='N', help='seeds 1 to N (3)')
     p.add_argument('-o', '--output', default=ROOT/'results'/'accuracy.json', metavar='FILE')
+    p.add_argument('--run', nargs='+', default=[], metavar='FOLDER', help='finished run folders to record beside')
     options = p.parse_args(args)
     start, load, seeds = time.time(), list(os.getloadavg()), range(1, options.seeds + 1)
     rows = [row('fashion_mini, cnn, 3 epochs', 'learner_for("cnn").fit_one_cycle(3) on the shipped images', 0.80, first_run, seeds)]
@@ -62,6 +72,7 @@ def main(args=None):
         for arch, target in (('mlp', 0.925), ('cnn', 0.965)):
             rows.append(row(f'MNIST, 300 per class, {arch}', 'no augmentation, a fifth of the 3,000 images validates', target, lambda s: mnist_run(arch, s), seeds, budget=MNIST[arch]))
     else: print('MNIST not measured: $DLCOURSE_DATA does not hold it')
+    rows += [run_folder(o) for o in options.run]
     import torch
     output, options = options.output, SimpleNamespace(device='cpu', repeats=1, starts=1, threads=torch.get_num_threads(), quick=False)
     about = provenance(options, start, load)

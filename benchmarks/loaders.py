@@ -4,7 +4,7 @@ import warnings
 import numpy as np, torch
 
 from .loops import Task
-from .measure import clock_for, compare, interleaved
+from .measure import again, clock_for, compare, interleaved
 
 BS = (64, 512)
 
@@ -28,7 +28,7 @@ def loader_rows(group, options):
     rows, detail = [], {}
     for bs in BS:
         task = Task('mlp', bs, 2*bs if options.quick else 20480, device=options.device)
-        ways = {k: lambda f=f: [f() for _ in range(1 if options.quick else 3)] for k,f in epochs_of(task).items()}
+        ways = {k: again(f, 1 if options.quick else 3) for k,f in epochs_of(task).items()}
         s = detail[bs] = interleaved(ways, options)
         rows += [compare(f'{group}-{bs} / {k}', group, s['ours'], s[k], t, clock=clock_for(options.device))
                  for k,t in (('bare indexing', 1.5), ('TensorDataset, DataLoader', None))]
@@ -59,7 +59,7 @@ def augment_rows(group, options):
     for bs in BS:
         x = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (bs, 3, 32, 32), dtype=np.uint8)).to(options.device)
         n = 1 if options.quick else 6400 // bs
-        s = detail[bs] = interleaved({k: lambda f=f: [f() for _ in range(n)] for k,f in augmentations(x).items()}, options, 4)
+        s = detail[bs] = interleaved({k: again(f, n) for k,f in augmentations(x).items()}, options, 4)
         rows += [compare(f'{group}-{bs}: {k} / cast and normalise', group, s[k], s['cast and normalise'], targets.get(k), scale=n,
                          clock=clock_for(options.device)) for k in s if k != 'cast and normalise']
     return rows, dict(data='random bytes', seconds=detail)

@@ -15,7 +15,7 @@ from dlcourse.core import CourseError, optional
 from dlcourse.data.sources import load
 from dlcourse.models.zoo import model_for
 
-from .measure import Row, clock_for, compare, interleaved
+from .measure import Row, again, clock_for, compare, interleaved
 
 HYPER = dict(lr=1e-3, betas=(0.9, 0.99), eps=1e-5, weight_decay=0.01) # fastai's Adam in torch's words
 
@@ -90,7 +90,7 @@ def bare_loop(task):
         for i in torch.randperm(len(x), device=x.device).split(task.bs):
             step(model, opt, loss_func, task.ready(x.index_select(0, i)), y.index_select(0, i))
         look(model, loss_func, [(task.ready(xv), yv)])
-    return lambda: [epoch() for _ in range(task.epochs)], model
+    return again(epoch, task.epochs), model
 
 
 def our_learner(task):
@@ -160,7 +160,7 @@ def plain_loop(task, train, valid):
     def epoch():
         for xb,yb in moved(train): step(model, opt, loss_func, xb, yb)
         look(model, loss_func, moved(valid))
-    return lambda: [epoch() for _ in range(task.epochs)], model
+    return again(epoch, task.epochs), model
 
 
 def lightning_module(L, task):

@@ -48,6 +48,13 @@ def rounded(o, digits=4):
 def clock_for(device): return 'CPU' if device == 'cpu' else 'wall'
 
 
+def again(f, n):
+    "A function that calls `f` `n` times and keeps nothing"
+    def run():
+        for _ in range(n): f()
+    return run
+
+
 def timed(f, device):
     "Seconds that `f()` takes: those of this process on a CPU, those on the wall, after synchronising, on a GPU"
     import torch

@@ -7,6 +7,7 @@ import pytest
 import torch
 from fastai.callback.core import Callback
 from PIL import Image
+from torchvision.models import shufflenet_v2_x0_5, squeezenet1_1
 
 from dlcourse.core import CourseError
 from dlcourse.training import runs as R
@@ -443,3 +444,145 @@ def test_no_file_of_a_run_can_hold_code():
     assert {o.suffix for o in run.folder.iterdir()} == {'.json', '.csv', '.safetensors'}
     source = Path(R.__file__).read_text()
     assert 'pickle' not in source.replace('a pickle would', '') and 'torch.load' not in source
+
+
+# ---- pretrained networks -----------------------------------------------------------------------
+
+@pytest.fixture
+def own_weights():
+    "A file of weights of chance, and nothing else to be had"
+    torch.manual_seed(1)
+    save_tensors('given/squeezenet1_1.safetensors', squeezenet1_1(num_classes=3).state_dict())
+    save_tensors('given/shufflenet_v2_x0_5.safetensors', shufflenet_v2_x0_5(num_classes=3).state_dict())
+    return Path('given').resolve()
+
+
+def transfer(folder=None, arch='squeezenet1_1', **kwargs):
+    small = dict(epochs=3, lr=1e-2, data_args=dict(n_per_class=10, bs=20, size=32), model_args=dict(weights='given'))
+    given = {**small, **{k: {**small.get(k, {}), **v} if isinstance(v, dict) else v for k,v in kwargs.items()}}
+    run = start(Settings(arch, 'digits', **given), folder)
+    quiet(run.learner())
+    return run
+
+
+class StopAfter(Callback):
+    "Raise in the epoch that follows `n` finished ones, counted over all fits"
+    def __init__(self, n): self.n = n
+    def after_batch(self):
+        if self.learn.training and len(self.learn.rows) == self.n: raise KeyboardInterrupt
+
+
+AUGMENTED = dict(augment=True)
+TRANSFERS = [dict(), dict(learner_args=dict(cache=True)), dict(learner_args=dict(cache='features.safetensors', early_stopping=2)),
+    dict(learner_args=dict(cache=True, copies=2), data_args=AUGMENTED, lr='auto'), dict(learner_args=dict(frozen=False), data_args=AUGMENTED),
+    dict(model_args=dict(pretrained=False, weights=None)), dict(arch='squeezenet1_1+shufflenet_v2_x0_5', model_args=dict(how='late'), learner_args=dict(cache=True)),
+    dict(epochs=2, fine_tune=2, learner_args=dict(cache=True), data_args=AUGMENTED), dict(epochs=1, fine_tune=3, learner_args=dict(early_stopping=1))]
+
+
+@pytest.mark.parametrize('case', TRANSFERS, ids=lambda o: ' '.join(f'{k}={v}' for k,v in o.items()))
+def test_transfer_resumed_without_its_file_is_uninterrupted(case, own_weights):
+    transfer('whole', **case).train()
+    n = len(Run('whole').rows)
+    run = transfer('cut', **case)
+    with pytest.raises(KeyboardInterrupt, match=f'{n-1} of {run.settings.n_epochs} epochs are kept'): run.train(cbs=[StopAfter(n-1)])
+    shutil.rmtree(own_weights)
+    assert_same(Run('whole'), resume('cut'))
+    assert names('whole') == names('cut') and Run('cut').finished
+
+
+@pytest.mark.parametrize('n', [1, 2])
+def test_fine_tuning_interrupted_around_its_second_fit(n, own_weights):
+    args = dict(epochs=2, fine_tune=1, learner_args=dict(cache=True))
+    transfer('whole', **args).train()
+    run = transfer('cut', **args)
+    with pytest.raises(KeyboardInterrupt): run.train(cbs=[StopAfter(n)])
+    shutil.rmtree(own_weights)
+    assert_same(Run('whole'), resume('cut'))
+
+
+def test_fine_tuning_is_that_of_fastai(own_weights):
+    run = transfer('run', epochs=2, fine_tune=2)
+    ours = run.train().model.state_dict()
+    learn = quiet(run.settings.learner())
+    learn.fine_tune(2, 1e-2, freeze_epochs=2)
+    assert all(torch.equal(v, ours[k]) for k,v in learn.model.state_dict().items())
+    assert repr(Run('run')).endswith('squeezenet1_1 on digits, 4 of 4 epochs (finished)') and Run('run').learner().best_epoch == run.learner().best_epoch
+
+
+def test_no_number_while_only_the_head_is_trained(own_weights):
+    class Spoil(Callback):
+        def before_train(self):
+            if len(self.learn.rows) == 1: self.learn.model.head.out.weight.data.fill_(math.nan)
+    run = transfer('run', epochs=2, fine_tune=2, model_args=dict(head='linear'))
+    with pytest.raises(CourseError, match=r'not a finite number .*\(1 epochs are kept in run\)$'): run.train(cbs=[Spoil()])
+    assert Run('run').finished and Run('run').learner().best_epoch == 0
+
+
+def test_killed_between_the_first_checkpoint_and_the_first_weights(own_weights, monkeypatch):
+    transfer('whole').train()
+    run, real = transfer('cut'), R.whole_file
+    def fails(path, *args):
+        if path.name == 'weights.safetensors': raise KeyboardInterrupt
+        return real(path, *args)
+    with monkeypatch.context() as m:
+        m.setattr(R, 'whole_file', fails)
+        with pytest.raises(KeyboardInterrupt): run.train()
+    shutil.rmtree(own_weights)
+    assert_same(Run('whole'), resume('cut'))
+
+
+def test_opened_again_it_says_and_reads_nothing(own_weights, capsys):
+    "The same network, head, normalisation and frozen body, without the file it began with and without a line about it"
+    run = transfer('run', epochs=1, arch='squeezenet1_1')
+    run.train()
+    was, out = run.learner(), capsys.readouterr().out.splitlines()
+    assert len(out) == 1 and out[0].startswith('squeezenet1_1 (torchvision), weights: squeezenet1_1.safetensors')
+    shutil.rmtree(own_weights)
+    now = quiet(Run('run').learner())
+    assert capsys.readouterr().out == ''
+    assert torch.equal(now.get_preds(ds_idx=2)[0], was.get_preds(ds_idx=2)[0]) and now.model.frozen
+    assert str(now.model.backbone) == str(was.model.backbone) and [type(o) for o in now.model.head] == [type(o) for o in was.model.head]
+    assert now.model.backbone.mean == (0.485, 0.456, 0.406)
+
+
+def test_settings_name_the_weights_and_the_head(own_weights, monkeypatch):
+    monkeypatch.setenv('DLCOURSE_WEIGHTS', str(own_weights))
+    run = transfer('run', model_args=dict(weights=None), learner_args=dict(cache=Path('f.safetensors')))
+    assert run.facts['backbone'] == dict(weights='squeezenet1_1.safetensors', mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])
+    assert run.settings.model_args == dict(pretrained=True, weights=None, head='fastai', dropout=None)
+    assert run.settings.learner_args == dict(wd=None, early_stopping=None, label_smoothing=0., frozen=True, cache=str(Path('f.safetensors').resolve()), copies=1)
+    assert run.settings.written_out() == run.settings
+    text = Path('run/settings.json').read_text()
+    assert str(own_weights) not in text
+    scratch = transfer('scratch', model_args=dict(pretrained=False, weights=None))
+    assert scratch.facts['backbone'] is None and scratch.settings.model_args['head'] == 'own' and not scratch.learner().model.frozen
+    assert [Settings('alexnet+resnet18', model_args=dict(how=o)).written_out().model_args['head'] for o in ('middle', 'Late')] == ['dense', 'fastai']
+
+
+def test_features_of_other_images_are_refused(own_weights):
+    transfer('a', epochs=1, learner_args=dict(cache='f.safetensors')).train()
+    before = names()
+    with pytest.raises(CourseError, match='f.safetensors was made from other images: remove it, or name another file'):
+        transfer('b', epochs=1, seed=1, learner_args=dict(cache='f.safetensors')).train()
+    assert names() == before
+
+
+NOT_FROZEN = [
+    (dict(arch='mlp', learner_args=dict(cache=True)), 'mlp has no pretrained weights and no frozen part, and so no cache: networks of torchvision and timm have'),
+    (dict(arch='cnn', fine_tune=2), 'and so no fine_tune'), (dict(arch='cnn', model_args=dict(pretrained=True)), 'and so no pretrained:'),
+    (dict(model_args=dict(pretrained=False), learner_args=dict(cache=True)), 'squeezenet1_1 has no frozen part if it is trained from scratch, and so no cache'),
+    (dict(model_args=dict(pretrained=False), fine_tune=1), 'from scratch, and so no fine_tune'),
+    (dict(learner_args=dict(frozen=False, cache=True, copies=2)), 'if all of it is trained from the start, and so no cache and copies'),
+    (dict(learner_args=dict(copies=2)), 'they need cache'), (dict(learner_args=dict(copies=0, cache=True)), 'copies=0: expected'),
+    (dict(fine_tune=0), 'fine_tune=0: expected'), (dict(fine_tune=1, schedule='flat'), 'cannot have the schedule flat'),
+    (dict(model_args=dict(weights='given', pretrained=False)), 'pretrained=False'), (dict(model_args=dict(head='fast')), "unknown head 'fast'. Did you mean 'fastai'"),
+    (dict(arch='squeezenet1_1+resnt18'), "unknown architecture 'resnt18'. Did you mean 'resnet18'"), (dict(arch='alexnet+alexnet'), 'two or more different networks'),
+    (dict(arch='squeezenet1_1+resnet18', model_args=dict(how='early')), "unknown fusion 'early'"),
+    (dict(arch='alexnet', data_args=dict(size=40)), 'alexnet does not work on images of 40×40 pixels; the smallest square ones it takes have 63×63'),
+    (dict(model_args=dict(weights='nowhere')), 'there is no file or folder nowhere with the weights of squeezenet1_1')]
+
+
+@pytest.mark.parametrize('kwargs, says', NOT_FROZEN, ids=[o[1] for o in NOT_FROZEN])
+def test_bad_transfer_settings_leave_nothing(kwargs, says):
+    with pytest.raises(CourseError) as e: start(Settings(**{'arch': 'squeezenet1_1', 'data': 'digits', **kwargs}))
+    assert says in str(e.value) and '\n' not in str(e.value) and names() == []

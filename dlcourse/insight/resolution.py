@@ -65,7 +65,7 @@ class Latency:
     def __repr__(self):
         return f'{self.ms:.3g} ms ({self.low:.3g} to {self.high:.3g}, {self.runs} runs) for {self.images} images, {self.per_image:.3g} ms each, {self.threads} thread{"s"*(self.threads > 1)}'
 
-# %% ../../nbs/insight/03_resolution.ipynb #7bb46998
+# %% ../../nbs/insight/03_resolution.ipynb #6ed28c9d
 def batch_timer(
     model:nn.Module,
     x:Tensor, # A batch for it
@@ -76,15 +76,15 @@ def batch_timer(
 def latency(
     model:nn.Module, # Timed in evaluation mode, without gradients
     x:Tensor, # A batch, on the model's device
-    runs:int=7, # At least
-    seconds:float=0.1, # At least, all runs together
+    runs:int=5, # At least
 )->Latency:
     "Median time of one batch, with quartiles"
+    timer, times = batch_timer(model, x), []
     with judging(model):
-        timer = batch_timer(model, x)
-        m = timer.blocked_autorange(min_run_time=max(seconds, runs*timer.timeit(1).median))
-    low, mid, high = 1000*np.quantile(m.times, [0.25, 0.5, 0.75])
-    return Latency(mid, low, high, len(x), len(m.times), m.num_threads)
+        once = timer.timeit(1).median
+        while len(times) < runs: times += timer.blocked_autorange(min_run_time=max(0.02, runs*once)).times
+    low, mid, high = 1000*np.quantile(times, [0.25, 0.5, 0.75])
+    return Latency(mid, low, high, len(x), len(times), torch.get_num_threads())
 
 # %% ../../nbs/insight/03_resolution.ipynb #98396827
 def _sizes(sizes):
@@ -107,7 +107,7 @@ def sized_input(
     try: yield model
     finally: hook.remove()
 
-# %% ../../nbs/insight/03_resolution.ipynb #80c02f0a
+# %% ../../nbs/insight/03_resolution.ipynb #ad23defc
 @dataclass(repr=False)
 class SizedPreds:
     "What one network answers for the same images at several sizes; made by `preds_at`"
@@ -121,7 +121,7 @@ class SizedPreds:
     def decoded(self): return self.preds.argmax(2)
 
     @property
-    def accuracy(self): return (self.decoded == self.targets).float().mean(1).numpy()
+    def accuracy(self): return (self.decoded == self.targets).double().mean(1).numpy()
 
     def __repr__(self): return 'SizedPreds: ' + ', '.join(f'{_label(s)}: {a:.3f}' for s,a in zip(self.sizes, self.accuracy))
 

@@ -7,14 +7,14 @@ Docs: https://dlcourse.github.io/dlcourse/training/transfer.html.md"""
 # %% auto #0
 __all__ = ['FeatureDL', 'features_of', 'feature_dls', 'made_from', 'save_features', 'load_features', 'TransferLearner']
 
-# %% ../../nbs/training/04_transfer.ipynb #ab54bf1f
+# %% ../../nbs/training/04_transfer.ipynb #f7fec6cd
 import hashlib
 from contextlib import contextmanager
 from pathlib import Path
 import numpy as np, torch
 from fastai.data.core import DataLoaders
 from fastcore.basics import patch
-from fastprogress.fastprogress import progress_bar
+from fastprogress.fastprogress import printing, progress_bar
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from ..core import CourseError, kept_rng, whole_file
@@ -44,13 +44,13 @@ class FeatureDL(MemoryDL):
         self.passes += 1
         return [x, self.labels, torch.arange(len(x), device=x.device)]
 
-# %% ../../nbs/training/04_transfer.ipynb #52a753c0
+# %% ../../nbs/training/04_transfer.ipynb #d6bd3bf9
 @torch.no_grad()
 def _one_pass(model, dl):
     "Features and labels of all items of `dl`, in the order of its dataset"
     plain = dl.new(shuffle=False, drop_last=False, bs=max(dl.bs, 128))
     xs, ys = [], []
-    for x,y in progress_bar(plain, leave=False, display=len(dl.dataset) > 5000):
+    for x,y in progress_bar(plain, leave=False) if len(dl.dataset) > 5000 and printing() else plain:
         xs.append(model.features(x.as_subclass(torch.Tensor)))
         ys.append(y.as_subclass(torch.Tensor))
     return torch.cat(xs), torch.cat(ys)
@@ -143,7 +143,7 @@ class TransferLearner(LeanLearner):
         if not (self.cache and self.model.frozen): return super().fit(n_epoch, *args, **kwargs)
         with self.on_features(): super().fit(n_epoch, *args, **kwargs)
 
-# %% ../../nbs/training/04_transfer.ipynb #c385cd7f
+# %% ../../nbs/training/04_transfer.ipynb #357d7166
 @patch
 def _features(self:TransferLearner):
     "The features of the present weights and images, computed, kept from the last fit or read from the file"
@@ -162,7 +162,7 @@ def _features(self:TransferLearner):
 def on_features(self:TransferLearner):
     "Within the block the learner's data are features, and its model takes them"
     images, stand_in = self.dls, feature_dls(self.dls, self._features())
-    self.dls = stand_in
+    self.dls, stand_in.train.passes = stand_in, self.n_done
     try:
         with self.model.from_features(): yield self
     finally: self.dls = images
