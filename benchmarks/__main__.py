@@ -86,7 +86,7 @@ def provenance(options, start, load):
     changed = git('status', '--porcelain', '--', 'dlcourse', 'benchmarks')
     return dict(command='python -m benchmarks ' + ' '.join(sys.argv[1:]), commit=git('rev-parse', 'HEAD'), uncommitted_changes=bool(changed),
                 date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds'), device=options.device, hardware=hardware(options.device),
-                threads=options.threads, rounds=options.repeats, starts=options.starts, quick=options.quick, keeps_memory=options.keeps_memory, versions=versions(),
+                threads=options.threads, rounds=options.repeats, starts=options.starts, quick=options.quick, keeps_memory=getattr(options, 'keeps_memory', False), versions=versions(),
                 system=f'{platform.system()} {platform.release()}', load_before=load, load_after=list(os.getloadavg()), seconds=time.time() - start)
 
 

@@ -2,7 +2,7 @@
 
 What disturbs one contestant of a round usually disturbs its neighbours too, so the median of the ratios within rounds is far steadier
 than a ratio of two separate measurements."""
-import contextlib, ctypes, gc, json, os, resource, subprocess, sys, time
+import contextlib, ctypes, gc, json, os, subprocess, sys, time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -117,11 +117,12 @@ def child(
 ): # (seconds on the wall, CPU seconds, what it printed)
     "Run a command in a fresh process; raises `RuntimeError` with its last words if it fails"
     env = dict(os.environ, OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads))
-    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    before, start = os.times(), time.perf_counter()
     out = subprocess.run(args, env=env, cwd=ROOT, capture_output=True, text=True)
-    wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
+    wall, after = time.perf_counter() - start, os.times()
     if out.returncode: raise RuntimeError(f'{" ".join(map(str, args))} failed: {out.stderr.strip()[-500:]}')
-    return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, out.stdout
+    cpu = after.children_user + after.children_system - before.children_user - before.children_system
+    return wall, cpu, out.stdout
 
 
 def child_json(module, *args, threads=1):

@@ -1,12 +1,15 @@
 "The command line: the main job, what it prints and writes, errors, interruption, and its help"
 import json, os, re, resource, shlex, signal, subprocess, sys, time
 from pathlib import Path
+from urllib.error import URLError
 
 import numpy as np
 import pytest
+from conftest import needs_data
 from PIL import Image
 
 import dlcourse
+from dlcourse import cli
 from dlcourse.cli import commands, groups, main, parser, shares, value
 
 MLP = 'train mlp --data digits --n-per-class 40 --set widths=16'
@@ -281,6 +284,125 @@ def test_reader_that_goes_away():
     p.stdout.close()
     err = p.stderr.read()
     assert p.wait(timeout=100) == 141 and 'Traceback' not in err and 'BrokenPipe' not in err
+
+
+# ---- pretrained networks -----------------------------------------------------------------------
+
+FROM_FILE = 'train squeezenet1_1 --data digits --n-per-class 10 --bs 20 --size 32 --weights w'
+
+
+@pytest.fixture
+def weights(monkeypatch):
+    "A folder with weights of chance; no other weights and no hub are to be had"
+    import torch
+    from torchvision.models import squeezenet1_1
+    from dlcourse.models import pretrained
+    def unreachable(*args, **kwargs): raise URLError('no network in tests')
+    for k in ('DLCOURSE_WEIGHTS', 'DLCOURSE_DATA'): monkeypatch.delenv(k, raising=False)
+    monkeypatch.setenv('TORCH_HOME', str(Path('hub').resolve()))
+    for o in ('torch.hub.urlopen', 'torch.hub.download_url_to_file'): monkeypatch.setattr(o, unreachable)
+    monkeypatch.setattr(pretrained, 'urlopen', unreachable)
+    Path('w').mkdir()
+    torch.manual_seed(1)
+    torch.save(squeezenet1_1(num_classes=3).state_dict(), 'w/squeezenet1_1.pth')
+    return Path('w/squeezenet1_1.pth')
+
+
+def test_pretrained_from_training_to_prediction(run, weights):
+    "One line says which weights; afterwards the run needs neither their file nor the hub"
+    code, out, err = run(f'{FROM_FILE} --pretrained --cache --epochs 2')
+    assert (code, err, len(out)) == (0, [], 5), err
+    assert out[0].startswith('squeezenet1_1 (torchvision), weights: squeezenet1_1.pth; mean (0.485,') and names('runs/squeezenet1_1-digits-1') == FILES
+    d = json.loads(Path('runs/squeezenet1_1-digits-1/settings.json').read_text())
+    assert d['backbone']['weights'] == 'squeezenet1_1.pth' and d['settings']['model_args']['head'] == 'fastai' and d['settings']['learner_args']['cache'] is True
+    weights.unlink()
+    assert run('evaluate squeezenet1_1-digits-1')[1][-1] == out[-1]
+    from dlcourse.data.sources import load
+    from dlcourse.training.runs import Run, quiet
+    Image.fromarray(load('digits').x_test[0, 0].numpy()).save('a.png')
+    code, said, err = run('predict squeezenet1_1-digits-1 a.png')
+    assert (code, err, len(said)) == (0, [], 1), err
+    p = quiet(Run('squeezenet1_1-digits-1').learner()).get_preds(ds_idx=2)[0][0]
+    assert said[0].split()[1] == str(p.argmax().item()) and float(said[0].split()[2]) == pytest.approx(p.max().item(), abs=1e-3)
+
+
+def test_transfer_options_reach_their_place(run, weights):
+    code, out, err = run(f'{FROM_FILE} --cache f.safetensors --copies 2 --augment --head linear --fine-tune 1 --set dropout=0.1 --out here')
+    assert code == 0 and [o[:5] for o in out[2:-1]] == ['[1/1]']*2 and 'epoch 1' in out[3], err
+    s = json.loads(Path('here/settings.json').read_text())['settings']
+    assert s['model_args'] == dict(pretrained=True, weights='w', head='linear', dropout=0.1) and (s['epochs'], s['fine_tune']) == (1, 1)
+    assert {k: s['learner_args'][k] for k in ('frozen', 'cache', 'copies')} == dict(frozen=True, cache=str(Path('f.safetensors').resolve()), copies=2)
+    assert Path('f.safetensors').stat().st_size > 10_000
+
+
+@pytest.mark.parametrize('words, arch, model, learner', [
+    ('mobilenet_v2 --no-pretrained', 'mobilenet_v2', dict(pretrained=False), {}), ('mobilenet_v2 --unfrozen', 'mobilenet_v2', {}, dict(frozen=False)),
+    ('mobilenet_v2', 'mobilenet_v2', {}, {}), ('--fuse alexnet+mobilenet_v2 --cache', 'alexnet+mobilenet_v2', {}, dict(cache=True)),
+    ('alexnet+mobilenet_v2 --set how=late', 'alexnet+mobilenet_v2', dict(how='late'), {}), ('resnet18 --pretrained --weights IMAGENET1K_V1', 'resnet18', dict(pretrained=True, weights='IMAGENET1K_V1'), {})])
+def test_transfer_words(words, arch, model, learner):
+    s = cli._settings(parser().parse_args(['train', *words.split()]))
+    assert (s.arch, s.model_args, s.learner_args) == (arch, model, learner)
+
+
+def spoil(path):
+    "Files in `w` that are no weights of SqueezeNet"
+    import torch
+    from torchvision.models import shufflenet_v2_x0_5
+    Path('w/cut.pth').write_bytes(path.read_bytes()[:10_000])
+    Path('w/cut.safetensors').write_bytes(b'\x90' + bytes(7) + b'{"a"')
+    torch.save(shufflenet_v2_x0_5().state_dict(), 'w/other.pth')
+    torch.save(shufflenet_v2_x0_5(), 'w/pickled.pth')
+    Path('w/text.pth').write_text('weights')
+
+
+BAD_TRANSFER = [('--weights w/cut.pth', 'w/cut.pth cannot be read as weights: it is damaged or incomplete'), ('--weights w/cut.safetensors', 'w/cut.safetensors cannot be read as weights'),
+    ('--weights w/other.pth', 'w/other.pth is not of squeezenet1_1: of the 50 weights of its body 0 are there'), ('--weights w/pickled.pth', 'w/pickled.pth holds pickled code'),
+    ('--weights w/text.pth', 'w/text.pth'), ('--weights nowhere', 'there is no file or folder nowhere'), ('--size 16 --weights w', 'the smallest square ones it takes have 17×17'),
+    ('--no-pretrained --cache', 'squeezenet1_1 has no frozen part if it is trained from scratch, and so no cache'), ('--no-pretrained --weights w', 'pretrained=False'),
+    ('--weights w --cache w/other.safetensors', 'w/other.safetensors is not a file of features'), ('--weights w --unfrozen --fine-tune 2', 'if all of it is trained from the start, and so no fine_tune'),
+    ('--weights w --fuse alexnet+mobilenet_v2', "--fuse alexnet+mobilenet_v2 is the network: leave out 'squeezenet1_1'"), ('--weights w --head fast', "Did you mean 'fastai'")]
+
+
+def test_bad_weights_and_options_leave_nothing(run, weights):
+    "Each gets one line on the error stream and exit code 2"
+    spoil(weights)
+    Path('w/other.safetensors').write_text('text')
+    before = names()
+    for words, says in BAD_TRANSFER:
+        code, out, err = run(f'train squeezenet1_1 --data digits --n-per-class 10 --bs 20 --size 32 {words}')
+        assert code == 2 and len(err) == 1 and err[0].startswith('error: ') and says in err[0], (words, code, err)
+        assert names() == before, words
+
+
+@pytest.mark.parametrize('line, says', [('cnn --cache', 'cnn has no pretrained weights and no frozen part, and so no cache'), ('cnn --pretrained', 'and so no pretrained'),
+    ('--fuse alexnet+resnt18', "unknown architecture 'resnt18'. Did you mean 'resnet18'"), ('--fuse alexnet', '--fuse takes two or more networks, such as alexnet+mobilenet_v2'),
+    ('alexnet+mobilenet_v2 --size 32', 'alexnet does not work on images of 32×32 pixels; the smallest square ones it takes have 63×63'), ('resnt18', "Did you mean 'resnet18'")])
+def test_bad_networks(run, line, says):
+    code, out, err = run(f'train {line} --data digits')
+    assert (code, out, len(err)) == (2, [], 1) and says in err[0] and names() == []
+
+
+def test_hub_that_cannot_be_reached(run, weights, monkeypatch):
+    "The error says where a file may be put, and a file that was put there is used"
+    line = f"{FROM_FILE.removesuffix(' --weights w')} --epochs 1"
+    code, out, err = run(f'{line} --pretrained')
+    assert code == 2 and not Path('runs').exists()
+    assert 'squeezenet1_1.safetensors or squeezenet1_1.pth into $DLCOURSE_WEIGHTS, a folder' in err[-1] and 'https://download.pytorch.org' in err[-1]
+    monkeypatch.setenv('DLCOURSE_WEIGHTS', 'w')
+    assert run(f'{line} --pretrained')[0] == 0
+
+
+@pytest.mark.parametrize('line', ['train --cache mobilenet_v2', 'train alexnet --fine-tune 0', 'train alexnet --copies 0'])
+def test_transfer_words_that_do_not_parse(capsys, line):
+    with pytest.raises(SystemExit) as e: main(line.split())
+    assert e.value.code == 2 and 'expected ' in capsys.readouterr().err.splitlines()[-1]
+
+
+@needs_data('weights')
+def test_real_weights(run):
+    "MobileNetV2 from the weights of ImageNet learns more from 8 digits of each kind than chance would"
+    code, out, err = run('train mobilenet_v2 --data digits --n-per-class 10 --bs 20 --size 32 --cache --epochs 10')
+    assert code == 0 and 'weights: mobilenet_v2_features.safetensors' in out[0] and float(out[-1].split()[2]) > 0.4, (out, err)
 
 
 # ---- interrupted -------------------------------------------------------------------------------

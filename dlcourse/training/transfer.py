@@ -7,14 +7,14 @@ Docs: https://dlcourse.github.io/dlcourse/training/transfer.html.md"""
 # %% auto #0
 __all__ = ['FeatureDL', 'features_of', 'feature_dls', 'made_from', 'save_features', 'load_features', 'TransferLearner']
 
-# %% ../../nbs/training/04_transfer.ipynb #f7fec6cd
-import hashlib
+# %% ../../nbs/training/04_transfer.ipynb #0cfe9af2
+import hashlib, sys
 from contextlib import contextmanager
 from pathlib import Path
 import numpy as np, torch
 from fastai.data.core import DataLoaders
 from fastcore.basics import patch
-from fastprogress.fastprogress import printing, progress_bar
+from fastprogress.fastprogress import IN_NOTEBOOK, progress_bar
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from ..core import CourseError, kept_rng, whole_file
@@ -44,13 +44,15 @@ class FeatureDL(MemoryDL):
         self.passes += 1
         return [x, self.labels, torch.arange(len(x), device=x.device)]
 
-# %% ../../nbs/training/04_transfer.ipynb #d6bd3bf9
+# %% ../../nbs/training/04_transfer.ipynb #f2545ea0
+def _long(dl): return len(dl.dataset) > 5000 and (IN_NOTEBOOK or sys.stdout.isatty())
+
 @torch.no_grad()
 def _one_pass(model, dl):
     "Features and labels of all items of `dl`, in the order of its dataset"
     plain = dl.new(shuffle=False, drop_last=False, bs=max(dl.bs, 128))
     xs, ys = [], []
-    for x,y in progress_bar(plain, leave=False) if len(dl.dataset) > 5000 and printing() else plain:
+    for x,y in progress_bar(plain, leave=False) if _long(dl) else plain:
         xs.append(model.features(x.as_subclass(torch.Tensor)))
         ys.append(y.as_subclass(torch.Tensor))
     return torch.cat(xs), torch.cat(ys)
