@@ -54,7 +54,7 @@ def row(name, claim, target, run, seeds, **more):
 def run_folder(folder):
     "One line for a finished run of the command line: its settings, history and figures"
     folder = Path(folder)
-    settings, metrics = (json.loads((folder/o).read_text()) for o in ('settings.json', 'metrics.json'))
+    settings, metrics = json.loads((folder/'settings.json').read_text())['settings'], json.loads((folder/'metrics.json').read_text())
     with open(folder/'history.csv', newline='') as f: history = list(csv.DictReader(f))
     return dict(name=f"{settings['data']}, {settings['arch']}, {len(history)} epochs, command line", claim='one seed',
                 target=None, mean=metrics['test']['accuracy'], spread=None, met=None, settings=settings, history=history, metrics=metrics)
