@@ -44,6 +44,12 @@ def test_help():
     for o in GROUPS: assert o in out.stdout
 
 
+def test_help_of_transfer():
+    out = subprocess.run([sys.executable, '-m', 'benchmarks.transfer', '--help'], cwd=ROOT, capture_output=True, text=True)
+    assert out.returncode == 0, out.stderr
+    for o in ('frozen', 'cifar', 'scratch', 'tuned', 'epoch', 'cached', 'same', '--seeds'): assert o in out.stdout
+
+
 def test_help_without_torch():
     show = "import sys, benchmarks.__main__ as m; m.arguments([]); assert not {'torch', 'fastai'} & sys.modules.keys()"
     assert subprocess.run([sys.executable, '-c', show], cwd=ROOT, capture_output=True).returncode == 0

@@ -533,6 +533,18 @@ def test_killed_between_the_first_checkpoint_and_the_first_weights(own_weights, 
     assert_same(Run('whole'), resume('cut'))
 
 
+def test_interrupted_frozen_run_can_be_used(own_weights):
+    "The frozen part lies in a file of its own while epochs are left"
+    run = transfer('cut')
+    with pytest.raises(KeyboardInterrupt): run.train(cbs=[StopAfter(2)])
+    shutil.rmtree(own_weights)
+    assert names('cut') == ['checkpoint.safetensors', 'frozen.safetensors', 'history.csv', 'settings.json', 'weights.safetensors']
+    assert not any('body.' in k for k in [*weights(run), *load_tensors('cut/checkpoint.safetensors')[0]])
+    assert quiet(Run('cut').learner()).validate()[0] == pytest.approx(run.rows[1]['valid_loss'], rel=1e-4)
+    Path('cut/frozen.safetensors').unlink()
+    with pytest.raises(CourseError, match='cut/weights.safetensors does not fit the network: body'): Run('cut').learner()
+
+
 def test_opened_again_it_says_and_reads_nothing(own_weights, capsys):
     "The same network, head, normalisation and frozen body, without the file it began with and without a line about it"
     run = transfer('run', epochs=1, arch='squeezenet1_1')

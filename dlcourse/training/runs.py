@@ -8,7 +8,7 @@ Docs: https://dlcourse.github.io/dlcourse/training/runs.html.md"""
 __all__ = ['schedules', 'format_version', 'Settings', 'backbone_facts', 'examples_of', 'find_run', 'Run', 'start', 'save_tensors',
            'load_tensors', 'load_weights', 'KeepRun', 'TextProgress', 'quiet', 'save_figure']
 
-# %% ../../nbs/training/06_runs.ipynb #759a0611
+# %% ../../nbs/training/06_runs.ipynb #8139dccd
 import csv, json, math, platform, sys, time
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -26,6 +26,7 @@ from torch import Tensor
 from ..core import CourseError, choose, seed_all, whole_file
 from ..data.blocks import block_for, dls_for, renormalized
 from ..data.sources import datasets
+from ..models.pretrained import TransferNet
 from ..models.zoo import find_arch
 from .callbacks import BestWeights
 from .learner import learner_for
@@ -182,9 +183,10 @@ def examples_of(
     vocab = getattr(dls, 'vocab', None)
     return dict(sizes, classes=None if vocab is None else [str(o) for o in vocab])
 
-# %% ../../nbs/training/06_runs.ipynb #7651e9ae
+# %% ../../nbs/training/06_runs.ipynb #5d541495
 format_version = 1
-_settings, _history, _weights, _checkpoint = 'settings.json', 'history.csv', 'weights.safetensors', 'checkpoint.safetensors'
+_settings, _history = 'settings.json', 'history.csv'
+_weights, _checkpoint, _frozen = 'weights.safetensors', 'checkpoint.safetensors', 'frozen.safetensors'
 
 # %% ../../nbs/training/06_runs.ipynb #d2130e51
 def _read_settings(folder):
@@ -293,10 +295,10 @@ def _write_settings(folder, s, learn):
     _write_json(folder/_settings, dict(format=format_version, settings=asdict(s), examples=examples_of(learn.dls), parameters=n,
                                        backbone=backbone_facts(learn.model), trained_on=str(learn.dls.device), versions=_versions()))
 
-# %% ../../nbs/training/06_runs.ipynb #b814e193
+# %% ../../nbs/training/06_runs.ipynb #d0163336
 def _remove(folders):
     "Remove what `start` writes, and those of `folders` that are then empty"
-    for o in (_settings, 'lr_find.png'): (folders[0]/o).unlink(missing_ok=True)
+    for o in (_settings, _frozen, 'lr_find.png'): (folders[0]/o).unlink(missing_ok=True)
     for o in folders:
         if o.is_dir() and not any(o.iterdir()): o.rmdir()
 
@@ -338,7 +340,7 @@ def _best(rows):
     known = [o for o in rows if o.get('valid_loss') is not None]
     return min(known, key=lambda o: o['valid_loss'])['epoch'] if known else None
 
-# %% ../../nbs/training/06_runs.ipynb #4a0d8d0b
+# %% ../../nbs/training/06_runs.ipynb #6ff38e0f
 @patch
 def learner(self:Run,
     device:str=None, # Another device than that of the settings
@@ -351,9 +353,14 @@ def learner(self:Run,
         tensors, notes = load_tensors(self.folder/_weights) if self.has(_weights) else ({}, {})
         learn.rows = self.rows
         learn.best_epoch = notes.get('best_epoch', _best(learn.rows))
-        if tensors: load_weights(learn.model, tensors, self.folder/_weights)
+        if tensors: load_weights(learn.model, self.fixed() | tensors, self.folder/_weights)
         self._learn = learn
     return self._learn
+
+@patch
+def fixed(self:Run)->dict: # Name -> tensor; empty unless epochs are left
+    "The weights that are not trained, as far as they have a file of their own"
+    return load_tensors(self.folder/_frozen)[0] if self.has(_frozen) else {}
 
 @patch
 def _compare(self:Run, found):
@@ -377,11 +384,15 @@ def _load_opt(learn, tensors):
         i, k = name.split('.', 1)
         state[ps[int(i)]][k] = v.to(ps[int(i)].device)
 
+# %% ../../nbs/training/06_runs.ipynb #fdaea32e
+def _still(model): return {f'body.{k}' for k in model.body.state_dict()} if isinstance(model, TransferNet) and model.frozen else set()
+def _without(tensors, names): return {k: v for k,v in tensors.items() if k not in names}
+
 # %% ../../nbs/training/06_runs.ipynb #110eaf58
 def _part(tensors, prefix): return {k.removeprefix(prefix): v for k,v in tensors.items() if k.startswith(prefix)}
 def _prefixed(prefix, tensors): return {f'{prefix}{k}': v for k,v in tensors.items()}
 
-# %% ../../nbs/training/06_runs.ipynb #3251c263
+# %% ../../nbs/training/06_runs.ipynb #f8d88f7e
 class KeepRun(Callback):
     "Write the files of `run` as epochs end; begin with the state of its checkpoint if it has one"
     order = 70
@@ -397,25 +408,29 @@ class KeepRun(Callback):
 
     def before_fit(self):
         "Put model, optimiser and best weights to where the checkpoint has them"
+        self.still, self.written = _still(self.learn.model), False
         if self.checkpoint is None: return
         tensors, notes = self.checkpoint
-        load_weights(self.learn.model, _part(tensors, 'model.'), self.of.folder/_checkpoint)
+        fixed, model, best = self.of.fixed(), _part(tensors, 'model.'), _part(tensors, 'best.')
+        load_weights(self.learn.model, fixed | model, self.of.folder/_checkpoint)
         _load_opt(self.learn, _part(tensors, 'opt.'))
-        vars(self.watch).update(notes['watch'], weights={k: v.to(self.learn.dls.device) for k,v in _part(tensors, 'best.').items()})
+        vars(self.watch).update(notes['watch'], weights={k: v.to(self.learn.dls.device) for k,v in (fixed | (best or model)).items()})
         self.learn.best_epoch = notes['best_epoch']
         vars(self.learn.recorder.smooth_loss).update(count=notes['smooth_count'], val=tensors['smooth_val'])
         bar = getattr(getattr(self.learn, 'progress', None), 'mbar', None)
         if bar: bar.update(0) # fastprogress must have seen 0 before it sees the epoch
 
     def after_epoch(self):
-        "Write checkpoint, weights and history"
-        learn, watch = self.learn, self.watch
-        state = learn.model.state_dict()
-        tensors = {**_prefixed('model.', state), **_prefixed('best.', watch.weights), **_prefixed('opt.', _opt_tensors(learn))}
+        "Write checkpoint, weights and history; once also what is frozen"
+        learn, watch, folder = self.learn, self.watch, self.of.folder
+        state, best = learn.model.state_dict(), _without(watch.weights, self.still)
+        if self.still and not self.written: save_tensors(folder/_frozen, {k: state[k] for k in self.still})
+        self.written, state = True, _without(state, self.still)
+        tensors = {**_prefixed('model.', state), **_prefixed('best.', {} if watch.better else best), **_prefixed('opt.', _opt_tensors(learn))}
         waited, smooth = {k: vars(watch)[k] for k in ('best', 'wait') if k in vars(watch)}, learn.recorder.smooth_loss
-        save_tensors(self.of.folder/_checkpoint, dict(tensors, smooth_val=smooth.val), watch=waited, best_epoch=learn.best_epoch,
+        save_tensors(folder/_checkpoint, dict(tensors, smooth_val=smooth.val), watch=waited, best_epoch=learn.best_epoch,
                      smooth_count=smooth.count, rows=learn.rows, at=self.at)
-        save_tensors(self.of.folder/_weights, watch.weights if watch.restore else state, best_epoch=learn.best_epoch)
+        save_tensors(folder/_weights, best if watch.restore else state, best_epoch=learn.best_epoch)
         self.of.write_history(learn.rows)
 
     def after_fit(self):
@@ -423,7 +438,7 @@ class KeepRun(Callback):
         if not self.learn.n_done or not (self.last or self.learn.fault): return
         save_tensors(self.of.folder/_weights, self.learn.model.state_dict(), best_epoch=self.learn.best_epoch)
         self.of.write_history(self.learn.rows)
-        (self.of.folder/_checkpoint).unlink(missing_ok=True)
+        for o in (_checkpoint, _frozen): (self.of.folder/o).unlink(missing_ok=True)
 
 # %% ../../nbs/training/06_runs.ipynb #65c74d05
 @patch
