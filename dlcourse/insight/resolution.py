@@ -9,18 +9,17 @@ __all__ = ['judging', 'flops_per_image', 'Latency', 'batch_timer', 'latency', 's
            'plot_sizes', 'check_size', 'any_size', 'cheapest_right', 'thumbnails', 'SizePredictor',
            'train_size_predictor', 'look_twice', 'coin', 'judge_sizes', 'plot_judged']
 
-# %% ../../nbs/insight/03_resolution.ipynb #2743e53d
-import copy
+# %% ../../nbs/insight/03_resolution.ipynb #69ae822b
+import copy, logging
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import permutations
 from numbers import Integral
 import numpy as np, pandas as pd, torch
 from fastai.callback.progress import ProgressCallback
 from fastai.learner import Learner
 from matplotlib.figure import Figure
 from torch import Tensor, nn
-from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 from ..core import CourseError
 from ..data.blocks import AtSize
@@ -65,12 +64,14 @@ class Latency:
     def __repr__(self):
         return f'{self.ms:.3g} ms ({self.low:.3g} to {self.high:.3g}, {self.runs} runs) for {self.images} images, {self.per_image:.3g} ms each, {self.threads} thread{"s"*(self.threads > 1)}'
 
-# %% ../../nbs/insight/03_resolution.ipynb #6ed28c9d
+# %% ../../nbs/insight/03_resolution.ipynb #ae1a494a
 def batch_timer(
     model:nn.Module,
     x:Tensor, # A batch for it
-)->Timer:
+): # A `torch.utils.benchmark.Timer`
     "A timer for one batch on as many threads as torch may use"
+    logging.getLogger('torch.utils.cpp_extension').setLevel(logging.ERROR) # It misses compilers that nothing here uses
+    from torch.utils.benchmark import Timer
     return Timer('model(x)', globals=dict(model=model, x=x), num_threads=torch.get_num_threads())
 
 def latency(
@@ -170,7 +171,7 @@ def at_sizes(
     index = pd.Index([_label(o) for o in p.sizes], name='size')
     return pd.DataFrame(dict(accuracy=p.accuracy, flops=p.flops, ms=ms), index=index)
 
-# %% ../../nbs/insight/03_resolution.ipynb #f9dfd80d
+# %% ../../nbs/insight/03_resolution.ipynb #a49e5664
 def plot_sizes(
     tables, # What `at_sizes` returned, or a dictionary of name -> such tables
     ax=None, # Two matplotlib axes; a new figure if None
@@ -182,7 +183,6 @@ def plot_sizes(
         sizes = t.index if pd.api.types.is_numeric_dtype(t.index) else t.index.astype(str)
         for a,xs in zip(axs, (sizes, t.flops/1e6)): a.plot(xs, t.accuracy, '.-', color=colours[i % 7], label=name)
     for a,what in zip(axs, ('size in pixels', 'million FLOPs per image')): tidy(a, 'accuracy', what)
-    axs[1].set_xscale('log')
     if len(tables) > 1: axs[0].legend(edgecolor='none', framealpha=0.85)
     return axs[0].figure
 
@@ -308,17 +308,19 @@ def look_twice(
     sure, right = p.preds[0].max(1).values.numpy() >= trust, (p.decoded == p.targets).numpy()
     return np.where(sure, right[0], right[-1]), p.flops[0] + np.where(sure, 0, p.flops[-1])
 
-# %% ../../nbs/insight/03_resolution.ipynb #66cb8825
+# %% ../../nbs/insight/03_resolution.ipynb #defc4e91
 def coin(
-    cost:float, # Mean FLOPs per image
-    flops, # Of each size
-    accuracy, # At each size
-)->float: # Accuracy
-    "What tossing a coin between two sizes reaches at best for `cost`"
-    points = list(zip(flops, accuracy))
-    alone = [a for f,a in points if f <= cost]
-    mixed = [a + (b-a)*(cost-f)/(g-f) for (f,a),(g,b) in combinations(sorted(points), 2) if f <= cost <= g and f < g]
-    return max(alone + mixed, default=float('nan'))
+    cost:float, # Mean FLOPs per image, at least those of the cheapest size
+    flops, # Of each size, (S,)
+    accuracy, # At each size, (S,)
+)->np.ndarray: # Share of the images that each size gets, (S,)
+    "The coin between two sizes that reaches most for `cost`"
+    one, flops = np.eye(len(flops)), np.asarray(flops, float)
+    mixes = [one[i] for i,f in enumerate(flops) if f <= cost]
+    for i,j in permutations(range(len(flops)), 2):
+        w = (cost - flops[i]) / (flops[j] - flops[i] or 1)
+        if flops[i] <= cost < flops[j]: mixes.append((1-w)*one[i] + w*one[j])
+    return max(mixes, key=lambda o: o @ np.asarray(accuracy))
 
 # %% ../../nbs/insight/03_resolution.ipynb #70de3347
 def _rules(p, predictor, small, trusts):
@@ -332,22 +334,26 @@ def _rules(p, predictor, small, trusts):
     at = cheapest_right(p.decoded, p.targets)
     yield 'oracle', '', right[at, n], p.flops[at]
 
-# %% ../../nbs/insight/03_resolution.ipynb #970a47be
+# %% ../../nbs/insight/03_resolution.ipynb #0606c6f7
+def _judged(p, right, flops):
+    "One row of `judge_sizes`"
+    mix = coin(flops.mean(), p.flops, p.accuracy)
+    over = right - mix @ (p.decoded == p.targets).numpy()
+    return dict(accuracy=right.mean(), mflops=flops.mean()/1e6, coin=mix @ p.accuracy, gain=over.mean(), se=over.std()/len(over)**0.5)
+
 def judge_sizes(
     learn:Learner, # The learner that `predictor` was trained for
     predictor:SizePredictor,
     ds_idx:int|str=1, # Part to judge on, as in `evaluate`: one that neither has learnt from
     trusts=(0.5, 0.7, 0.8, 0.9, 0.95), # Settings to try
-)->pd.DataFrame: # By rule and setting: accuracy, million FLOPs per image, the coin's accuracy for these, and the gain over it
+)->pd.DataFrame: # By rule and setting: accuracy, million FLOPs per image, the coin's accuracy for these, the gain over it and its standard error
     "Compare every way to choose a size: fixed, predicted, looking twice, and the oracle"
     p = preds_at(learn, predictor.sizes, ds_idx)
-    small = thumbnails(learn, ds_idx, side=predictor.side)
-    rows = [(rule, setting, right.mean(), flops.mean()) for rule,setting,right,flops in _rules(p, predictor, small, trusts)]
-    res = pd.DataFrame(rows, columns=['rule', 'setting', 'accuracy', 'mflops']).set_index(['rule', 'setting'])
-    res['coin'] = [coin(o, p.flops, p.accuracy) for o in res.mflops]
-    return res.assign(mflops=res.mflops/1e6, gain=res.accuracy - res.coin)
+    rules = list(_rules(p, predictor, thumbnails(learn, ds_idx, side=predictor.side), trusts))
+    index = pd.MultiIndex.from_tuples([o[:2] for o in rules], names=['rule', 'setting'])
+    return pd.DataFrame([_judged(p, *o[2:]) for o in rules], index=index)
 
-# %% ../../nbs/insight/03_resolution.ipynb #5e713751
+# %% ../../nbs/insight/03_resolution.ipynb #4f0f8778
 def plot_judged(
     table:pd.DataFrame, # What `judge_sizes` returned
     ax=None, # matplotlib axes; a new figure if None
@@ -356,7 +362,7 @@ def plot_judged(
     ax = panels(1, ax, width=6, height=3.8)[0]
     fixed = table.loc['fixed']
     grid = np.linspace(fixed.mflops.min(), fixed.mflops.max(), 200)
-    ax.plot(grid, [coin(o, fixed.mflops, fixed.accuracy) for o in grid], '--', color='0.5', label='coin')
+    ax.plot(grid, [coin(o, fixed.mflops, fixed.accuracy) @ fixed.accuracy for o in grid], '--', color='0.5', label='coin')
     for i,(rule,t) in enumerate(table.groupby(level=0, sort=False)):
         ax.plot(t.mflops, t.accuracy, 'o' if rule in ('fixed', 'oracle') else '.-', color=colours[i], label=rule)
     for size,o in fixed.iterrows(): ax.annotate(size, (o.mflops, o.accuracy), xytext=(0, -13), textcoords='offset points', ha='center', fontsize=8)

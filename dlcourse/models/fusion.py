@@ -80,7 +80,7 @@ def _grid(bs, shapes, how, grid):
     if grid is not None and (not isinstance(grid, int) or grid < 1): raise CourseError(f'grid is a whole number of positions from 1, not {grid!r}')
     return grid or min(min(s[1:]) for s in shapes)
 
-# %% ../../nbs/models/06_fusion.ipynb #768d72e2
+# %% ../../nbs/models/06_fusion.ipynb #389efb42
 def _several(names, weights):
     "What is known about each of `names`, and the weights given for it"
     names = names.split('+') if isinstance(names, str) else list(names)
@@ -95,7 +95,7 @@ def _said(bs, shape):
     def join(values): return '; '.join(map(str, values))
     first = bs[0]
     return Backbone('+'.join(b.name for b in bs), join(dict.fromkeys(b.library for b in bs)), first.mean, first.std, first.size, shape[0],
-                    join(b.weights for b in bs) if first.weights else None, sum([b.missing for b in bs], ()), sum([b.unexpected for b in bs], ()))
+                    join(b.weights for b in bs) if first.weights else None, tuple(f'{b.name}.{o}' for b in bs for o in b.missing), tuple(f'{b.name}.{o}' for b in bs for o in b.unexpected))
 
 # %% ../../nbs/models/06_fusion.ipynb #1dd22efd
 def fusion_net(
