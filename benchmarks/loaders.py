@@ -59,7 +59,7 @@ def augment_rows(group, options):
     for bs in BS:
         x = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (bs, 3, 32, 32), dtype=np.uint8)).to(options.device)
         n = 1 if options.quick else 6400 // bs
-        s = detail[bs] = interleaved({k: again(f, n) for k,f in augmentations(x).items()}, options, 4)
+        s = detail[bs] = interleaved({k: again(f, n) for k,f in augmentations(x).items()}, options, 2)
         rows += [compare(f'{group}-{bs}: {k} / cast and normalise', group, s[k], s['cast and normalise'], targets.get(k), scale=n,
                          clock=clock_for(options.device)) for k in s if k != 'cast and normalise']
     return rows, dict(data='random bytes', seconds=detail)
