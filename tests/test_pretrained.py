@@ -531,7 +531,7 @@ def test_weights_for_each(tmp_path):
     for weights in (tmp_path, dict(squeezenet1_1=file, resnet18=tmp_path)):
         net = fusion_net('squeezenet1_1+resnet18', SIZE, 3, how='late', weights=weights)
         assert torch.equal(net.body.bodies['squeezenet1_1'][0].weight, one['features.0.weight']) and torch.equal(net.body.bodies['resnet18'].conv1.weight, two['conv1.weight'])
-        assert net.backbone.weights == f"{file}; {tmp_path/'resnet18.pth'}" and net.backbone.missing == ('classifier.1.weight', 'classifier.1.bias')
+        assert net.backbone.weights == f"{file}; {tmp_path/'resnet18.pth'}" and net.backbone.missing == ('squeezenet1_1.classifier.1.weight', 'squeezenet1_1.classifier.1.bias')
     with pytest.raises(CourseError, match="unknown network of this fusion 'alexnet'"): fusion_net('squeezenet1_1+resnet18', SIZE, 3, weights=dict(alexnet=file))
 
 
