@@ -62,7 +62,7 @@ def examples(data, per_class=None):
 def images(ex, size, backbone):
     "Loaders of `ex` at `size`, the test part for validation, normalised for `backbone`"
     from dlcourse.data.blocks import dls_for, renormalized
-    return renormalized(dls_for(ex, size=size, valid='test', bs=16, val_bs=16), backbone.mean, backbone.std)
+    return renormalized(dls_for(ex, size=size, valid='test', bs=8, val_bs=8), backbone.mean, backbone.std)
 
 
 def one_batch(net, bodies, x):

@@ -19,7 +19,8 @@ from nbdev.serve import proc_nbs
 
 ROOT = Path(__file__).resolve().parent.parent
 FIRST = ['index.ipynb', 'getting_started.ipynb', 'architecture.ipynb']
-ROOMS = dict(course='Lessons', datasets='Data sets', data='Data', models='Models', training='Training', insight='Insight')
+ROOMS = {'course': 'Lessons', 'course/mac': 'MAC: plain and convolutional', 'course/mba': 'MBA: losses, optimisers, architectures', 'course/tp1': 'TP1: CIFAR-10 and transfer',
+         'course/pcs': 'PCS: exercises', 'datasets': 'Data sets', 'data': 'Data', 'models': 'Models', 'training': 'Training', 'insight': 'Insight'}
 PAGES, IMAGES = {'.ipynb', '.qmd', '.md'}, {'.png', '.jpg', '.jpeg', '.svg', '.gif', '.webp'}
 BADGE = 'https://colab.research.google.com/assets/colab-badge.svg'
 
@@ -34,8 +35,10 @@ def sidebar(nbs):
     "The sidebar's contents: the first pages, the rooms in the order of `ROOMS`, then folders that it does not name"
     found = [o.as_posix() for o in pages(Path(nbs))]
     top = [o for o in found if '/' not in o and o not in FIRST]
-    folders = [*ROOMS, *sorted({o.split('/')[0] for o in found if '/' in o} - {*ROOMS})]
-    sections = {ROOMS.get(f, f.replace('_', ' ').capitalize()): [o for o in found if o.startswith(f'{f}/')] for f in folders}
+    def folder(page): return next((f for f in sorted(ROOMS, reverse=True) if page.startswith(f'{f}/')), page.split('/')[0])
+    inside = [o for o in found if '/' in o]
+    folders = [*ROOMS, *sorted({*map(folder, inside)} - {*ROOMS})]
+    sections = {ROOMS.get(f, f.replace('_', ' ').capitalize()): [o for o in inside if folder(o) == f] for f in folders}
     sections['Core and commands'] = top
     return [o for o in FIRST if o in found] + [dict(section=k, contents=v) for k,v in sections.items() if v]
 
