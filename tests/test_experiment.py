@@ -31,6 +31,13 @@ def test_more_seeds_keep_the_old_ones_and_fewer_drop_none(tmp_path):
     assert len(record['rows']) == 6 and record['seeds'] == 3 and record['rows'][0] == first['rows'][0]
 
 
+def test_seeds_by_part(tmp_path):
+    e = exp(simple, seeds=dict(a=1, b=3))
+    record = ex.reproduce(e, full=True, folder=tmp_path)
+    assert [(r['part'], r['seed']) for r in record['rows']] == [('a', 1), ('b', 1), ('b', 2), ('b', 3)] and record['trials'] == 4
+    assert record['command'] == 'dlcourse reproduce test-1 --full' and ex.reproduce(e, full=True, seeds=4, folder=tmp_path)['command'].endswith('--seeds 4')
+
+
 def test_again_measures_anew_what_is_asked_for(tmp_path):
     values = iter(range(100))
     run = lambda t: dict(n=next(values))

@@ -74,7 +74,7 @@ def judged(
                 recall=(C.diagonal()/C.sum(1).clip(1)).tolist(), confusion=C.tolist(), train_loss_by_epoch=curves.train_loss.tolist(), valid_loss_by_epoch=curves.valid_loss.tolist(),
                 valid_accuracy_by_epoch=curves.accuracy.tolist())
 
-# %% ../../nbs/course/50_experiment.ipynb #f85a80ee
+# %% ../../nbs/course/50_experiment.ipynb #2b6ad9f5
 @dataclass
 class Experiment:
     "What the course asks, what was reported, what must hold, and the function that measures it"
@@ -82,7 +82,7 @@ class Experiment:
     title:str
     run:object # Function of a `Trial` that returns a dictionary of figures: numbers, or lists of numbers (curves)
     parts:tuple=('',) # What is compared, each run by itself
-    seeds:int=3 # How many of them a full run has by default
+    seeds:object=3 # How many of them a full run has by default, or a dictionary of these by part
     reported:dict=field(default_factory=dict) # Part -> figure -> what the document says
     expects:dict=field(default_factory=dict) # A sentence -> function of `Results` that tells whether it holds
     needs:tuple=() # Data sets that a full run loads
@@ -91,6 +91,7 @@ class Experiment:
 
     @property
     def document(self): return self.id.partition('-')[0]
+    def seeds_of(self, part): return self.seeds if isinstance(self.seeds, int) else self.seeds[part]
 
 registry = {}
 
@@ -181,8 +182,8 @@ def record_file(
 
 def _checksum(record): return hashlib.sha256(json.dumps({k: v for k,v in record.items() if k != 'checksum'}, sort_keys=True).encode()).hexdigest()
 
-# %% ../../nbs/course/50_experiment.ipynb #f6133f40
-_fields = dict(schema=int, id=str, title=str, full=bool, parts=list, seeds=int, reported=dict, rows=list, summary=list, verdicts=list, command=str, seconds=float, checksum=str)
+# %% ../../nbs/course/50_experiment.ipynb #6a66f6fb
+_fields = dict(schema=int, id=str, title=str, full=bool, parts=list, seeds=int, trials=int, reported=dict, rows=list, summary=list, verdicts=list, command=str, seconds=float, checksum=str)
 
 def read_record(
     file, # A JSON file that `reproduce` wrote
@@ -230,20 +231,22 @@ def verdicts(
         except KeyError: return None
     return [dict(expectation=k, holds=holds(f)) for k,f in exp.expects.items()]
 
-# %% ../../nbs/course/50_experiment.ipynb #f5a2b7d0
-def _command(exp, options):
-    return shlex.join(['dlcourse', 'reproduce', exp.id, *options])
+# %% ../../nbs/course/50_experiment.ipynb #712af100
+def _command(exp, full, seeds):
+    "The command line that measures this"
+    usual = all(n == exp.seeds_of(p) for p,n in seeds.items())
+    return shlex.join(['dlcourse', 'reproduce', exp.id, *(['--full'] if full else []), *([] if usual or not full else ['--seeds', str(max(seeds.values()))])])
 
 def write_record(
     exp:Experiment,
     rows:list, # Of the trials so far
     full:bool,
-    seeds:int, # How many there will be
+    seeds:dict, # Part -> how many there will be
     file, # Where it goes
 )->dict: # The record
     "Write what was measured of `exp` to `file` in one step"
-    record = dict(schema=schema, id=exp.id, title=exp.title, full=full, parts=list(exp.parts), seeds=seeds, reported=exp.reported, rows=rows, summary=summary(rows),
-                  verdicts=verdicts(exp, rows) if full else [], command=_command(exp, ['--full', '--seeds', str(seeds)] if full else []),
+    record = dict(schema=schema, id=exp.id, title=exp.title, full=full, parts=list(exp.parts), seeds=max(seeds.values()), trials=sum(seeds.values()), reported=exp.reported, rows=rows, summary=summary(rows),
+                  verdicts=verdicts(exp, rows) if full else [], command=_command(exp, full, seeds),
                   seconds=float(sum(r['seconds'] for r in rows)))
     record = json.loads(json.dumps(record))
     record['checksum'] = _checksum(record)
@@ -313,7 +316,7 @@ def save_drawing(
         with whole_file(file, 'wb') as f: fig.savefig(f, format='svg', bbox_inches='tight', metadata=dict(Date=None))
         plt.close(fig)
 
-# %% ../../nbs/course/50_experiment.ipynb #cf644e85
+# %% ../../nbs/course/50_experiment.ipynb #4f744048
 def reproduce(
     id, # An experiment's id, or an `Experiment`
     full:bool=False, # Whether to run at the full budget
@@ -330,15 +333,20 @@ def reproduce(
     device, file = _device(device), record_file(exp.id, full, folder)
     if full: check_needs(exp)
     rows = [r for r in _kept_rows(exp, file, full) if not (again and r['part'] in parts)]
-    seeds = seeds or max([exp.seeds if full else 1, *(r['seed'] for r in rows)])
+    seeds = _how_many(exp, rows, full, seeds)
     done = {(r['part'], r['seed']) for r in rows}
-    for t in [Trial(p, s, full, device, show) for s in range(1, seeds + 1) for p in parts if (p, s) not in done]:
+    for t in [Trial(p, s, full, device, show) for s in range(1, max(seeds.values()) + 1) for p in parts if s <= seeds[p] and (p, s) not in done]:
         if show: show(f'{exp.id} {t.part} seed {t.seed}'.replace('  ', ' '))
         rows = _in_order(exp, [*rows, one_trial(exp, t)])
         write_record(exp, rows, full, seeds, file)
     record = write_record(exp, rows, full, seeds, file)
     if exp.draw and rows: save_drawing(exp, record, file.with_suffix('.svg'))
     return record
+
+def _how_many(exp, rows, full, asked):
+    "Part -> number of seeds: as asked for or usual, and no fewer than there are"
+    def there(part): return max([r['seed'] for r in rows if r['part'] == part], default=0)
+    return {p: max(asked or (exp.seeds_of(p) if full else 1), there(p)) for p in exp.parts}
 
 def _in_order(exp, rows): return sorted(rows, key=lambda r: (exp.parts.index(r['part']), r['seed']))
 
@@ -357,7 +365,7 @@ def beside(
     rows = [(said.get(k, ''), _cell(got[k]) if k in got else 'not measured', got[k]['n'] if k in got else 0) for k in keys]
     return pd.DataFrame(rows, index=pd.MultiIndex.from_tuples(keys, names=['part', 'figure']) if keys else None, columns=['reported', 'obtained', 'seeds'])
 
-# %% ../../nbs/course/50_experiment.ipynb #56de7c69
+# %% ../../nbs/course/50_experiment.ipynb #068147b5
 def verdict_table(
     record:dict, # From `reproduce` or `read_record`
 )->pd.DataFrame: # By expectation: yes, no or not measured
@@ -372,13 +380,12 @@ def recorded(
     "The record of an experiment's full run"
     file, exp = record_file(id, True, folder), find_experiments([id])[0]
     if file.exists(): return read_record(file)
-    return dict(id=id, title=exp.title, full=True, parts=list(exp.parts), seeds=0, reported=exp.reported, rows=[], summary=[], verdicts=verdicts(exp, []), seconds=0.)
+    return dict(id=id, title=exp.title, full=True, parts=list(exp.parts), seeds=0, trials=0, reported=exp.reported, rows=[], summary=[], verdicts=verdicts(exp, []), seconds=0.)
 
-# %% ../../nbs/course/50_experiment.ipynb #cf06ca93
+# %% ../../nbs/course/50_experiment.ipynb #45a3a4ff
 def _state(record):
     done = len({(r['part'], r['seed']) for r in record['rows'] if 'figures' in r})
-    all_of = len(record['parts'])*max(record['seeds'], 1)
-    return 'not measured' if not done else 'measured' if done == all_of else f'{done} of {all_of} trials'
+    return 'not measured' if not done else 'measured' if done == record['trials'] else f"{done} of {record['trials']} trials"
 
 def reproduction(
     names=('all',), # Ids, documents or `all`
