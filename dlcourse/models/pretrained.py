@@ -10,7 +10,7 @@ __all__ = ['heads', 'course_backbones', 'torchvision_names', 'timm_names', 'unkn
            'transfer_splitter', 'weight_folders', 'find_weights', 'read_weights', 'fill_weights', 'hub_weights',
            'load_pretrained', 'smallest_side', 'fitting_shape', 'transfer_net']
 
-# %% ../../nbs/models/05_pretrained.ipynb #92e06ff0
+# %% ../../nbs/models/05_pretrained.ipynb #81819218
 import os, pickle, re
 from collections import Counter, OrderedDict
 from contextlib import contextmanager
@@ -27,6 +27,7 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 from ..core import CourseError, choose
 from .blocks import chain, drop_layer, dry_run, image_shape
+from .folding import fast_net
 
 # %% ../../nbs/models/05_pretrained.ipynb #bfd4bfee
 @lru_cache
@@ -239,11 +240,13 @@ def make_head(
     kind = choose(head, [*heads, *(['own'] if layers else [])], 'head')
     return own_head(layers, dropout) if kind == 'own' else heads[kind](shape, n_out, dropout)
 
-# %% ../../nbs/models/05_pretrained.ipynb #26f314f2
+# %% ../../nbs/models/05_pretrained.ipynb #b55a1cd1
 _fixed = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.AvgPool2d, nn.MaxPool2d, nn.Flatten, nn.Identity, nn.ReLU, nn.Sequential, AdaptiveConcatPool2d)
 
 class TransferNet(nn.Sequential):
     "A network of `body` and `head`, whose body rests while none of its parameters is trained"
+    _quick, _copy = False, (None, None)
+
     def __init__(self,
         body:nn.Module, # (N, C, H, W) -> map (N, F, h, w) or vectors (N, F)
         head:nn.Module, # What the body gives -> (N, n_out)
@@ -268,7 +271,9 @@ class TransferNet(nn.Sequential):
 
     def forward(self, x): return self.tail(x if self.takes_features else self.features(x))
 
-# %% ../../nbs/models/05_pretrained.ipynb #98c6af05
+    def __getstate__(self): return {k: v for k,v in self.__dict__.items() if k != '_copy'}
+
+# %% ../../nbs/models/05_pretrained.ipynb #56a9b9f5
 @patch
 def fixed_layers(self:TransferNet)->list: # May be empty
     "The first layers of the head, as far as they neither learn nor draw random numbers"
@@ -283,7 +288,8 @@ def features(self:TransferNet,
     rests = self.frozen
     if self.training and self.body.training == rests: self.body.train(not rests)
     with torch.set_grad_enabled(torch.is_grad_enabled() and (not rests or x.requires_grad)):
-        x = self.body(x.expand(-1, 3, -1, -1) if x.shape[1] == 1 else x)
+        x = x.expand(-1, 3, -1, -1) if x.shape[1] == 1 else x
+        x = self._quick_body(x)(x) if self._quick and rests and not x.requires_grad and x.device.type == 'cpu' else self.body(x)
         for layer in self.fixed_layers(): x = layer(x)
     return x
 
@@ -303,6 +309,22 @@ def from_features(self:TransferNet):
     was, self.takes_features = self.takes_features, True
     try: yield self
     finally: self.takes_features = was
+
+# %% ../../nbs/models/05_pretrained.ipynb #9daeffcc
+@patch
+def _quick_body(self:TransferNet, x):
+    "A fast copy of the body with the weights it has now"
+    now = tuple((o.data_ptr(), o._version) for o in (*self.body.parameters(), *self.body.buffers()))
+    if self._copy[0] != now: self._copy = now, (fast_net(self.body.eval(), x[:1].detach()),)
+    return self._copy[1][0]
+
+@patch
+@contextmanager
+def quickly(self:TransferNet):
+    "Within the block a resting body is computed by a fast copy, on the CPU"
+    was, self._quick = self._quick, True
+    try: yield self
+    finally: self._quick, self._copy = was, (self._copy if was else (None, None))
 
 # %% ../../nbs/models/05_pretrained.ipynb #8074aede
 def transfer_splitter(

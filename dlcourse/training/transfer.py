@@ -63,7 +63,7 @@ def _one_pass(model, dl):
         ys.append(y.as_subclass(torch.Tensor))
     return torch.cat(xs), torch.cat(ys)
 
-# %% ../../nbs/training/04_transfer.ipynb #ad5f0ae7
+# %% ../../nbs/training/04_transfer.ipynb #c5065219
 def features_of(
     model, # A `TransferNet`
     dls, # `DataLoaders` of images
@@ -72,7 +72,7 @@ def features_of(
     "Compute what the frozen part of `model` makes of the images of `dls`"
     was = model.training
     model.eval().to(dls.device)
-    with kept_rng(dls):
+    with kept_rng(dls), model.quickly():
         passes = [_one_pass(model, dls.train) for _ in range(copies)]
         valid = _one_pass(model, dls.valid)
     model.train(was)
@@ -116,7 +116,7 @@ def _plain_batches(dls, rows):
             for f in steps: b = f(b)
             yield b[0].as_subclass(torch.Tensor)
 
-# %% ../../nbs/training/04_transfer.ipynb #14e91861
+# %% ../../nbs/training/04_transfer.ipynb #3a6dba7e
 @torch.no_grad()
 def feature_table(
     model, # A `TransferNet`
@@ -130,8 +130,7 @@ def feature_table(
     if file and Path(file).exists(): return FeatureTable(rows, _kept(file, origin, None)['x'])
     was = model.training
     model.eval().to(dls.device)
-    batches = _plain_batches(dls, rows)
-    x = torch.cat([model.features(o).cpu() for o in batches])
+    with model.quickly(): x = torch.cat([model.features(o).cpu() for o in _plain_batches(dls, rows)])
     model.train(was)
     if file: _keep(dict(x=x), file, origin)
     return FeatureTable(rows, x)
@@ -200,7 +199,7 @@ def _table_origin(model, dls, rows):
     dl = dls.valid
     return dict(weights=_weights(model), images=_digest(_bytes(rows), *[_bytes(x) for x,_ in dl.store.parts]), transforms=_digest(str(dl.after_item) + str(dl.after_batch)))
 
-# %% ../../nbs/training/04_transfer.ipynb #1932cb1a
+# %% ../../nbs/training/04_transfer.ipynb #2fe9de9c
 class TransferLearner(LeanLearner):
     "A `LeanLearner` of a `TransferNet` that trains the head on features computed once while the body is frozen"
     def __init__(self, *args, cache=None, copies=1, **kwargs):
@@ -209,8 +208,9 @@ class TransferLearner(LeanLearner):
 
     def fit(self, n_epoch, *args, **kwargs):
         "Fit as `LeanLearner.fit`, on features computed once if `cache` is set and the body is frozen"
-        if not (self.cache and self.model.frozen): return super().fit(n_epoch, *args, **kwargs)
-        with self.on_features(): super().fit(n_epoch, *args, **kwargs)
+        with self.model.quickly():
+            if not (self.cache and self.model.frozen): return super().fit(n_epoch, *args, **kwargs)
+            with self.on_features(): super().fit(n_epoch, *args, **kwargs)
 
 # %% ../../nbs/training/04_transfer.ipynb #357d7166
 @patch
