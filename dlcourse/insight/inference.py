@@ -77,8 +77,8 @@ def fold_batchnorm(
         model.set_submodule(b, _rest(norm))
     return model
 
-# %% ../../nbs/insight/04_inference.ipynb #818f2fc1
-largest = 28 * 2**20 # Bytes that the largest feature map of a piece may take
+# %% ../../nbs/insight/04_inference.ipynb #70b723eb
+largest = 16 * 2**20 # Bytes that the largest feature map of a piece may take: a layer reads one map and writes another
 least = 4 # Images in a piece, at least: fewer don't keep a processor busy
 
 # %% ../../nbs/insight/04_inference.ipynb #7fb944cf
