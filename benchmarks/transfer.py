@@ -20,7 +20,8 @@ GROUPS = dict(frozen='EuroSAT: frozen MobileNetV2, SqueezeNet 1.1 and their fusi
               cached64='five epochs of MobileNetV2 at 64 px, features computed once, against fastai',
               cached224='the same at 224 px',
               alexnet224='the same with AlexNet at 224 px',
-              same='predictions of cached and uncached runs')
+              same='predictions of cached and uncached runs',
+              inference='MobileNetV2 answering at 64 px and 224 px, `fast` against the network as it is')
 NETS = ('mobilenet_v2', 'squeezenet1_1')
 FUSED = '+'.join(NETS)
 VALID = 0.1 # Of the training part, for all accuracies on EuroSAT
@@ -257,9 +258,9 @@ def cached_rows(options, group, arch, size):
     return [speed_row(f'{arch}, {size} px: 5 frozen epochs on {n} images, {m} for validation, features computed once / fastai', group, found, target)]
 
 
-def speed_row(name, group, found, target):
+def speed_row(name, group, found, target, note=None):
     "A row of `measure`, as a dictionary"
-    r = compare(name, group, found['ours'], found['peer'], target).judge().plain()
+    r = compare(name, group, found['ours'], found['peer'], target, note=note).judge().plain()
     print(f"{name}: {r['ours']:.3g} s against {r['peer']:.3g} s, ratio {r['ratio']:.4f}, {1/r['ratio']:.1f} times (target ratio {target})", flush=True)
     return dict(kind='speed', **r)
 
@@ -283,9 +284,39 @@ def same_rows(options):
     return [dict(kind='equality', **r.plain())]
 
 
+INFERENCE = {64: (256, 0.45), 224: (32, 0.30)} # Images in a batch and target, by size
+
+
+def answering(size, n):
+    "MobileNetV2 as it is and made fast, `n` images for them, and where its weights come from"
+    import torch
+    from dlcourse.core import CourseError
+    from dlcourse.insight.inference import fast
+    from dlcourse.models.zoo import model_for
+    torch.manual_seed(1)
+    x = torch.randn(n, 3, size, size)
+    try: model, weights = model_for('mobilenet_v2', (3, size, size), 10), 'ImageNet weights'
+    except CourseError: model, weights = model_for('mobilenet_v2', (3, size, size), 10, pretrained=False), 'random weights'
+    return model.eval(), fast(model, x[:4]), x, weights
+
+
+def inference_rows(options):
+    "Each batch by the one and the other in turns, and the largest difference of their outputs as a share of the largest output"
+    import torch
+    res = []
+    for size,(n, target) in INFERENCE.items():
+        model, quick, x, weights = answering(size, n)
+        with torch.inference_mode():
+            found = interleaved(dict(ours=lambda: quick(x), peer=lambda: model(x)), once(options, options.rounds), times=3)
+            error = ((quick(x) - model(x)).abs().max()/model(x).abs().max()).item()
+        note = f'{weights}; largest error {error:.1e} of the largest output'
+        res.append(speed_row(f'mobilenet_v2, {size} px: answers for a batch of {n}, folded and channels last / as it is', 'inference', found, target, note))
+    return res
+
+
 def measured(options):
     "Group -> its rows, for the groups asked for"
-    rows = dict(frozen=frozen_rows, cifar=cifar_rows, scratch=scratch_rows, tuned=tuned_rows, epoch=epoch_rows, same=same_rows)
+    rows = dict(frozen=frozen_rows, cifar=cifar_rows, scratch=scratch_rows, tuned=tuned_rows, epoch=epoch_rows, same=same_rows, inference=inference_rows)
     for group,o in CACHED.items(): rows[group] = partial(cached_rows, group=group, arch=o[0], size=o[1])
     for o in options.rows: yield o, rows[o](options)
 

@@ -7,7 +7,7 @@ Docs: https://dlcourse.github.io/dlcourse/cli.html.md"""
 # %% auto #0
 __all__ = ['commands', 'groups', 'whole', 'above_zero', 'not_negative', 'fraction', 'tensor_file', 'rate', 'shares', 'arg',
            'Command', 'command', 'parser', 'main', 'number', 'checked', 'names', 'value', 'data_list', 'data_get',
-           'data_show', 'list_archs', 'train', 'evaluate', 'predict']
+           'data_show', 'list_archs', 'train', 'evaluate', 'predict', 'export']
 
 # %% ../nbs/cli.ipynb #9fb5b705
 import argparse, ast, json, os, shlex, sys, warnings
@@ -412,3 +412,18 @@ def predict(args):
         top = [(vocab[i], row[i].item()) for i in row.argsort(descending=True)[:3]]
         likely = ', '.join(f'{name} {p:.3f}' for name,p in top)
         print(f'{file:{wide}}  {top[0][0]:{wide_class}}  {top[0][1]:.4f}  ({likely})')
+
+# %% ../nbs/cli.ipynb #b79a6cc7
+@command('export', _run_arg, arg('-o', '--output', required=True, metavar='FILE.onnx|FOLDER', help="an ONNX program, if the name ends in .onnx; else a new folder with weights, settings and a script that needs only torch"),
+    examples=['dlcourse export runs/cnn-fashion_mini-1 -o clothes.onnx', 'dlcourse export cnn-fashion_mini-1 -o clothes'])
+def export(args):
+    "Write a trained run as a program that needs no dlcourse, from pixels to probabilities, checked by running it"
+    from dlcourse.core import CourseError
+    out = Path(args.output).expanduser()
+    onnx = out.suffix.lower() == '.onnx'
+    if onnx and out.is_dir(): raise CourseError(f'{out} is a folder: choose another name for the ONNX program')
+    if not onnx and out.suffix: raise CourseError(f'--output takes a name that ends in .onnx, or a folder without an ending, not {str(out)!r}')
+    learn = _judgeable(args.run_name, 'cpu').learner()
+    from dlcourse.insight.inference import export_folder, export_onnx
+    if onnx: print(f'ONNX program: {export_onnx(learn, out).as_posix()}')
+    else: print(f"network, settings and script: {export_folder(learn, out).as_posix()} (try: python {shlex.quote((out/'predict.py').as_posix())} IMAGE)")

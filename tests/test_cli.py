@@ -166,6 +166,29 @@ def test_predict_needs_images(run):
     assert code == 2 and err == ['error: predict needs a network for images, and this one was trained on rows of numbers']
 
 
+def test_export(run):
+    "An ONNX program says what predict says; what cannot be written is said in one line, and leaves nothing"
+    from dlcourse.data.sources import load
+    from dlcourse.insight.inference import run_onnx
+    run(f'{MLP} --epochs 1')
+    code, out, err = run('export mlp-digits-1 -o new/digits.onnx')
+    assert (code, out, err) == (0, ['ONNX program: new/digits.onnx'], []) and names('new') == ['digits.onnx']
+    image = load('digits').x_test[:1]
+    Image.fromarray(image[0, 0].numpy()).save('a.png')
+    assert f"{run_onnx('new/digits.onnx', image).max():.4f}" == run('predict mlp-digits-1 a.png')[1][0].split()[2]
+    Path('there').mkdir()
+    for line, says in [('-o there', 'error: there exists already'), ('-o digits.tar', 'a name that ends in .onnx, or a folder'), ('-o a.png/digits', 'error: cannot write a.png/digits')]:
+        before = names()
+        code, out, err = run(f'export mlp-digits-1 {line}')
+        assert code == 2 and not out and len(err) == 1 and says in err[0] and names() == before
+
+
+def test_export_needs_images(run):
+    run('train mlp --data boston_housing --epochs 1')
+    code, _, err = run('export mlp-boston_housing-1 -o a.onnx')
+    assert code == 2 and err == ['error: an exported network takes images as bytes, and these data are something else'] and names() == ['runs', *(f'runs/{o}' for o in names('runs'))]
+
+
 # ---- data and networks -------------------------------------------------------------------------
 
 def test_data_list(run):
@@ -213,7 +236,7 @@ BAD = [('train cn', "unknown architecture 'cn'. Did you mean 'cnn'"), ('train', 
        ('train mlp --out full', 'full exists already'), ('train mlp --data empty', ''), ('train mlp --data one', 'at least two are needed'), ('train mlp --data mixed', 'pass channels='),
        ('train mlp --data spoiled', '2.png is not an image that can be read'), ('train --resume x', "unknown run 'x'"), ('train --resume full', 'is not a run folder'),
        ('train mlp --resume x --epochs 3', "--resume takes everything from the run's own settings: leave out arch, epochs"), ('evaluate nothing', "unknown run 'nothing'"),
-       ('predict nothing a.png', "unknown run 'nothing'"), ('data get mnits', "Did you mean 'mnist'"), ('data show mnits', "Did you mean 'mnist'"),
+       ('predict nothing a.png', "unknown run 'nothing'"), ('export nothing -o a.onnx', "unknown run 'nothing'"), ('data get mnits', "Did you mean 'mnist'"), ('data show mnits', "Did you mean 'mnist'"),
        ('data show fashion_mini -o file/x.png', 'cannot write file/x.png'), ('data show one', 'at least two are needed')]
 
 
@@ -236,7 +259,7 @@ def test_bad_input(run, line, says):
 
 @pytest.mark.parametrize('line', ['tain cnn', 'train cnn --epochs many', 'train cnn --epochs 0', 'train cnn --lr fast', 'train cnn --lr=-1', 'train cnn --imbalance a',
     'train cnn --bs 0', 'train cnn --valid 0', 'train cnn --size 0', 'train cnn --early-stopping 0', 'train cnn --weight-decay=-1', 'train cnn --label-smoothing 2',
-    'train cnn --label-noise 2', 'train cnn --n-per-class 0', 'evaluate', 'predict run', 'data get', 'evaluate x --part all', 'train cnn --nonsense'])
+    'train cnn --label-noise 2', 'train cnn --n-per-class 0', 'evaluate', 'predict run', 'export run', 'data get', 'evaluate x --part all', 'train cnn --nonsense'])
 def test_words_that_do_not_parse(capsys, line):
     with pytest.raises(SystemExit) as e: main(line.split())
     assert e.value.code == 2 and 'error: ' in capsys.readouterr().err.splitlines()[-1]
