@@ -18,8 +18,10 @@ from dlcourse.data.sources import *
 from dlcourse.data.transforms import *
 from dlcourse.insight.curves import *
 from dlcourse.insight.evaluation import *
+from dlcourse.insight.inference import export_folder, export_onnx, fast
 from dlcourse.models.blocks import *
 from dlcourse.models.cnn import *
+from dlcourse.models.folding import fold_batchnorm
 from dlcourse.models.fusion import *
 from dlcourse.models.mlp import *
 from dlcourse.models.nets import *

@@ -7,7 +7,7 @@ Docs: https://dlcourse.github.io/dlcourse/cli.html.md"""
 # %% auto #0
 __all__ = ['commands', 'groups', 'whole', 'above_zero', 'not_negative', 'fraction', 'tensor_file', 'rate', 'shares', 'arg',
            'Command', 'command', 'parser', 'main', 'number', 'checked', 'names', 'value', 'data_list', 'data_get',
-           'data_show', 'list_archs', 'train', 'evaluate', 'predict', 'export']
+           'data_show', 'list_archs', 'train', 'evaluate', 'predict', 'export', 'reproduce']
 
 # %% ../nbs/cli.ipynb #9fb5b705
 import argparse, ast, json, os, shlex, sys, warnings
@@ -427,3 +427,50 @@ def export(args):
     from dlcourse.insight.inference import export_folder, export_onnx
     if onnx: print(f'ONNX program: {export_onnx(learn, out).as_posix()}')
     else: print(f"network, settings and script: {export_folder(learn, out).as_posix()} (try: python {shlex.quote((out/'predict.py').as_posix())} IMAGE)")
+
+# %% ../nbs/cli.ipynb #28c1bd02
+def _progress():
+    "A function that shows a line of progress: in place on a terminal, otherwise a line for each trial"
+    moving = sys.stdout.isatty()
+    def show(line):
+        if moving: print(f'\r\x1b[K{line}', end='', flush=True)
+        elif not line.startswith('epoch '): print(line, flush=True)
+    return show, (lambda: print('\r\x1b[K', end='', flush=True)) if moving else lambda: None
+
+def _list_experiments(folder):
+    from dlcourse.course.experiment import reproduction
+    table = reproduction(folder=folder)
+    print(table.rename(columns=dict(expected_and_found='holds')).fillna('').to_string())
+
+def _show_record(record):
+    "Print what was reported beside what was obtained, and the verdicts"
+    from dlcourse.course.experiment import beside, verdict_table
+    print(f"{record['id']}: {record['title']}")
+    print(beside(record).to_string())
+    for text,holds in verdict_table(record).holds.items(): print(f'  {holds}: {text}')
+    for part,why in dict.fromkeys((r['part'], r['not_measured']) for r in record['rows'] if 'not_measured' in r): print(f'  not measured: {part} {why}')
+
+# %% ../nbs/cli.ipynb #250c4cb2
+@command('reproduce', arg('names', nargs='*', metavar='ID', help='an experiment such as mba-7, a document (mac, mba, tp1), or all; none to list them'),
+    arg('--full', action='store_true', help="run at the full budget, minutes to hours (default: a run of seconds that shows no more than that the code works)"),
+    arg('--seeds', type=above_zero, metavar='N', help='seeds 1 to N (default: as many as the experiment needs)'),
+    arg('--part', action='append', metavar='NAME', help='only this part of one experiment; may be given again'),
+    arg('--device', metavar='NAME', help='cpu or cuda (default: the GPU if there is one)'),
+    arg('--again', action='store_true', help='measure anew what is recorded already'),
+    arg('-o', '--output', metavar='FOLDER', help='where records lie (default: $DLCOURSE_RESULTS, or results here or above)'),
+    examples=['dlcourse reproduce', 'dlcourse reproduce mba-7 --full', 'dlcourse reproduce mac --full --seeds 5'])
+def reproduce(args):
+    "Run the course's experiments and set what was reported beside what is obtained"
+    from dlcourse.core import CourseError
+    if not args.names: return _list_experiments(args.output)
+    from dlcourse.course import experiment
+    found = experiment.find_experiments(args.names)
+    if args.part and len(found) > 1: raise CourseError('--part goes with one experiment')
+    if args.full:
+        for o in found: experiment.check_needs(o)
+    show, clear = _progress()
+    for o in found:
+        record = experiment.reproduce(o, args.full, args.seeds, args.part, args.device, args.output, args.again, show)
+        clear()
+        _show_record(record)
+    print(f"records: {experiment.record_file('', folder=args.output).parent.as_posix()}")

@@ -18,7 +18,9 @@ from dlcourse.data.blocks import dls_for
 from dlcourse.data.transforms import BatchTransform
 from dlcourse.insight import inference
 from dlcourse.insight.evaluation import evaluate
-from dlcourse.insight.inference import FastNet, compare_speed, export_folder, export_onnx, fast, fold_batchnorm, largest_map, onnx_settings, pixel_net, run_alone, run_onnx
+from dlcourse.insight.inference import compare_speed, export_folder, export_onnx, fast, onnx_settings, pixel_net, run_alone, run_onnx
+from dlcourse.models import folding
+from dlcourse.models.folding import FastNet, fold_batchnorm, largest_map
 from dlcourse.models.zoo import model_for
 from dlcourse.training.learner import learner_for
 
@@ -88,7 +90,7 @@ def test_pieces_give_the_same(monkeypatch):
     model, x = seen(model_for('cnn', (3, 28, 28), 3, norm='batch'), torch.randn(8, 3, 28, 28)), torch.randn(11, 3, 28, 28)
     quick = fast(model, x)
     assert len(quick.pieces(x)) == 1
-    monkeypatch.setattr(inference, 'largest', 1)
+    monkeypatch.setattr(folding, '_largest', 1)
     assert [len(o) for o in quick.pieces(x)] == [4, 4, 3]
     with torch.no_grad(): assert error(model(x), quick(x)) < 1e-4
 
@@ -205,7 +207,7 @@ def test_other_answers_are_refused(monkeypatch):
         model = deepcopy(model)
         model[0].bias.data += 1
         return model
-    monkeypatch.setattr(inference, 'fold_batchnorm', wrong)
+    monkeypatch.setattr(folding, 'fold_batchnorm', wrong)
     with pytest.raises(CourseError, match='gives other answers'): fast(pair(), (3, 8, 8))
 
 
