@@ -3,8 +3,8 @@
     python -m benchmarks.resolution [--rows GROUP ...] [--seeds N] [-o FILE]
 
 Nothing is tuned to what is measured here, with one exception: the network of `choice` first learnt each of its four sizes equally often,
-for six epochs, and was no better at 28 pixels than at 10, so that there was nothing to choose; now it learns what the lesson's network
-learns, for twelve. Photographs are judged on validation images, clothing on the official test images. Only the rows measured are
+for six epochs, and was no better at 28 pixels than at 10, so that there was little to choose; now it learns what the lesson's network
+learns, for twelve. (That changed the result little.) Photographs are judged on validation images, clothing on the official test images. Only the rows measured are
 replaced in FILE.
 The photographs and the choice need $DLCOURSE_DATA with CIFAR-10 and Fashion-MNIST."""
 import argparse, json, os, statistics, sys, time
