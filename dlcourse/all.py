@@ -16,9 +16,11 @@ from dlcourse.data.explore import *
 from dlcourse.data.sampling import *
 from dlcourse.data.sources import *
 from dlcourse.data.transforms import *
+from dlcourse.insight.cost import cost, flops_per_image, latency
 from dlcourse.insight.curves import *
 from dlcourse.insight.evaluation import *
 from dlcourse.insight.inference import export_folder, export_onnx, fast
+from dlcourse.insight.resolution import *
 from dlcourse.models.blocks import *
 from dlcourse.models.cnn import *
 from dlcourse.models.folding import fold_batchnorm

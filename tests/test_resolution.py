@@ -8,8 +8,9 @@ from fastcore.nbio import read_nb
 from torch import nn
 from dlcourse.core import CourseError
 from dlcourse.data.blocks import AtSize
-from dlcourse.insight.cost import cost, flops_per_image, judging, latency, saved_bytes
+from dlcourse.insight.cost import cost, flops_per_image, latency, saved_bytes
 from dlcourse.insight.evaluation import evaluate
+from dlcourse.models.folding import answering
 from dlcourse.insight.resolution import (RandomPart, RandomSize, SizedPreds, SizePredictor, _judged, any_size, at_sizes, cheapest_right, check_size, coin, cost_at,
                                          judge_sizes, look_twice, plot_judged, plot_sizes, preds_at, sized_input, thumbnails, train_size_predictor)
 from dlcourse.models.zoo import model_for
@@ -69,7 +70,7 @@ def test_cost_of_nothing(what, x, says):
 
 def test_modes_come_back_after_an_error():
     net = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2).eval())
-    with pytest.raises(KeyError), judging(net): raise KeyError
+    with pytest.raises(KeyError), answering(net): raise KeyError
     assert [m.training for m in net.modules()] == [True, True, False]
     assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
 
@@ -169,7 +170,7 @@ def test_any_size_changes_nothing_at_the_usual_size(x, arch, others):
     free = any_size(net, x)
     assert state(net) == was and hooks(free) == 0
     assert {id(p) for p in free.parameters()} == {id(p) for p in net.parameters()}
-    with judging(net), judging(free):
+    with answering(net), answering(free):
         assert torch.equal(free(x), net(x))
         for o in others: assert free(AtSize(o).apply(x)).shape == (3, 10)
 
@@ -177,7 +178,7 @@ def test_any_size_changes_nothing_at_the_usual_size(x, arch, others):
 def test_any_size_of_a_dense_network_shrinks_the_image(x):
     "What it flattens is the image itself"
     free = any_size(model_for('mlp', SHAPE, 10), x)
-    with judging(free): assert torch.allclose(free(x.repeat_interleave(2, 2).repeat_interleave(2, 3)), free(x), atol=1e-5)
+    with answering(free): assert torch.allclose(free(x.repeat_interleave(2, 2).repeat_interleave(2, 3)), free(x), atol=1e-5)
 
 
 def test_any_size_without_a_flatten(x):

@@ -9,7 +9,7 @@ __all__ = ['sized_input', 'SizedPreds', 'preds_at', 'cost_at', 'at_sizes', 'plot
            'RandomPart', 'cheapest_right', 'thumbnails', 'SizePredictor', 'train_size_predictor', 'look_twice', 'coin',
            'judge_sizes', 'plot_judged']
 
-# %% ../../nbs/insight/04_resolution.ipynb #d4a6a4e6
+# %% ../../nbs/insight/04_resolution.ipynb #a2ae941b
 import copy
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,9 +24,10 @@ from torch import Tensor, nn
 from ..core import CourseError
 from ..data.blocks import AtSize
 from ..data.transforms import BatchTransform
-from .cost import flops_per_image, judging, latency
+from .cost import flops_per_image, latency
 from .curves import colours, panels, tidy
 from .evaluation import _in_order, _no_trace, _part, evaluate
+from ..models.folding import answering
 
 # %% ../../nbs/insight/04_resolution.ipynb #3b9150a8
 def _sizes(sizes):
@@ -170,19 +171,19 @@ def _try_size(model, x, size):
             where = f'its layer {name} ({type(layer).__name__}) ' if name else 'it '
             raise CourseError(f'the network does not take {size[0]}×{size[1]} pixels: {where}{_why(layer, shape, e)}') from e
 
-# %% ../../nbs/insight/04_resolution.ipynb #2066481f
+# %% ../../nbs/insight/04_resolution.ipynb #b398eb77
 def check_size(
     model:nn.Module,
     x:Tensor, # Images that it does take, (N, C, H, W)
     size:tuple, # (height, width) to try
 ):
     "Raise `CourseError`, with the layer and the reason, unless `model` gives as many numbers at `size` as for `x`"
-    with judging(model): usual, out = model(x[:1]), _try_size(model, x[:1], size)
+    with answering(model): usual, out = model(x[:1]), _try_size(model, x[:1], size)
     if out.shape == usual.shape: return
     raise CourseError(f'at {size[0]}×{size[1]} pixels the network gives {out.numel()} numbers for an image, not {usual.numel()}: '
                       'an answer for each place of a map, which any_size averages')
 
-# %% ../../nbs/insight/04_resolution.ipynb #8107ce02
+# %% ../../nbs/insight/04_resolution.ipynb #83a609db
 def any_size(
     model:nn.Module,
     x:Tensor, # Images of the size that it was made for, (N, C, H, W)
@@ -191,7 +192,7 @@ def any_size(
     free = copy.deepcopy(model, {id(t): t for t in [*model.parameters(), *model.buffers()]})
     flats, grids = {k: m for k,m in free.named_modules() if type(m).__name__ == 'Flatten'}, {}
     hooks = [m.register_forward_pre_hook(lambda m,a,k=k: grids.update({k: a[0].shape[2:]})) for k,m in flats.items()]
-    with judging(free): free(x[:1])
+    with answering(free): free(x[:1])
     for o in hooks: o.remove()
     if not any(map(len, grids.values())): raise CourseError('this network has no Flatten layer that a feature map goes into, so there is nothing to pool before')
     for k,grid in grids.items():
