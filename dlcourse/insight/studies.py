@@ -37,7 +37,7 @@ def plot_history(
     ax.legend(edgecolor='none', framealpha=0.85)
     return ax.figure
 
-# %% ../../nbs/insight/08_studies.ipynb #5997f855
+# %% ../../nbs/insight/08_studies.ipynb #1191075e
 def _share(c, stored):
     "Where a setting lies on its axis, from 0 to 1"
     if isinstance(c, Choice): return list(c.values).index(stored) / max(1, len(c.values) - 1)
@@ -59,6 +59,11 @@ def _draw_axes(ax, space):
     ax.set(xticks=range(len(space)), xticklabels=list(space), yticks=[], xlim=(-0.35, len(space) - 0.65), ylim=(-0.06, 1.06))
     ax.spines[:].set_visible(False)
 
+def _scale(values, maximize):
+    "A scale of colours over the better three quarters of `values`"
+    low, high = (values.quantile(0.25), values.max()) if maximize else (values.min(), values.quantile(0.75))
+    return plt.Normalize(low, high, clip=True)
+
 def plot_parallel(
     result:SearchResult, # What `search` gave
     ax=None, # matplotlib axes; a new figure if None
@@ -66,13 +71,13 @@ def plot_parallel(
     "Draw each trial as a line across the axes of its settings; raises `CourseError` if no trial was completed"
     done, space = _completed(result), result.space
     ax = panels(1, ax, width=1.6*len(space) + 1.6, height=3.8)[0]
-    norm, cmap = plt.Normalize(done.value.min(), done.value.max()), plt.get_cmap('viridis')
+    norm, cmap = _scale(done.value, result.maximize), plt.get_cmap('viridis' if result.maximize else 'viridis_r')
     for i,params in result.params.items():
         if len(params) < len(space): continue
         look = dict(color=cmap(norm(done.value[i])), alpha=0.8, zorder=2) if i in done.index else dict(color='0.85', zorder=1)
         ax.plot([_share(space[k], params[k]) for k in space], **{**look, 'linewidth': 3.5 if i == result.best_trial else 1.2})
     _draw_axes(ax, space)
-    ax.figure.colorbar(plt.cm.ScalarMappable(norm, cmap), ax=ax, label='value', pad=0.02)
+    ax.figure.colorbar(plt.cm.ScalarMappable(norm, cmap), ax=ax, label='value', pad=0.02, extend='min' if result.maximize else 'max')
     return ax.figure
 
 # %% ../../nbs/insight/08_studies.ipynb #c675449b

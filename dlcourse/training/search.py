@@ -8,10 +8,10 @@ Docs: https://dlcourse.github.io/dlcourse/training/search.html.md"""
 __all__ = ['optimizers', 'methods', 'n_start', 'pruners', 'beat', 'silence', 'Choice', 'Range', 'space_of', 'plan_for', 'Book',
            'Report', 'SearchResult', 'search', 'ReportEpochs', 'trainer', 'sized', 'study', 'around']
 
-# %% ../../nbs/training/07_search.ipynb #4680805b
-import inspect, itertools, logging, math, multiprocessing, os, pickle, platform, signal, sys, time
+# %% ../../nbs/training/07_search.ipynb #54bb0deb
+import inspect, math, multiprocessing, os, pickle, platform, signal, sys, time
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from numbers import Integral, Real
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,7 +27,7 @@ from ..data.blocks import dls_for
 from ..models.blocks import count_params
 from ..models.zoo import find_arch, match_params
 from .callbacks import BestWeights
-from .learner import learner_for
+from .learner import learner_for, sizes_of
 from .lean import adam, adamw, sgd
 from .runs import schedules
 
@@ -104,7 +104,7 @@ def _read(name, v):
     if isinstance(v, tuple) and len(v) in (2, 3): return _range(name, *v)
     raise CourseError(f'{name}={v!r} is neither a list of choices nor a range (low, high)')
 
-# %% ../../nbs/training/07_search.ipynb #8baa6578
+# %% ../../nbs/training/07_search.ipynb #d344f70a
 methods, n_start = ('bayes', 'grid', 'random'), 10
 
 def _drawn(space, seed, slot):
@@ -129,7 +129,8 @@ def plan_for(
 )->list: # A dictionary for each trial, labels in place of values; empty where the method chooses later
     "What will be tried; raises `CourseError` for an unknown method or a grid that is too large"
     space, method = space_of(space), choose(method, methods, 'search method')
-    if n is not None and (not isinstance(n, Integral) or n < 1): raise CourseError(f'n={n!r}: a search has at least one trial')
+    for k,v,least in (('n', 1 if n is None else n, 1), ('points', points, 1), ('seed', seed, 0)):
+        if not isinstance(v, Integral) or v < least: raise CourseError(f'{k}={v!r}: expected a whole number of at least {least}')
     if method == 'grid': return _grid(space, n, seed, points)
     n = n or 20
     known = n if method == 'random' else min(n, n_start)
@@ -211,25 +212,23 @@ def _pruner(pruner):
     if isinstance(pruner, optuna.pruners.BasePruner): return pruner
     return getattr(optuna.pruners, pruners[choose(pruner, pruners, 'pruner')])()
 
-# %% ../../nbs/training/07_search.ipynb #33567889
+# %% ../../nbs/training/07_search.ipynb #ebe88cb1
 beat, silence = 20, 120
 
 def _place(): return f"{platform.node()} {os.readlink(ns) if os.path.exists(ns := '/proc/self/ns/pid') else ''}"
 
 def _started(pid):
-    "When process `pid` was started, where the system tells; None if there is none"
-    try: os.kill(pid, 0)
-    except PermissionError: pass # somebody else's, but there
+    "When process `pid` was started; None if there is none, or if the system does not tell"
+    try: state, *rest = Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()
     except OSError: return None
-    stat = Path(f'/proc/{pid}/stat')
-    return stat.read_text().rpartition(')')[2].split()[19] if stat.exists() else ''
+    return None if state in 'ZX' else rest[18]
 
 def _me(): return dict(place=_place(), pid=os.getpid(), started=_started(os.getpid()))
 
 def _is_lost(t):
     "Whether the process that runs the trial `t` is gone"
     who = t.user_attrs.get('who')
-    if who and who['place'] == _place(): return _started(who['pid']) != who['started']
+    if who and who['started'] and who['place'] == _place(): return _started(who['pid']) != who['started']
     return time.time() - t.user_attrs.get('seen', t.datetime_start.timestamp()) > silence
 
 @contextmanager
@@ -272,7 +271,7 @@ def fill(self:Book):
         for i in sorted(set(range(len(self.plan))) - self.slots().keys()):
             self.study.enqueue_trial(lost.get(i) or self.plan[i], user_attrs=dict(slot=i))
 
-# %% ../../nbs/training/07_search.ipynb #0892223f
+# %% ../../nbs/training/07_search.ipynb #c2951669
 @patch
 def waiting(self:Book): return [i for i,t in self.slots().items() if t.state.name == 'WAITING' and i < len(self.plan)]
 
@@ -281,7 +280,7 @@ def claim(self:Book):
     "A trial to run, or None if there is none left"
     if not self.waiting(): return None
     begun = sum(t.state.name != 'WAITING' for t in self.study.get_trials(deepcopy=False))
-    self.study.sampler = optional('optuna', 'search').samplers.TPESampler(seed=1000*self.facts['seed'] + begun, n_startup_trials=n_start)
+    self.study.sampler = optional('optuna', 'search').samplers.TPESampler(seed=(1000*self.facts['seed'] + begun) % 2**32, n_startup_trials=n_start)
     trial = self.study.ask({k: v.distribution() for k,v in self.space.items()})
     if 'slot' not in trial.user_attrs: return self.give_up(trial, lost='not needed') # another process was quicker
     trial.set_user_attr('who', _me())
@@ -446,11 +445,11 @@ def importance(self:SearchResult)->pd.Series: # Share by setting, largest first;
     study.add_trials([t for t in self.study.trials if t.state.name == 'COMPLETE'])
     return pd.Series(optuna.importance.get_param_importances(study), name='importance', dtype=float).sort_values(ascending=False)
 
-# %% ../../nbs/training/07_search.ipynb #0c415fd2
+# %% ../../nbs/training/07_search.ipynb #a230e6f0
 def _facts(space, train, method, seed, maximize, points):
     "What a search is about, as a storage keeps it"
     words = {k: str(v) for k,v in sorted(space.items())}
-    return dict(space=', '.join(f'{k} {v}' for k,v in words.items()), method=method, seed=seed, maximize=maximize, train=getattr(train, 'facts', None)) | (dict(points=points) if method == 'grid' else {})
+    return dict(space=', '.join(f'{k} {v}' for k,v in words.items()), method=method, seed=int(seed), maximize=maximize, train=getattr(train, 'facts', None)) | (dict(points=points) if method == 'grid' else {})
 
 def _bar(book, progress):
     "A function that shows how far the search is"
@@ -491,7 +490,7 @@ def search(
     with TemporaryDirectory() as tmp, _calm():
         path = Path(storage).expanduser() if storage is not None else Path(tmp)/'trials' if workers > 1 else None
         book = Book(parsed, plan_for(parsed, method, n, seed, points), _facts(parsed, train, method, seed, maximize, points), path, pruner, maximize)
-        return _searched(book.open(), train, workers, time.time() + (seconds or math.inf), progress)
+        return _searched(book.open(), train, workers, time.time() + (math.inf if seconds is None else seconds), progress)
 
 def _searched(book, train, workers, until, progress):
     "Run what is left of `book`"
@@ -590,7 +589,7 @@ def __call__(self:trainer, settings:dict, report=None)->float:
     if report: report.note(parameters=count_params(learn.model))
     return float(np.mean(values))
 
-# %% ../../nbs/training/07_search.ipynb #27e16c64
+# %% ../../nbs/training/07_search.ipynb #059d41a2
 def sized(
     arch:str, # A name of `archs()` whose width may change
     counts:list, # Numbers of parameters
@@ -598,7 +597,6 @@ def sized(
     **kwargs, # Fixed arguments of the network
 )->dict: # Number of parameters -> `filters` or `widths`, as a choice for a space
     "Widths that give these numbers of parameters; raises `CourseError` where none comes within 2 %"
-    from dlcourse.training.learner import sizes_of
     sizes, width = sizes_of(dls_for(data)), find_arch(arch).width
     found = [match_params(arch, o, *sizes, **kwargs) for o in counts]
     return {f'{n:,}': args[width] for args,n in found}
