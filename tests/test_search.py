@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from dlcourse.cli import main
 from dlcourse.core import CourseError
 from dlcourse.data.blocks import MemoryDL, dls_for
 from dlcourse.insight.studies import plot_history, plot_importance, plot_parallel, plot_study
@@ -301,3 +302,24 @@ def test_plots():
 
 
 def test_space_of_itself(): assert space_of(space_of(SPACE)) == space_of(SPACE)
+
+
+# ---- the command line -------------------------------------------------------------------------
+
+def test_command(capsys):
+    line = ['search', 'mlp', '--data', 'digits', '--n-per-class', '20', '--epochs', '1', '--space', 'lr=0.001:0.1:log,widths=[8]|[8,8]', '--storage', 's', '--plot', 'p.png', '--n']
+    assert main([*line, '2']) == 0 and main([*line, '3']) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith('3 trials (3 complete), best') and Path('p.png').stat().st_size > 5000
+
+
+@pytest.mark.parametrize('space, says', [('kernel=3|5', 'unknown setting of mlp'), ('lr=0.1:0.01', 'is no range'), ('opt_func=adm|sgd', "Did you mean 'adam'")])
+def test_command_refuses(space, says, capsys):
+    assert main(['search', 'mlp', '--data', 'digits', '--space', space]) == 2
+    assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('space', ['', 'lr', 'lr=', '=3', 'lr=1,2'])
+def test_command_takes_no_other_words(space, capsys):
+    with pytest.raises(SystemExit): main(['search', 'mlp', '--space', space])
+    assert 'expected settings such as lr=0.001:0.1:log' in capsys.readouterr().err
