@@ -306,7 +306,7 @@ class Report:
         self.notes |= facts
         self.trial.set_user_attr('notes', self.notes)
 
-# %% ../../nbs/training/07_search.ipynb #438b1664
+# %% ../../nbs/training/07_search.ipynb #f0e02868
 def _valued(train, settings, report):
     "What `train` gives, if it is a number"
     takes = len(inspect.signature(train).parameters) > 1
@@ -321,14 +321,15 @@ def run(self:Book, trial, train):
     "Run `trial`, and note what came out"
     optuna, start = optional('optuna', 'search'), time.perf_counter()
     settings = {k: v.read(trial.params[k]) for k,v in self.space.items()}
-    end = dict(state=optuna.trial.TrialState.PRUNED)
+    pruned, end = dict(state=optuna.trial.TrialState.PRUNED), dict(state=optuna.trial.TrialState.FAIL)
     try:
         with _signs_of_life(trial): end = dict(values=_valued(train, settings, Report(trial)))
-    except optuna.TrialPruned: pass
-    except Exception as e: trial.set_user_attr('error', f'{type(e).__name__}: {str(e).strip()}'.splitlines()[0])
+    except optuna.TrialPruned: end = pruned
+    except Exception as e:
+        end = pruned
+        trial.set_user_attr('error', f'{type(e).__name__}: {str(e).strip()}'.splitlines()[0])
     except BaseException:
         trial.set_user_attr('lost', 'interrupted')
-        end = dict(state=optuna.trial.TrialState.FAIL)
         raise
     finally:
         trial.set_user_attr('seconds', time.perf_counter() - start)
