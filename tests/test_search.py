@@ -1,0 +1,325 @@
+"Searches: what is refused, what is kept, what a kill leaves behind"
+import functools, multiprocessing, os, signal, sys, time
+from pathlib import Path
+
+import pytest
+
+from dlcourse.cli import main
+from dlcourse.core import CourseError
+from dlcourse.data.blocks import MemoryDL, dls_for
+from dlcourse.insight.studies import plot_history, plot_importance, plot_parallel, plot_study
+from dlcourse.training import search as module
+from dlcourse.training.learner import learner_for
+from dlcourse.training.search import around, search, space_of, study, trainer
+
+pytest.importorskip('optuna')
+SPACE = dict(lr=(1e-4, 1e-1, 'log'), depth=(1, 4), norm=['batch', None])
+linux = pytest.mark.skipif(sys.platform != 'linux', reason='forks, and looks processes up in /proc')
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch): monkeypatch.chdir(tmp_path)
+
+
+def plain(settings): return settings['lr'] + settings['depth']
+def quiet(*args, **kwargs): return search(*args, progress=False, **kwargs)
+def params(result): return [result.params[i] for i in result.table.index]
+
+
+def forked(f, *args):
+    "Run `f` in a process of its own"
+    p = multiprocessing.get_context('fork').Process(target=f, args=args)
+    p.start()
+    return p
+
+
+# ---- what is refused --------------------------------------------------------------------------
+
+@pytest.mark.parametrize('space, says', [
+    ({}, 'a space is a dictionary with something in it'), (None, 'a space is a dictionary'), ([1], 'a space is a dictionary'),
+    (dict(lr=[]), 'lr=[] leaves nothing'), (dict(lr=0.1), 'lr=0.1 is neither a list of choices nor a range'), (dict(lr='adam'), 'neither a list'),
+    (dict(lr=(1, 1)), 'is no range'), (dict(lr=('a', 'b')), 'is no range'), (dict(lr=(0., float('inf'))), 'is no range'), (dict(lr=(True, 3)), 'is no range'),
+    (dict(lr=(0., 1., 'log')), 'begins above 0'), (dict(lr=(1., 2., 'lin')), "only 'log' may follow, not 'lin'"), (dict(opt_func=['adm']), "Did you mean")])
+def test_spaces_refused(space, says):
+    with pytest.raises(CourseError) as e: quiet(space, plain)
+    assert says in str(e.value) and '\n' not in str(e.value)
+
+
+@pytest.mark.parametrize('more, says', [
+    (dict(method='gird'), "Did you mean 'grid'"), (dict(n=0), 'n=0: expected'), (dict(n=2.5), 'n=2.5'), (dict(workers=0), 'at least one process'), (dict(seed=-1), 'seed=-1'),
+    (dict(pruner='medium'), "Did you mean 'median'"), (dict(method='grid', points=0), 'points=0')])
+def test_arguments_refused(more, says):
+    with pytest.raises(CourseError, match=says): quiet(SPACE, plain, **more)
+
+
+def test_grid_too_large():
+    with pytest.raises(CourseError, match='has 1,000,000 settings'): quiet({f'x{i}': (0., 1.) for i in range(6)}, plain, method='grid', points=10)
+
+
+def test_without_optuna(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'optuna', None)
+    with pytest.raises(CourseError, match=r"pip install 'dlcourse\[search\]'"): quiet(SPACE, plain)
+
+
+# ---- what is tried ----------------------------------------------------------------------------
+
+@pytest.mark.parametrize('method', ['bayes', 'grid', 'random'])
+def test_resume_changes_nothing(method):
+    whole = quiet(SPACE, plain, method=method, n=14, seed=3)
+    for n in (4, 11, 14): parts = quiet(SPACE, plain, method=method, n=n, seed=3, storage='s')
+    assert params(parts) == params(whole) and parts.best == whole.best
+    assert params(quiet(SPACE, plain, method=method, n=14, seed=4)) != params(whole)
+
+
+def test_grid_is_complete(): assert len({tuple(o.values()) for o in params(quiet(SPACE, plain, method='grid', points=3))}) == 3*3*2
+
+
+def test_finished_search_trains_nothing_again():
+    quiet(SPACE, plain, n=3, storage='s')
+    assert len(quiet(SPACE, lambda settings: 1/0, n=3, storage='s').complete) == 3
+
+
+def test_minimize():
+    res = quiet(SPACE, plain, method='random', n=8, maximize=False)
+    assert res.best_value == res.complete.value.min() and plain(res.best) == res.best_value
+
+
+def test_values_come_back_as_given():
+    given = dict(widths={'a': [1, 2], 'b': [3]}, opt_func=['sgd'], flag=[True, False], x=[1, 1.5, None])
+    best = quiet(given, lambda settings: len(settings['widths']), method='grid').best
+    assert best['widths'] is given['widths']['a'] and best['opt_func'] is module.sgd and type(best['flag']) is bool
+
+
+def test_seconds():
+    res = quiet(SPACE, lambda settings: time.sleep(0.05) or 1., n=50, seconds=0.2)
+    assert 1 <= len(res.complete) < 20
+
+
+# ---- storages ---------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('more, says', [(dict(space={'lr': (1e-4, 1., 'log')}), 'its space is'), (dict(method='random'), 'its method is bayes, not random'), (dict(seed=1), 'its seed is 0, not 1'),
+    (dict(maximize=False), 'its maximize is True')])
+def test_storage_of_another_search(more, says):
+    quiet(SPACE, plain, n=2, storage='s')
+    with pytest.raises(CourseError, match='s holds another search: ' + says): quiet(**{**dict(space=SPACE, train=plain, n=2, storage='s'), **more})
+
+
+def test_storage_of_another_training():
+    space, less, more = dict(lr=[1e-3, 1e-2]), *(trainer('mlp', 'digits', epochs=n, widths=[8], n_per_class=20) for n in (1, 2))
+    quiet(space, less, n=1, storage='s')
+    with pytest.raises(CourseError, match='its train is'): quiet(space, more, n=1, storage='s')
+
+
+def test_storage_that_is_something_else():
+    Path('notes.txt').write_text('lines\nof text')
+    Path('folder').mkdir()
+    for name, says in [('notes.txt', 'is not the storage of a search'), ('folder', 'is a folder'), ('notes.txt/s', 'cannot write')]:
+        with pytest.raises(CourseError, match=says): quiet(SPACE, plain, n=1, storage=name)
+    assert Path('notes.txt').read_text() == 'lines\nof text'
+
+
+def test_half_written_line():
+    quiet(SPACE, plain, n=3, storage='s')
+    with open('s', 'a') as f: f.write('{"op_code":5,"wor')
+    assert len(quiet(SPACE, plain, n=5, storage='s').complete) == 5
+    assert len(quiet(SPACE, lambda settings: 1/0, n=5, storage='s').complete) == 5
+
+
+def test_damaged_storage():
+    quiet(SPACE, plain, n=3, storage='s')
+    lines = Path('s').read_text().splitlines()
+    Path('s').write_text('\n'.join(lines[:3] + ['{"op_code":'] + lines[4:]) + '\n')
+    with pytest.raises(CourseError, match='s is damaged'): quiet(SPACE, plain, n=3, storage='s')
+
+
+# ---- trials that fail, are pruned, are interrupted --------------------------------------------
+
+def test_failures_are_noted_and_learnt_from():
+    def train(settings):
+        if settings['depth'] == 4: raise RuntimeError('out of memory\nwith details')
+        return -abs(settings['lr'] - 0.01)
+    res = quiet(SPACE, train, n=40)
+    failed = res.table[res.table.state == 'failed']
+    assert set(failed.depth) == {4} and set(failed.error) == {'RuntimeError: out of memory'} and failed.value.isna().all()
+    assert (res.table.depth[10:] == 4).mean() < 0.25
+
+
+@pytest.mark.parametrize('value, says', [(None, 'train gave None'), (float('nan'), 'train gave nan'), ('good', "train gave 'good'")])
+def test_no_number(value, says):
+    with pytest.raises(CourseError, match=f'3 of 3 failed, the first with ValueError: {says}'): quiet(SPACE, lambda settings: value, n=3)
+
+
+def test_pruning():
+    def train(settings, report):
+        for epoch in range(5): report(settings['lr'] * (epoch + 1))
+        report.note(size=7)
+        return settings['lr'] * 5
+    res = quiet(SPACE, train, n=25)
+    assert set(res.table.state) == {'complete', 'pruned'} and set(res.complete['size']) == {7}
+    assert res.best_value == res.table.value.max() and set(quiet(SPACE, train, n=25, pruner=None).table.state) == {'complete'}
+
+
+def test_ctrl_c_keeps_what_is_finished(capsys):
+    calls = []
+    def train(settings):
+        calls.append(settings)
+        if len(calls) == 3: raise KeyboardInterrupt
+        return plain(settings)
+    res = quiet(SPACE, train, n=6, storage='s')
+    assert len(res.complete) == 2 and capsys.readouterr().out == 'interrupted after 2 of 6 trials: the same call carries on from s\n'
+    again = quiet(SPACE, train, n=6, storage='s')
+    assert len(again.complete) == 6 and calls[2] in calls[3:] and params(again) == params(quiet(SPACE, plain, n=6))
+
+
+def test_ctrl_c_before_anything():
+    def train(settings): raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt): quiet(SPACE, train, n=3)
+
+
+# ---- several processes ------------------------------------------------------------------------
+
+def note(settings):
+    with open('calls', 'a') as f: f.write(f"{settings['lr']}\n")
+    time.sleep(0.02)
+    return plain(settings)
+
+
+@linux
+def test_two_searches_on_one_storage_share_the_trials():
+    team = [forked(lambda: quiet(SPACE, note, method='random', n=20, storage='s')) for _ in range(2)]
+    for p in team: p.join()
+    res = quiet(SPACE, note, method='random', n=20, storage='s')
+    assert [p.exitcode for p in team] == [0, 0] and len(res.complete) == 20
+    assert sorted(Path('calls').read_text().split()) == sorted(map(str, res.table.lr)), 'each trial ran once'
+
+
+@linux
+def test_killed_worker_is_replaced():
+    def train(settings):
+        if not Path('killed').exists():
+            Path('killed').touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return plain(settings)
+    res = quiet(SPACE, train, n=6, method='random', workers=2)
+    assert len(res.complete) == 6 and params(res) == params(quiet(SPACE, plain, n=6, method='random'))
+
+
+@linux
+def test_settings_that_always_kill():
+    def train(settings): return os.kill(os.getpid(), signal.SIGKILL) if settings['x'] == 2 else 1.
+    res = quiet(dict(x=[1, 2]), train, method='grid', workers=2)
+    assert res.table.set_index('x').state.to_dict() == {1: 'complete', 2: 'failed'} and 'its process was ended' in res.table.error.dropna().iloc[0]
+
+
+@linux
+def test_killed_search_is_resumed():
+    def hang(settings): Path('hanging').touch(); time.sleep(60)
+    p = forked(lambda: quiet(SPACE, hang, n=3, storage='s'))
+    while not Path('hanging').exists(): time.sleep(0.01)
+    os.kill(p.pid, signal.SIGKILL)
+    p.join()
+    res = quiet(SPACE, plain, n=3, storage='s')
+    assert len(res.complete) == 3 and params(res) == params(quiet(SPACE, plain, n=3))
+
+
+def test_another_machine_counts_as_lost_after_silence(monkeypatch):
+    monkeypatch.setattr(module, '_me', lambda: dict(place='elsewhere', pid=1, started='1'))
+    def ends(settings): raise SystemExit
+    with monkeypatch.context() as m, pytest.raises(SystemExit):
+        m.setattr('optuna.study.Study.tell', lambda *args, **kwargs: None)
+        m.setattr('optuna.trial.Trial.set_user_attr', lambda self, k, v, f=module.optional('optuna', 'search').trial.Trial.set_user_attr: None if k == 'lost' else f(self, k, v))
+        quiet(SPACE, ends, n=2, storage='s')
+    assert quiet(SPACE, plain, n=2, storage='s').table.state.tolist() == ['running', 'complete']
+    monkeypatch.setattr(module, 'silence', -1)
+    assert quiet(SPACE, plain, n=2, storage='s').table.state.tolist() == ['complete', 'complete']
+
+
+# ---- training ---------------------------------------------------------------------------------
+
+def tiny(**kwargs): return trainer('mlp', 'digits', **{**dict(epochs=1, widths=[8], n_per_class=20), **kwargs})
+
+
+def test_test_part_is_never_read(monkeypatch):
+    read, made, was = [], [], MemoryDL.__iter__
+    def noted(self):
+        read.append(self)
+        return was(self)
+    @functools.wraps(dls_for)
+    def kept(*args, **kwargs): return made.append(dls_for(*args, **kwargs)) or made[-1]
+    monkeypatch.setattr(MemoryDL, '__iter__', noted)
+    monkeypatch.setattr(module, 'dls_for', kept)
+    assert len(quiet(dict(lr=[1e-3, 1e-2]), tiny(), method='grid').complete) == 2
+    parts = [[sum(o is dl for o in read) for dl in dls.loaders] for dls in made]
+    assert len(parts) == 2 and all(train and valid and not test for train, valid, test in parts)
+
+
+@pytest.mark.parametrize('make, says', [
+    (lambda: tiny(epochs=0), 'at least one epoch'), (lambda: tiny(seeds=0), 'one seed'), (lambda: tiny(schedule='one-circle'), 'one_cycle'), (lambda: tiny(dropot=1), "Did you mean 'dropout'"),
+    (lambda: quiet(dict(widths=[[8]]), tiny()), 'widths is fixed in the trainer and searched'), (lambda: quiet(dict(kernel=[3, 5]), tiny()), 'unknown setting of mlp'),
+    (lambda: quiet(dict(lr=[1e-3]), tiny(metric='accurate'), n=1), "Did you mean 'accuracy'")])
+def test_trainers_refused(make, says):
+    with pytest.raises(CourseError, match=says): make()
+
+
+def test_value_is_that_of_learner_for():
+    value = tiny(epochs=2)(dict(lr=0.01, bs=16))
+    learn = learner_for('mlp', data='digits', widths=[8], n_per_class=20, lr=0.01, bs=16, seed=0)
+    learn = learner_for('mlp', dls_for('digits', n_per_class=20, bs=16, seed=42), widths=[8], lr=0.01, seed=0)
+    with learn.quiet(): learn.fit_one_cycle(2, learn.lr)
+    assert value == learn.rows[-1]['accuracy']
+
+
+def test_value_with_early_stopping_is_that_of_the_kept_epoch():
+    train = tiny(epochs=6, early_stopping=1, metric='valid_loss', schedule='flat')
+    assert not train.maximize and train(dict(lr=0.5)) == train.fitted(dict(lr=0.5)).history.valid_loss.min()
+
+
+# ---- around, study, plots ---------------------------------------------------------------------
+
+def test_around():
+    space = dict(lr=(1e-4, 1e-1, 'log'), depth=(1, 9), x=(0., 1.), bs=[64, 16, 32], norm=['batch', None])
+    near = {k: str(v) for k,v in around(dict(lr=1e-4, depth=9, x=0.5, bs=32, norm=None), space).items()}
+    assert near == dict(lr='0.0001 to 0.000562341 log', depth='7 to 9 whole', x='0.25 to 0.75', bs='16|32|64', norm='None')
+    assert str(around(dict(depth=2), dict(depth=(1, 3)), share=0.1)['depth']) == '2'
+    for best, more, says in [({}, {}, 'best says nothing about lr'), (dict(lr=3), {}, '3 is none of the choices 1|2'), (dict(lr=1), dict(share=0), 'share is above 0')]:
+        with pytest.raises(CourseError) as e: around(best, dict(lr=[1, 2]), **more)
+        assert says in str(e.value)
+
+
+def test_study():
+    table = study('x', [0, 0.5, None, 'a'], lambda settings: settings['seed'] + (settings['x'] == 'a'), seeds=[1, 3], progress=False)
+    assert list(table.index) == ['0', '0.5', 'None', 'a'] and table['mean'].tolist() == [2, 2, 2, 3] and table['std'].round(3).tolist() == [1.414]*4
+    for values, axis, says in [((0, 1), 'x', 'takes a list of values'), ([1], 'seed', 'seed itself is no axis')]:
+        with pytest.raises(CourseError, match=says): study(axis, values, plain, progress=False)
+
+
+def test_plots():
+    res, few = quiet(SPACE, plain, n=8, maximize=False), quiet(SPACE, plain, n=2)
+    assert plot_history(res).axes[0].lines[-1].get_ydata()[-1] == res.best_value and len(plot_parallel(res).axes[0].lines) == 8 + 3
+    assert plot_importance(res) and res.plot_history()
+    with pytest.raises(CourseError, match='at least four completed trials'): plot_importance(few)
+    with pytest.raises(CourseError, match='no column mean'): plot_study(res.table)
+
+
+def test_space_of_itself(): assert space_of(space_of(SPACE)) == space_of(SPACE)
+
+
+# ---- the command line -------------------------------------------------------------------------
+
+def test_command(capsys):
+    line = ['search', 'mlp', '--data', 'digits', '--n-per-class', '20', '--epochs', '1', '--space', 'lr=0.001:0.1:log,widths=[8]|[8,8]', '--storage', 's', '--plot', 'p.png', '--n']
+    assert main([*line, '2']) == 0 and main([*line, '3']) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith('3 trials (3 complete), best') and Path('p.png').stat().st_size > 5000
+
+
+@pytest.mark.parametrize('space, says', [('kernel=3|5', 'unknown setting of mlp'), ('lr=0.1:0.01', 'is no range'), ('opt_func=adm|sgd', "Did you mean 'adam'")])
+def test_command_refuses(space, says, capsys):
+    assert main(['search', 'mlp', '--data', 'digits', '--space', space]) == 2
+    assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('space', ['', 'lr', 'lr=', '=3', 'lr=1,2'])
+def test_command_takes_no_other_words(space, capsys):
+    with pytest.raises(SystemExit): main(['search', 'mlp', '--space', space])
+    assert 'expected settings such as lr=0.001:0.1:log' in capsys.readouterr().err
