@@ -21,6 +21,7 @@ from dlcourse.insight.curves import *
 from dlcourse.insight.evaluation import *
 from dlcourse.insight.inference import export_folder, export_onnx, fast
 from dlcourse.insight.resolution import *
+from dlcourse.insight.studies import plot_study
 from dlcourse.models.blocks import *
 from dlcourse.models.cnn import *
 from dlcourse.models.folding import fold_batchnorm
@@ -34,4 +35,5 @@ from dlcourse.training.lean import *
 from dlcourse.training.learner import *
 from dlcourse.training.losses import *
 from dlcourse.training.runs import Run, Settings
+from dlcourse.training.search import around, search, study, trainer
 from dlcourse.training.transfer import *
