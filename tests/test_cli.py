@@ -537,3 +537,30 @@ def test_values(text, expected): assert value(text) == expected and type(value(t
 
 @pytest.mark.parametrize('text, expected', [('2', 2), ('0.1', 0.1), ('3,2.5', [3, 2.5]), ('1,0.5', [1., 0.5]), ('Bag=1', {'Bag': 1}), ('T-shirt/top=0.5,Ankle boot=3', {'T-shirt/top': 0.5, 'Ankle boot': 3})])
 def test_shares(text, expected): assert shares(text) == expected
+
+
+# ---- reproduce ---------------------------------------------------------------------------------
+
+def test_reproduce_lists_runs_and_records(run):
+    "A list without names; a quick run of one part; the record; nothing left to do the second time"
+    code, out, _ = run('reproduce -o records')
+    assert code == 0 and any('tp1-1.3' in o and 'not measured' in o for o in out) and not Path('records').exists()
+    code, out, _ = run('reproduce tp1-1.3 --part ours -o records')
+    assert code == 0 and out[0] == 'tp1-1.3 ours seed 1' and out[-1] == 'records: records' and names('records') == ['tp1-1.3.quick.json']
+    text = Path('records/tp1-1.3.quick.json').read_text()
+    code, out, _ = run('reproduce tp1-1.3 --part ours -o records')
+    assert code == 0 and out[0].startswith('tp1-1.3: ') and Path('records/tp1-1.3.quick.json').read_text() == text
+
+
+@pytest.mark.parametrize('line, message', [('reproduce mba-77', "unknown experiment 'mba-77'"), ('reproduce tp1-1.3 --part our', "unknown part 'our'. Did you mean 'ours'"),
+                                           ('reproduce tp1-1.3 tp1-1.4 --part ours', '--part goes with one experiment'), ('reproduce tp1-1.1 --device tpu', "unknown device 'tpu'")])
+def test_reproduce_refuses(run, line, message):
+    code, _, err = run(f'{line} -o records')
+    assert code == 2 and err[0].startswith('error: ') and message in err[0] and not Path('records').exists()
+
+
+def test_reproduce_in_full_without_the_data(run, monkeypatch):
+    monkeypatch.setenv('DLCOURSE_DATA', 'nowhere')
+    monkeypatch.setenv('FASTAI_HOME', str(Path('home').absolute()))
+    code, _, err = run('reproduce tp1-1.2 --full -o records')
+    assert code == 2 and 'needs cifar10: dlcourse data get cifar10' in err[0] and not Path('records').exists()

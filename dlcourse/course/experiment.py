@@ -11,11 +11,10 @@ __all__ = ['registry', 'schema', 'NotMeasured', 'Trial', 'ShowEpochs', 'watched'
            'one_trial', 'check_needs', 'save_drawing', 'reproduce', 'beside', 'verdict_table', 'recorded',
            'reproduction']
 
-# %% ../../nbs/course/50_experiment.ipynb #15dfd5c3
-import datetime, hashlib, importlib, json, math, os, pkgutil, platform, shlex, statistics, subprocess, sys, time, traceback
+# %% ../../nbs/course/50_experiment.ipynb #6c0c5f6b
+import datetime, hashlib, importlib, json, math, os, pkgutil, platform, shlex, statistics, subprocess, time
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
-from fnmatch import fnmatch
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 import pandas as pd, torch
@@ -350,7 +349,7 @@ def _how_many(exp, rows, full, asked):
 
 def _in_order(exp, rows): return sorted(rows, key=lambda r: (exp.parts.index(r['part']), r['seed']))
 
-# %% ../../nbs/course/50_experiment.ipynb #2639a609
+# %% ../../nbs/course/50_experiment.ipynb #14b68538
 def _cell(o): return f"{o['mean']:.4g}" + (f" ± {o['spread']:.2g}" if o['spread'] is not None else '')
 
 def beside(
@@ -363,7 +362,8 @@ def beside(
     keys = [k for k in dict.fromkeys([*got, *said]) if figures is None or k[1] in figures]
     if figures is not None: keys.sort(key=lambda k: (record['parts'].index(k[0]), list(figures).index(k[1])))
     rows = [(said.get(k, ''), _cell(got[k]) if k in got else 'not measured', got[k]['n'] if k in got else 0) for k in keys]
-    return pd.DataFrame(rows, index=pd.MultiIndex.from_tuples(keys, names=['part', 'figure']) if keys else None, columns=['reported', 'obtained', 'seeds'])
+    index = pd.MultiIndex.from_arrays([[k[i] for k in keys] for i in (0, 1)], names=['part', 'figure'])
+    return pd.DataFrame(rows, index=index, columns=['reported', 'obtained', 'seeds'])
 
 # %% ../../nbs/course/50_experiment.ipynb #068147b5
 def verdict_table(

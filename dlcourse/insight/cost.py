@@ -7,9 +7,8 @@ Docs: https://dlcourse.github.io/dlcourse/insight/cost.html.md"""
 # %% auto #0
 __all__ = ['flops_per_image', 'Latency', 'batch_timer', 'latency', 'saved_bytes', 'cost']
 
-# %% ../../nbs/insight/03_cost.ipynb #93be27dd
+# %% ../../nbs/insight/03_cost.ipynb #925415ea
 import io, logging
-from contextlib import contextmanager
 from dataclasses import dataclass
 import numpy as np, pandas as pd, torch
 from fastai.learner import Learner
