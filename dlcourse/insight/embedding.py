@@ -32,10 +32,12 @@ def to_rows(
     if pool and a.ndim > 2: a = a.flatten(2).mean(2) if a.ndim == 4 else a.mean(1)
     return a.flatten(1).float().cpu()
 
-# %% ../../nbs/insight/07_embedding.ipynb #e46e859f
+# %% ../../nbs/insight/07_embedding.ipynb #2bc6184e
 def _parts_in_order(model, found):
     "Names of the parts of `model` that were called, opened up as long as there are fewer than four"
-    def inside(name): return [n for k,_ in (found[name][0] if name else model).named_children() if (n := f'{name}.{k}' if name else k) in found]
+    def inside(name):
+        names = [f'{name}.{k}' if name else k for k,_ in model.get_submodule(name).named_children()]
+        return [n for o in names for n in ([o] if o in found else inside(o))]
     names = inside('')
     while len(names) < 4 and any(inside(o) for o in names): names = [n for o in names for n in (inside(o) or [o])]
     return names

@@ -202,7 +202,7 @@ def _loader(learn, items, part):
     if items is None or _whole(items): return part_loader(learn, part, 8 if items is None else int(items) if np.ndim(items) == 0 else items)[0]
     return learn.dls.test_dl([items] if isinstance(items, (str, Path)) else listify(items), bs=len(listify(items)), num_workers=0)
 
-# %% ../../nbs/insight/06_explain.ipynb #8d4d920a
+# %% ../../nbs/insight/06_explain.ipynb #ad0c52c5
 def image_batch(
     learn:Learner,
     items=None, # How many; positions in `part`; a batch as a loader gives it; files or images. 8 if None
@@ -221,7 +221,8 @@ def image_batch(
 
 def _decoded(dl, x):
     "Images `x` before normalisation, as far as `dl` can undo it, from 0 to 1"
-    x = (dl.decode((x,))[0] if hasattr(dl, 'decode') else x).as_subclass(Tensor).detach().float().cpu()
+    try: x = (dl.decode((x,))[0] if hasattr(dl, 'decode') else x).as_subclass(Tensor).detach().float().cpu()
+    except RuntimeError as e: raise CourseError(f"images of shape {tuple(x.shape[1:])} don't fit the transforms of this learner's data: {e}") from e
     if x.max() > 1.5 and x.min() >= 0: x = x/255
     return x if x.min() >= 0 and x.max() <= 1 else (x - x.min())/(x.max() - x.min())
 
@@ -312,7 +313,7 @@ def layer_table(
     rows = [dict(kind=type(m).__name__, shape=s, feature_map=is_map(s)) for m,s in found.values()]
     return pd.DataFrame(rows, index=pd.Index(found, name='layer'))
 
-# %% ../../nbs/insight/06_explain.ipynb #3d2944b9
+# %% ../../nbs/insight/06_explain.ipynb #c0b35a62
 def _draw_heat(ax, image, heat):
     "Draw `heat` (H, W) over `image` (C, H, W)"
     _show(image, ax)
@@ -330,7 +331,8 @@ def plot(self:Explanation,
     ncols:int|None=None, # Panels in a row; by default two images
     size:float=1.7, # Inches, each panel
 )->Figure: # The matplotlib figure
-    "Draw every image, and next to it the image under each of its maps"
+    "Draw every image, and next to it the image under each of its maps; raises `CourseError` for images that are neither grey nor in colour"
+    if self.images.shape[1] not in (1, 3): raise CourseError(f'images of 1 or 3 channels can be drawn, these have {self.images.shape[1]}; the maps are in maps and heat')
     K, heat = len(self.of), self.heat
     axs = iter(panels(len(self)*(K + 1), width=size, height=1.25*size, ncols=ncols or 2*(K + 1)))
     for i,image in enumerate(self.images):
