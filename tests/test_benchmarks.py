@@ -8,7 +8,7 @@ from fastcore.nbio import read_nb
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT)) # benchmarks is not installed
-RESULTS = sorted((ROOT/'results').glob('bench-*.json'))
+RESULTS = [o for d in ('cpu', 'cuda') if (o := ROOT/'results'/f'bench-{d}.json').exists()]
 ROW = 'name group unit clock ours peer ratio spread rounds target met note'.split()
 FROM = 'command commit uncommitted_changes date device hardware threads quick versions seconds'.split()
 GROUPS = ['import', 'million', 'loader', 'augment', 'fit-mlp-64', 'fit-mlp-512', 'fit-cnn-64']
@@ -48,6 +48,12 @@ def test_help_of_transfer():
     out = subprocess.run([sys.executable, '-m', 'benchmarks.transfer', '--help'], cwd=ROOT, capture_output=True, text=True)
     assert out.returncode == 0, out.stderr
     for o in ('frozen', 'cifar', 'scratch', 'tuned', 'epoch', 'cached', 'same', '--seeds'): assert o in out.stdout
+
+
+def test_recorded_explanations():
+    results = json.loads((ROOT/'results'/'bench-insight.json').read_text(encoding='utf-8'))
+    holds_the_schema(results)
+    for row in results['rows']: assert row['target'] == 1.1 and row['met'] == (row['ratio'] <= 1.1)
 
 
 def test_help_without_torch():
