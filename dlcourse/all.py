@@ -18,7 +18,9 @@ from dlcourse.data.sources import *
 from dlcourse.data.transforms import *
 from dlcourse.insight.cost import cost, flops_per_image, latency
 from dlcourse.insight.curves import *
+from dlcourse.insight.embedding import activations, fisher_ratio, plot_embedding, probe_accuracy
 from dlcourse.insight.evaluation import *
+from dlcourse.insight.explain import grad_cam, layer_table, saliency
 from dlcourse.insight.inference import export_folder, export_onnx, fast
 from dlcourse.insight.resolution import *
 from dlcourse.insight.studies import plot_study
