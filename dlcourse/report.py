@@ -301,7 +301,7 @@ def results(
     rows = [dict(_quality(e.ev), loss=e.ev.loss, gap=_gap(e), seconds=s) for e,s in zip(es, seconds)]
     return pd.DataFrame(rows, index=[e.name for e in es])
 
-# %% ../nbs/report.ipynb #afa9af60
+# %% ../nbs/report.ipynb #15824acc
 def results_table(
     es:list, # Judged entries
     say:Wording, # The language
@@ -315,7 +315,8 @@ def results_table(
     notes = [say('no_test') if ev.part != 'test' else '', say('first_note', len(order), len(es)) if len(order) < len(es) else '',
              say('gap_note'), '' if len(es) == 1 else say('differ_note') if best is None else say('best_note')]
     rows = [[es[i].name, *(say.number(v, 3 if k != 'seconds' else 1 if v is not None and v >= 1 else 2) for k,v in table.iloc[i].items())] for i in order]
-    return dict(head=[say('learner'), *map(say, table)], rows=rows, best=order.index(best) if best in order else None,
+    named = int(len(es) > 1) # one learner needs no name
+    return dict(head=[say('learner'), *map(say, table)][1-named:], rows=[o[1-named:] for o in rows], best=order.index(best) if best in order else None,
                 caption=say('results_note', say(ev.part), counts), notes=' '.join(filter(None, notes)))
 
 def class_table(
@@ -330,7 +331,7 @@ def class_table(
     return dict(head=[say(o) for o in ('cls', 'precision', 'recall', 'f1', 'support')], rows=rows, best=None,
                 caption=say('class_note', e.name) if n >= K else say('weakest_note', n, K, e.name))
 
-# %% ../nbs/report.ipynb #e5b13855
+# %% ../nbs/report.ipynb #672caf33
 _figure_words = {'loss': 'perda', 'accuracy': 'acurácia', 'error rate': 'taxa de erro', 'epoch': 'época', 'training': 'treino', 'validation': 'validação',
                  '(training)': '(treino)', 'predicted': 'previsto', 'actual': 'real', 'best epoch': 'melhor época'}
 
@@ -346,7 +347,7 @@ def _in_language(s, say):
 def _restyle(fig, size, type_size):
     "Bring `fig` to `size` in inches with type of `type_size` points, taken as it is written"
     fig.set_size_inches(size)
-    if fig.get_layout_engine(): fig.get_layout_engine().set(w_pad=0.02, h_pad=0.02)
+    if fig.get_layout_engine(): fig.get_layout_engine().set(w_pad=0.02, h_pad=0.035)
     for o in fig.findobj(Text): o.set(fontsize=type_size, parse_math=False)
     for ax in fig.axes:
         ax.tick_params(labelsize=type_size, length=2, pad=1.5)

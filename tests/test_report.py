@@ -240,7 +240,7 @@ def test_numbers_instead_of_classes(learn):
     house = learner_for('mlp', data='boston_housing', widths=(4,), seed=1)
     with house.quiet(): house.fit(1)
     data = json.loads(report(house, 'b.pdf').made.data)
-    assert data['results']['head'][1:4] == ['RMSE', 'MAE', 'R²'] and data['matrix'] is None and data['examples']['rows']
+    assert data['results']['head'][:3] == ['RMSE', 'MAE', 'R²'] and data['matrix'] is None and data['examples']['rows']
     with pytest.raises(CourseError, match='on classes or on numbers'): report([house, learn], 'b.pdf')
 
 
