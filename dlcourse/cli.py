@@ -7,7 +7,8 @@ Docs: https://dlcourse.github.io/dlcourse/cli.html.md"""
 # %% auto #0
 __all__ = ['commands', 'groups', 'whole', 'above_zero', 'not_negative', 'fraction', 'tensor_file', 'rate', 'shares', 'axes',
            'arg', 'Command', 'command', 'parser', 'main', 'number', 'checked', 'names', 'value', 'data_list',
-           'data_get', 'data_show', 'list_archs', 'train', 'evaluate', 'predict', 'export', 'reproduce', 'search']
+           'data_get', 'data_show', 'list_archs', 'train', 'evaluate', 'predict', 'export', 'reproduce', 'search',
+           'report_pdf']
 
 # %% ../nbs/cli.ipynb #0670b5cd
 import argparse, ast, json, os, re, shlex, sys, warnings
@@ -522,3 +523,30 @@ def _save_parallel(found, path):
     from dlcourse.insight.studies import plot_parallel
     from dlcourse.training.runs import save_figure
     save_figure(plot_parallel(found), path)
+
+# %% ../nbs/cli.ipynb #7e013785
+def _text_or_file(text, what):
+    "`text`, or what the text file of that name holds"
+    from dlcourse.core import CourseError
+    path = Path(text).expanduser()
+    try: there = path.is_file()
+    except OSError: there = False # too long for a name
+    if not there and path.suffix in ('.txt', '.md') and not any(o.isspace() for o in text): raise CourseError(f'there is no file {text} for --{what}')
+    try: return path.read_text(encoding='utf-8') if there else text
+    except (OSError, UnicodeDecodeError) as e: raise CourseError(f'cannot read {text} as text in UTF-8: {e}') from e
+
+# %% ../nbs/cli.ipynb #1b109878
+@command('report', arg('runs', nargs='+', metavar='RUN', help='folders of runs, or their names within `runs`'),
+    arg('-o', '--output', default='report.pdf', metavar='FILE', help='the PDF (default: report.pdf)'),
+    arg('--title', metavar='TEXT', help='default: the names of the runs'),
+    arg('--author', action='append', default=[], metavar='NAME', help='give it again for each further author'),
+    arg('--date', metavar='TEXT', help='default: today'),
+    arg('--abstract', default='', metavar='FILE|TEXT', help='a text, or a file that holds it'),
+    arg('--observations', default='', metavar='FILE|TEXT', help='a text, or a file that holds it; lines that begin with "- " are a list'),
+    arg('--lang', default='en', metavar='en|pt', help='English or Portuguese (default: en)'), _device_arg,
+    examples=['dlcourse report runs/cnn-fashion_mini-1', 'dlcourse report mlp-digits-1 cnn-digits-1 --lang pt --title "Dígitos" --author "Ana Gonçalves" --author "João Conceição" --observations notes.txt -o digits.pdf'])
+def report_pdf(args):
+    "Write a PDF of at most two pages on one run or several"
+    from dlcourse.report import report
+    texts = {k: _text_or_file(getattr(args, k), k) for k in ('abstract', 'observations')}
+    print(report([_judgeable(o, args.device) for o in args.runs], args.output, title=args.title, authors=args.author, date=args.date, lang=args.lang, **texts))
