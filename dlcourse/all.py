@@ -39,3 +39,4 @@ from dlcourse.training.losses import *
 from dlcourse.training.runs import Run, Settings
 from dlcourse.training.search import around, search, study, trainer
 from dlcourse.training.transfer import *
+from dlcourse.report import Report, report
