@@ -157,3 +157,13 @@ def test_a_block_of_ones_own():
 ])
 def test_bad_data_is_one_clear_error(data, kw, match):
     with pytest.raises(CourseError, match=match): dls_for(data, **kw)
+
+
+@pytest.mark.parametrize('size', [(28, 14), (14, 28), (14, 14), (56, 14)])
+def test_shrinking_either_side_smooths(size):
+    "Stripes of one pixel become grey wherever the side across them shrinks"
+    from dlcourse.data.blocks import AtSize
+    x = 255*(torch.arange(28) % 2).float().expand(1, 1, 28, 28)
+    if size[1] == 28: x = x.transpose(2, 3)
+    y = AtSize(size).apply(x.byte())
+    assert y.shape[2:] == size and (y[..., 2:-2, 2:-2] - 127.5).abs().max() < 40

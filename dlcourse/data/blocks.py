@@ -302,7 +302,7 @@ def _sized(x, size, chunk=1024):
     scale = partial(F.interpolate, size=size, mode='bilinear', antialias=True)
     return torch.cat([scale(o.float()).round_().clamp_(0, 255).byte() for o in x.split(chunk)])
 
-# %% ../../nbs/data/04_blocks.ipynb #4521289d
+# %% ../../nbs/data/04_blocks.ipynb #0a086f9f
 class AtSize(BatchTransform):
     "Scale a batch of images to `size`, (H, W), in training and validation"
     order = 5
@@ -313,7 +313,9 @@ class AtSize(BatchTransform):
         self.size = tuple(size)
 
     def apply(self, x):
-        return F.interpolate(x.float(), self.size, mode='bilinear', antialias=self.size[0] < x.shape[-2]) if tuple(x.shape[-2:]) != self.size else x
+        if tuple(x.shape[-2:]) == self.size: return x
+        shrinks = any(a < b for a,b in zip(self.size, x.shape[-2:]))
+        return F.interpolate(x.float(), self.size, mode='bilinear', antialias=shrinks)
 
 # %% ../../nbs/data/04_blocks.ipynb #ab80b040
 def _from_examples(ex, size, channels):

@@ -294,11 +294,14 @@ def _read_again(self:Evaluation, idx):
         dl = self.dl.new(get_idxs=lambda: list(idx), n=len(idx), bs=len(idx), num_workers=0)
         return dl.decode_batch(dl.one_batch(), max_n=len(idx), full=False)
 
-# %% ../../nbs/insight/02_evaluation.ipynb #873350fe
-def _show(x, ax):
-    "Draw the image `x` on `ax`"
+# %% ../../nbs/insight/02_evaluation.ipynb #22862170
+def _need_image(x):
     if not isinstance(x, Tensor) or x.ndim not in (2, 3) or (x.ndim == 3 and len(x) not in (1, 3)):
         raise CourseError('plot_top_losses draws images, and these items are none: see top_losses()')
+
+def _show(x, ax):
+    "Draw the image `x` on `ax`"
+    _need_image(x)
     grey = x.ndim == 2 or len(x) == 1
     x = x.as_subclass(Tensor).float().numpy()
     if x.max() > 1.5: x = x/255
@@ -306,7 +309,7 @@ def _show(x, ax):
     ax.imshow(x.squeeze() if grey else x.transpose(1, 2, 0).clip(0, 1), cmap='Greys' if grey else None, **limits)
     ax.set_axis_off()
 
-# %% ../../nbs/insight/02_evaluation.ipynb #ae26a43f
+# %% ../../nbs/insight/02_evaluation.ipynb #596bfb8f
 @patch
 def plot_top_losses(self:Evaluation,
     k:int=9, # How many
@@ -314,8 +317,10 @@ def plot_top_losses(self:Evaluation,
 )->Figure: # The matplotlib figure
     "Draw the `k` images with the largest losses; raises `CourseError` where the items are no images"
     top = self.top_losses(k)
+    items = self._read_again(top['index'].tolist())
+    for x,*_ in items: _need_image(x)
     axs = panels(len(top), width=1.9, height=2.3, ncols=ncols)
-    for ax,o,item in zip(axs, top.itertuples(), self._read_again(top['index'].tolist())):
+    for ax,o,item in zip(axs, top.itertuples(), items):
         _show(item[0], ax)
         words = [f'{n}: {v:.3g}' if isinstance(v, float) else f'{n}: {v}' for n,v in [('actual', o.actual), ('predicted', o.predicted), ('loss', o.loss)]]
         ax.set_title('\n'.join(words), fontsize=9)
