@@ -47,7 +47,7 @@ def test_help():
 def test_help_of_transfer():
     out = subprocess.run([sys.executable, '-m', 'benchmarks.transfer', '--help'], cwd=ROOT, capture_output=True, text=True)
     assert out.returncode == 0, out.stderr
-    for o in ('frozen', 'cifar', 'scratch', 'tuned', 'epoch', 'cached', 'same', '--seeds'): assert o in out.stdout
+    for o in ('epoch', 'cached64', 'cached224', 'alexnet224', 'same', 'inference', '--rounds'): assert o in out.stdout
 
 
 def test_recorded_explanations():
