@@ -50,18 +50,24 @@ class FeatureDL(MemoryDL):
         self.passes += 1
         return [x, self.labels, torch.arange(len(x), device=x.device)]
 
-# %% ../../nbs/training/04_transfer.ipynb #f2545ea0
+# %% ../../nbs/training/04_transfer.ipynb #9538d9d8
 def _long(dl): return len(dl.dataset) > 5000 and (IN_NOTEBOOK or sys.stdout.isatty())
 
 @torch.no_grad()
 def _one_pass(model, dl):
     "Features and labels of all items of `dl`, in the order of its dataset"
     plain = dl.new(shuffle=False, drop_last=False, bs=max(dl.bs, 128))
-    xs, ys = [], []
-    for x,y in progress_bar(plain, leave=False) if _long(dl) else plain:
-        xs.append(model.features(x.as_subclass(torch.Tensor)))
-        ys.append(y.as_subclass(torch.Tensor))
-    return torch.cat(xs), torch.cat(ys)
+    both = ((model.features(x.as_subclass(torch.Tensor)), y.as_subclass(torch.Tensor)) for x,y in (progress_bar(plain, leave=False) if _long(dl) else plain))
+    return _joined(both, len(dl.dataset))
+
+def _joined(batches, n):
+    "The tensors of `batches` one below the other, `n` rows: written in place, since small results kept between large passing ones tear memory to shreds"
+    res, at = None, 0
+    for b in batches:
+        if res is None: res = [o.new_empty(n, *o.shape[1:]) for o in b]
+        for o,r in zip(b, res): r[at:at + len(o)] = o
+        at += len(b[0])
+    return res
 
 # %% ../../nbs/training/04_transfer.ipynb #c5065219
 def features_of(
@@ -116,7 +122,7 @@ def _plain_batches(dls, rows):
             for f in steps: b = f(b)
             yield b[0].as_subclass(torch.Tensor)
 
-# %% ../../nbs/training/04_transfer.ipynb #3a6dba7e
+# %% ../../nbs/training/04_transfer.ipynb #ec698297
 @torch.no_grad()
 def feature_table(
     model, # A `TransferNet`
@@ -130,7 +136,7 @@ def feature_table(
     if file and Path(file).exists(): return FeatureTable(rows, _kept(file, origin, None)['x'])
     was = model.training
     model.eval().to(dls.device)
-    with model.quickly(): x = torch.cat([model.features(o).cpu() for o in _plain_batches(dls, rows)])
+    with model.quickly(): x, = _joined(((model.features(o).cpu(),) for o in _plain_batches(dls, rows)), len(rows))
     model.train(was)
     if file: _keep(dict(x=x), file, origin)
     return FeatureTable(rows, x)
