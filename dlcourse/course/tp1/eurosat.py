@@ -69,7 +69,7 @@ def frozen(
         learn.fit_one_cycle(trial.pick(1, head['epochs']), head['lr'])
         return judged(learn)
 
-# %% ../../../nbs/course/tp1/02_eurosat.ipynb #1738f6d1
+# %% ../../../nbs/course/tp1/02_eurosat.ipynb #5221970d
 class Mirror(BatchTransform):
     "Each image mirrored at random, left to right and top to bottom"
     def apply(self, x):
@@ -85,13 +85,14 @@ def scratch(
 )->dict: # Figures
     "Train `arch` from random weights"
     learn = learner_for(arch, images(trial, size, augment=[Mirror()], bs=trial.pick(32, 64)), seed=trial.seed, pretrained=False)
+    learn.model = learn.model.to(memory_format=torch.channels_last) # The same numbers in another order: half the time
     with watched(trial, learn): learn.fit_one_cycle(trial.pick(1, epochs), lr)
     return judged(learn)
 
 def fine_tuned(
     trial:Trial,
     arch:str,
-    epochs:int=6, # After those of the head
+    epochs:int=5, # After those of the head
     lr:float=2e-3, # Of the head; a fifth of it for the body
     size:int=64, # Pixels
 )->dict: # Figures
@@ -101,11 +102,12 @@ def fine_tuned(
     with watched(trial, learn):
         with learn.on_table(feature_table(learn.model, learn.dls)): learn.fit_one_cycle(trial.pick(1, 3), 3e-3)
         learn.unfreeze()
+        learn.model = learn.model.to(memory_format=torch.channels_last)
         learn.fit_one_cycle(trial.pick(1, epochs), slice(lr/5, lr))
     return judged(learn)
 
-# %% ../../../nbs/course/tp1/02_eurosat.ipynb #34d72d24
-runs = {'alexnet, scratch': lambda t: scratch(t, 'alexnet', 8, 1e-3), 'mobilenet_v2, scratch': lambda t: scratch(t, 'mobilenet_v2', 8, 4e-3),
+# %% ../../../nbs/course/tp1/02_eurosat.ipynb #c34bc417
+runs = {'alexnet, scratch': lambda t: scratch(t, 'alexnet', 6, 1e-3), 'mobilenet_v2, scratch': lambda t: scratch(t, 'mobilenet_v2', 6, 4e-3),
         'alexnet, frozen': lambda t: frozen(t, 'alexnet'), 'mobilenet_v2, frozen': lambda t: frozen(t, 'mobilenet_v2'),
         'squeezenet1_1, frozen': lambda t: frozen(t, 'squeezenet1_1'), 'mobilenet_v2, fine-tuned': lambda t: fine_tuned(t, 'mobilenet_v2')}
 
@@ -120,9 +122,8 @@ runs = {'alexnet, scratch': lambda t: scratch(t, 'alexnet', 8, 1e-3), 'mobilenet
                      'fine-tuned at 64 pixels at least .975': lambda r: r['mobilenet_v2, fine-tuned']['test_accuracy'] >= 0.975})
 def land(trial): return runs[trial.part](trial)
 
-# %% ../../../nbs/course/tp1/02_eurosat.ipynb #edc66f69
-fusions = {'alexnet+mobilenet_v2, middle': dict(how='middle', head='dense'), 'mobilenet_v2+squeezenet1_1, middle': dict(how='middle'),
-           'mobilenet_v2+squeezenet1_1, late': dict(how='late')}
+# %% ../../../nbs/course/tp1/02_eurosat.ipynb #28ca4d9f
+fusions = {'alexnet+mobilenet_v2, middle': dict(how='middle', head='dense'), 'mobilenet_v2+squeezenet1_1, middle': dict(how='middle')}
 
 @experiment('tp1-2.2', 'EuroSAT: two networks fused', parts=tuple(fusions), seeds=3, needs=('eurosat',), minutes=25,
             reported={'alexnet+mobilenet_v2, middle': dict(test_accuracy=0.95)},
