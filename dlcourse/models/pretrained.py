@@ -240,12 +240,12 @@ def make_head(
     kind = choose(head, [*heads, *(['own'] if layers else [])], 'head')
     return own_head(layers, dropout) if kind == 'own' else heads[kind](shape, n_out, dropout)
 
-# %% ../../nbs/models/05_pretrained.ipynb #b55a1cd1
+# %% ../../nbs/models/05_pretrained.ipynb #cb56fc4b
 _fixed = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.AvgPool2d, nn.MaxPool2d, nn.Flatten, nn.Identity, nn.ReLU, nn.Sequential, AdaptiveConcatPool2d)
 
 class TransferNet(nn.Sequential):
     "A network of `body` and `head`, whose body rests while none of its parameters is trained"
-    _quick, _copy = False, (None, None)
+    _uses_copy, _copy = False, (None, None)
 
     def __init__(self,
         body:nn.Module, # (N, C, H, W) -> map (N, F, h, w) or vectors (N, F)
@@ -273,7 +273,7 @@ class TransferNet(nn.Sequential):
 
     def __getstate__(self): return {k: v for k,v in self.__dict__.items() if k != '_copy'}
 
-# %% ../../nbs/models/05_pretrained.ipynb #56a9b9f5
+# %% ../../nbs/models/05_pretrained.ipynb #f64eed48
 @patch
 def fixed_layers(self:TransferNet)->list: # May be empty
     "The first layers of the head, as far as they neither learn nor draw random numbers"
@@ -289,7 +289,7 @@ def features(self:TransferNet,
     if self.training and self.body.training == rests: self.body.train(not rests)
     with torch.set_grad_enabled(torch.is_grad_enabled() and (not rests or x.requires_grad)):
         x = x.expand(-1, 3, -1, -1) if x.shape[1] == 1 else x
-        x = self._quick_body(x)(x) if self._quick and rests and not x.requires_grad and x.device.type == 'cpu' else self.body(x)
+        x = self._quick_body(x)(x) if self._uses_copy and rests and not x.requires_grad and x.device.type == 'cpu' else self.body(x)
         for layer in self.fixed_layers(): x = layer(x)
     return x
 
@@ -310,7 +310,7 @@ def from_features(self:TransferNet):
     try: yield self
     finally: self.takes_features = was
 
-# %% ../../nbs/models/05_pretrained.ipynb #9daeffcc
+# %% ../../nbs/models/05_pretrained.ipynb #3baabc65
 @patch
 def _quick_body(self:TransferNet, x):
     "A fast copy of the body with the weights it has now"
@@ -322,9 +322,9 @@ def _quick_body(self:TransferNet, x):
 @contextmanager
 def quickly(self:TransferNet):
     "Within the block a resting body is computed by a fast copy, on the CPU"
-    was, self._quick = self._quick, True
+    was, self._uses_copy = self._uses_copy, True
     try: yield self
-    finally: self._quick, self._copy = was, (self._copy if was else (None, None))
+    finally: self._uses_copy, self._copy = was, (self._copy if was else (None, None))
 
 # %% ../../nbs/models/05_pretrained.ipynb #8074aede
 def transfer_splitter(
