@@ -135,7 +135,7 @@ def test_drawing(tmp_path):
 
 def test_every_experiment_of_the_package_is_complete():
     for e in ex.experiments().values():
-        assert e.title and e.run and e.parts and e.seeds > 0 and set(e.reported) <= set(e.parts), e.id
+        assert e.title and e.run and e.parts and all(e.seeds_of(p) > 0 for p in e.parts) and set(e.reported) <= set(e.parts), e.id
 
 
 def test_every_record_is_whole_and_of_an_experiment():
