@@ -15,12 +15,12 @@ from ...models.cnn import cnn
 from ...models.nets import draw_net, inception, residual
 from ...insight.curves import panels
 
-# %% ../../../nbs/course/mba/03_architectures.ipynb #cdda697c
+# %% ../../../nbs/course/mba/03_architectures.ipynb #de517e12
 def three_nets()->dict: # Name -> network (N, 1, 28, 28) -> (N, 10)
     "A sequential, a parallel and a residual network"
     shape = (1, 28, 28)
     return {'VGG': cnn(shape, 10, filters=(32, 32, 48), kernel=3, norm=None),
-            'Inception': inception(shape, 10, modules=((8, 8, 16, 4, 8, 8), (16, 16, 32, 8, 16, 16))),
+            'Inception': inception(shape, 10, modules=((16, 16, 24, 8, 16, 8), (24, 32, 48, 16, 24, 24))),
             'ResNet': residual(shape, 10, filters=(24, 24), blocks=2)}
 
 def draw_three(
