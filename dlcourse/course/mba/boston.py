@@ -9,10 +9,10 @@ __all__ = ['keras_adam', 'batches', 'said', 'searched', 'house_net', 'Decay', 'h
            'rates_compared', 'by_seed', 'epochs_for', 'worst_two', 'batches_compared', 'validation_error',
            'search_pays']
 
-# %% ../../../nbs/course/mba/04_boston.ipynb #e20a5a49
+# %% ../../../nbs/course/mba/04_boston.ipynb #0b9ddb7c
 import math
 from functools import partial
-import torch
+import pandas as pd, torch
 from fastai.callback.core import Callback
 from fastai.optimizer import OptimWrapper
 from ..experiment import experiment, watched
@@ -83,13 +83,12 @@ def rates_compared(trial):
     with watched(trial, learn): learn.fit(trial.pick(2, 50), lr, cbs=cbs)
     return dict(house_figures(learn), valid_loss_by_epoch=learn.history.valid_loss.tolist())
 
-# %% ../../../nbs/course/mba/04_boston.ipynb #c23c58e7
+# %% ../../../nbs/course/mba/04_boston.ipynb #3273a93f
 def by_seed(
     record:dict, # From `recorded`
     figure:str, # One of its figures
 ): # `DataFrame`, parts by seeds
     "Each seed's value of `figure`"
-    import pandas as pd
     rows = [r for r in record['rows'] if figure in r.get('figures', {})]
     table = pd.DataFrame([(r['part'], r['seed'], r['figures'][figure]) for r in rows], columns=['part', 'seed', figure])
     return table.pivot(index='part', columns='seed', values=figure).reindex(record['parts']) if rows else table
