@@ -26,7 +26,7 @@ from ...training.lean import LeanLearner
 from ...training.losses import CrossEntropy
 from torch.nn.functional import nll_loss
 
-# %% ../../../nbs/course/mba/05_fashion800.ipynb #683d44c9
+# %% ../../../nbs/course/mba/05_fashion800.ipynb #77fb03f1
 def first_images(
     trial, # A `Trial`; a quick one takes fewer images, from the part that comes with the package
     normalize:bool=False, # Whether to standardise as well as divide by 255
@@ -34,7 +34,7 @@ def first_images(
 ): # `DataLoaders` that validate on the test part
     "The first 800 training images of Fashion-MNIST and its test part, divided by 255"
     o = load(trial.pick('fashion_mini', 'fashion_mnist'))
-    n, n_test = trial.pick((128, 200), (800, len(o.x_test)))
+    n, n_test = trial.pick((64, 100), (800, len(o.x_test)))
     dls = dls_for((o.x[:n], o.y[:n], o.x_test[:n_test], o.y_test[:n_test]), valid='test', normalize=normalize,
                   device=trial.device, seed=trial.seed, **kwargs)
     dls.train.drop_last = False
