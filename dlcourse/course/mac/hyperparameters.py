@@ -94,10 +94,10 @@ def draw_axes(
         ax.set_ylim(0.7 if axis not in ('initialisation', 'learning rate') else 0, 1)
     return axs[0].figure
 
-# %% ../../../nbs/course/mac/09_hyperparameters.ipynb #705ffdcd
+# %% ../../../nbs/course/mac/09_hyperparameters.ipynb #8f79c1c9
 def _best(r, part): return max(r[part].values())
 
-@experiment('mac-4f', 'A study over every hyper-parameter', parts=tuple(f'{net} {axis}' for net in nets for axis in axes(net)), needs=('mnist',), minutes=14, draw=draw_axes, expects={
+@experiment('mac-4f', 'A study over every hyper-parameter', parts=tuple(f'{net} {axis}' for net in nets for axis in axes(net)), seeds=2, needs=('mnist',), minutes=8, draw=draw_axes, expects={
     'weights that are all zero learn nothing': lambda r: max(r[f'{net} initialisation']['zeros'] for net in nets) < 0.2,
     'the learning rate matters more than the activation': lambda r: all(spread(r, f'{net} learning rate') > spread(r, f'{net} activation') for net in nets),
     'a kernel of one pixel is the worst': lambda r: min(r['CNN kernel size'], key=r['CNN kernel size'].get) == '1',
