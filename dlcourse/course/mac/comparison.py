@@ -15,7 +15,7 @@ from .stopping import gaps
 from ...insight.curves import colours, panels, step_losses, tidy
 from ...models.blocks import count_params
 
-# %% ../../../nbs/course/mac/04_comparison.ipynb #d3a0dc08
+# %% ../../../nbs/course/mac/04_comparison.ipynb #0a5f3f08
 aspects = {'test': 'test accuracy', 'first_below': 'steps to a training loss of 0.1', 'loss_gap': 'gap in the loss',
            'seconds_per_epoch': 'seconds an epoch', 'parameters': 'parameters', 'best_epoch': 'chosen epoch'}
 
@@ -25,9 +25,10 @@ def draw_comparison(
     "A panel for each aspect, a dot for each seed"
     axs = panels(len(aspects), None, width=3, height=2.4)
     for ax,(k,name) in zip(axs, aspects.items()):
-        dots(ax, {net: values(record, net, k) for net in nets}, colours[len(name) % 2])
+        dots(ax, {net: values(record, net, k) for net in nets}, colours[0])
         tidy(ax, name)
         ax.set_xlim(-0.6, 1.6)
+        ax.margins(y=0.2)
         if k != 'test': ax.set_ylim(bottom=0)
     return axs[0].figure
 

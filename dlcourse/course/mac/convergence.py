@@ -60,7 +60,7 @@ def draw_convergence(
     axs[0].legend(edgecolor='none')
     return axs[0].figure
 
-# %% ../../../nbs/course/mac/02_convergence.ipynb #6f740242
+# %% ../../../nbs/course/mac/02_convergence.ipynb #05e08f7a
 @experiment('mac-3c', 'Convergence of the training loss', parts=tuple(f'{net} {n}' for n in sizes for net in nets), needs=('mnist',), minutes=7, draw=draw_convergence, expects={
     'every run learns its training images (loss below 0.1 at the end)': lambda r: all(max(r.each[f'{net} {n}']['final_level']) < known for net in nets for n in sizes),
     'the CNN needs fewer steps to get there than the NN, whatever the number of images': lambda r: all(r[f'CNN {n}']['first_below'] < r[f'NN {n}']['first_below'] for n in sizes),
@@ -70,5 +70,5 @@ def converging(trial):
     net, n = trial.part.split()
     dls = data_for(trial, n_per_class=trial.pick(int(n)//10, int(n)), valid=set_apart(trial, 100), bs=trial.pick(8, 32))
     learn = net_for(trial, net, dls)
-    with watched(trial, learn): learn.fit(trial.pick(2, 20), 1e-3)
+    with watched(trial, learn): learn.fit(trial.pick(2, 15), 1e-3)
     return settling(learn)

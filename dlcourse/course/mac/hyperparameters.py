@@ -58,7 +58,7 @@ def axes(
     "What is varied"
     return {**own_axes[net], **shared_axes}
 
-# %% ../../../nbs/course/mac/09_hyperparameters.ipynb #b0589445
+# %% ../../../nbs/course/mac/09_hyperparameters.ipynb #9402c914
 base = dict(NN=('mlp', dict(widths=(121, 61))), CNN=('cnn', lenet))
 
 def score(
@@ -69,11 +69,11 @@ def score(
     augment=None, # Of `dls_for`
     **kwargs, # Of `learner_for` and the network
 )->float: # Accuracy on 2,000 validation images
-    "Train five epochs with some settings changed; nothing is learnt where the loss stops being a number"
+    "Train four epochs with some settings changed; nothing is learnt where the loss stops being a number"
     arch, args = base[net]
     dls = data_for(trial, valid=set_apart(trial, trial.pick(200, 2000)), bs=min(bs, trial.pick(64, bs)), augment=augment)
     learn = learner_for(arch, dls, seed=trial.seed, **{**args, **kwargs})
-    with watched(trial, learn): learn.fit_flat_cos(trial.pick(1, 5), lr)
+    with watched(trial, learn): learn.fit_flat_cos(trial.pick(1, 4), lr)
     return judged(learn, 'valid').accuracy
 
 # %% ../../../nbs/course/mac/09_hyperparameters.ipynb #a8799862

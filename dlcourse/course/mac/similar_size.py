@@ -8,9 +8,9 @@ Docs: https://dlcourse.github.io/dlcourse/course/mac/similar_size.html.md"""
 __all__ = ['nets', 'lenet', 'twins', 'data_for', 'net_for', 'fitted', 'judged', 'values', 'mean_line', 'dots', 'table_of',
            'draw_similar_size', 'similar_size']
 
-# %% ../../../nbs/course/mac/01_similar_size.ipynb #31379e4e
+# %% ../../../nbs/course/mac/01_similar_size.ipynb #20908ded
 import numpy as np, pandas as pd
-from ..experiment import Trial, beside, experiment, watched
+from ..experiment import Trial, experiment, watched
 from ...data.blocks import dls_for
 from ...insight.curves import colours, panels, tidy
 from ...insight.evaluation import evaluate
@@ -103,14 +103,20 @@ def dots(
         if v: ax.plot(i + offset, np.mean(v), '_', color=colour, markersize=14, markeredgewidth=2)
     ax.set_xticks(range(len(groups)), groups)
 
-# %% ../../../nbs/course/mac/01_similar_size.ipynb #58142e83
+# %% ../../../nbs/course/mac/01_similar_size.ipynb #36a3363a
+def _cell(o):
+    "Mean ± standard deviation; a count that is the same for all seeds as it is"
+    if not o['spread'] and o['mean'] == int(o['mean']): return f"{o['mean']:,.0f}"
+    return f"{o['mean']:.4g} ± {o['spread'] or 0:.2g}"
+
 def table_of(
     record:dict, # Of an experiment
     figures:list, # Which, in this order
 )->pd.DataFrame: # A row for each part: mean ± standard deviation over the seeds
     "What was obtained, a column for each figure"
-    got = beside(record, figures).obtained
-    return got.unstack().reindex(index=record['parts'], columns=figures) if len(got) else pd.DataFrame('not measured', record['parts'], figures)
+    got = {(o['part'], o['figure']): _cell(o) for o in record['summary']}
+    parts = [p for p in record['parts'] if not got or any((p, k) in got for k in figures)]
+    return pd.DataFrame([[got.get((p, k), '' if got else 'not measured') for k in figures] for p in parts], parts, figures)
 
 # %% ../../../nbs/course/mac/01_similar_size.ipynb #2f22b222
 def draw_similar_size(
