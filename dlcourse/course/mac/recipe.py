@@ -16,9 +16,9 @@ from ...insight.curves import colours, panels, tidy
 from ...models.blocks import count_params
 from ...training.learner import learner_for
 
-# %% ../../../nbs/course/mac/10_recipe.ipynb #c7e66412
-recipes = dict(NN=dict(arch='mlp', widths=(512, 256), norm='batch', dropout=0.2, epochs=100, lr=0.003),
-               CNN=dict(arch='cnn', filters=(16, 32, 64), dropout=0.1, epochs=40, lr=0.005))
+# %% ../../../nbs/course/mac/10_recipe.ipynb #dd342f0e
+recipes = dict(NN=dict(arch='mlp', widths=(512, 256), norm='batch', dropout=0.2, epochs=60, lr=0.003),
+               CNN=dict(arch='cnn', filters=(16, 32), grid=7, dense=(128,), dropout=0.1, dense_dropout=0.3, epochs=30, lr=0.005))
 
 def slightly_moved(): return BatchAffine(degrees=(-12, 12), scale=(0.9, 1.1), translate=(-0.08, 0.08), shear=(-10, 10))
 
