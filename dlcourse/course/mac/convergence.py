@@ -45,7 +45,7 @@ def settling(
     found = convergence(learn).iloc[0].astype(float)
     return dict(found, first_below=first_below(losses, known), at=(at + 1).tolist(), losses=losses[at].tolist())
 
-# %% ../../../nbs/course/mac/02_convergence.ipynb #b7aa52de
+# %% ../../../nbs/course/mac/02_convergence.ipynb #2e66b6af
 def draw_convergence(
     record:dict, # Of mac-3c
 ): # A matplotlib figure
@@ -56,7 +56,7 @@ def draw_convergence(
             at = values(record, f'{net} {n}', 'at')
             if at: mean_line(ax, at[0], values(record, f'{net} {n}', 'losses'), color=colour, label=f'{n} of each digit')
         tidy(ax, f'{net}: training loss', 'step')
-        ax.set(xscale='log', yscale='log', ylim=(1e-5, 4))
+        ax.set(xscale='log', yscale='log', ylim=(1e-3, 4))
     axs[0].legend(edgecolor='none')
     return axs[0].figure
 
