@@ -76,7 +76,7 @@ def score(
     with watched(trial, learn): learn.fit_flat_cos(trial.pick(1, 4), lr)
     return judged(learn, 'valid').accuracy
 
-# %% ../../../nbs/course/mac/09_hyperparameters.ipynb #a8799862
+# %% ../../../nbs/course/mac/09_hyperparameters.ipynb #8febbaa4
 def draw_axes(
     record:dict, # Of mac-4f
 ): # A matplotlib figure
@@ -92,6 +92,8 @@ def draw_axes(
         ticks = labels[1] if labels[0] in ([], labels[1]) else [f'{a}\n{b}' if a != b else a for a,b in zip(*labels)]
         ax.set_xticks(range(len(ticks)), ticks, fontsize=7, rotation=20 if axis in ('activation', 'regularisation', 'initialisation') else 0)
         ax.set_ylim(0.7 if axis not in ('initialisation', 'learning rate') else 0, 1)
+    for net,colour in zip(nets, colours): axs[0].plot([], [], 'o', color=colour, label=net)
+    axs[0].legend(edgecolor='none', loc='lower right')
     return axs[0].figure
 
 # %% ../../../nbs/course/mac/09_hyperparameters.ipynb #a72cb36d
