@@ -7,10 +7,10 @@ Docs: https://dlcourse.github.io/dlcourse/course/mac/comparison.html.md"""
 # %% auto #0
 __all__ = ['aspects', 'draw_comparison', 'comparison']
 
-# %% ../../../nbs/course/mac/04_comparison.ipynb #828935b6
+# %% ../../../nbs/course/mac/04_comparison.ipynb #b755a9bf
 from ..experiment import experiment, watched
 from .convergence import first_below, known
-from .similar_size import data_for, dots, judged, net_for, nets, values
+from .similar_size import data_for, dots, net_for, nets, values
 from .stopping import gaps
 from ...insight.curves import colours, panels, step_losses, tidy
 from ...models.blocks import count_params

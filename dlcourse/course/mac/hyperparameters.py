@@ -8,8 +8,8 @@ Docs: https://dlcourse.github.io/dlcourse/course/mac/hyperparameters.html.md"""
 __all__ = ['plain_sgd', 'rmsprop', 'shared_axes', 'cnn_sizes', 'mlp_sizes', 'own_axes', 'base', 'axes', 'score', 'draw_axes',
            'hyperparameters', 'spread']
 
-# %% ../../../nbs/course/mac/09_hyperparameters.ipynb #ea8fd8cc
-import numpy as np, torch
+# %% ../../../nbs/course/mac/09_hyperparameters.ipynb #eb366545
+import torch
 from fastai.optimizer import OptimWrapper
 from functools import partial
 from ..experiment import Trial, experiment, watched

@@ -8,9 +8,8 @@ Docs: https://dlcourse.github.io/dlcourse/course/mac/perturbed.html.md"""
 __all__ = ['strengths', 'units', 'change', 'all_strengths', 'small_set', 'changed_test', 'accuracies', 'draw_perturbed',
            'perturbed', 'save_set', 'load_set']
 
-# %% ../../../nbs/course/mac/05_perturbed.ipynb #9217b6e2
+# %% ../../../nbs/course/mac/05_perturbed.ipynb #dfbfb689
 import json
-import numpy as np
 from dataclasses import replace
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save

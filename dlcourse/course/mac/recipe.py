@@ -7,8 +7,7 @@ Docs: https://dlcourse.github.io/dlcourse/course/mac/recipe.html.md"""
 # %% auto #0
 __all__ = ['recipes', 'slightly_moved', 'by_recipe', 'draw_recipe', 'recipe']
 
-# %% ../../../nbs/course/mac/10_recipe.ipynb #143170ed
-from ...core import CourseError
+# %% ../../../nbs/course/mac/10_recipe.ipynb #ee0764a7
 from ..experiment import Trial, experiment, watched
 from .similar_size import data_for, dots, judged, nets, values
 from ...data.transforms import BatchAffine
