@@ -6,9 +6,9 @@ Docs: https://dlcourse.github.io/dlcourse/models/pretrained.html.md"""
 
 # %% auto #0
 __all__ = ['heads', 'course_backbones', 'torchvision_names', 'timm_names', 'unknown_network', 'library_of', 'Backbone',
-           'backbone_of', 'TimmBody', 'cut_net', 'own_head', 'linear_head', 'fastai_head', 'make_head', 'TransferNet',
-           'transfer_splitter', 'weight_folders', 'find_weights', 'read_weights', 'fill_weights', 'hub_weights',
-           'load_pretrained', 'smallest_side', 'fitting_shape', 'transfer_net']
+           'backbone_of', 'TimmBody', 'cut_net', 'own_head', 'linear_head', 'fastai_head', 'mean_head', 'make_head',
+           'TransferNet', 'transfer_splitter', 'weight_folders', 'find_weights', 'read_weights', 'fill_weights',
+           'hub_weights', 'load_pretrained', 'smallest_side', 'fitting_shape', 'transfer_net']
 
 # %% ../../nbs/models/05_pretrained.ipynb #81819218
 import os, pickle, re
@@ -224,8 +224,18 @@ def fastai_head(
     for m in (head.dense, head.out): nn.init.kaiming_normal_(m.weight)
     return head
 
-# %% ../../nbs/models/05_pretrained.ipynb #9057a72c
-heads = dict(fastai=fastai_head, linear=linear_head)
+# %% ../../nbs/models/05_pretrained.ipynb #df595da3
+def mean_head(
+    shape, # Of what the body gives for one image: (C, h, w) or (F,)
+    n_out:int, # Number of outputs
+    dropout:float|None=None, # As in `fastai_head`
+)->nn.Sequential:
+    "The head of `fastai_head` on the mean of the map"
+    layers = dict(fastai_head(shape[:1], n_out, dropout).named_children())
+    return chain(pool=nn.AdaptiveAvgPool2d(1) if len(shape) == 3 else None, **layers)
+
+# %% ../../nbs/models/05_pretrained.ipynb #66628e94
+heads = dict(fastai=fastai_head, linear=linear_head, mean=mean_head)
 
 def make_head(
     head, # A name of `heads`, or 'own'; or a module that takes what the body gives
