@@ -11,8 +11,8 @@ __all__ = ['registry', 'schema', 'NotMeasured', 'Trial', 'ShowEpochs', 'watched'
            'one_trial', 'check_needs', 'save_drawing', 'reproduce', 'beside', 'verdict_table', 'recorded',
            'reproduction']
 
-# %% ../../nbs/course/50_experiment.ipynb #6c0c5f6b
-import datetime, hashlib, importlib, json, math, os, pkgutil, platform, shlex, statistics, subprocess, time
+# %% ../../nbs/course/50_experiment.ipynb #91b11d34
+import datetime, hashlib, importlib, json, math, os, pkgutil, platform, re, shlex, statistics, subprocess, time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -105,12 +105,12 @@ def experiment(
         return f
     return enter
 
-# %% ../../nbs/course/50_experiment.ipynb #c567e639
+# %% ../../nbs/course/50_experiment.ipynb #09ebf41c
 def experiments()->dict: # id -> `Experiment`, in the order of documents and items
     "All experiments of the package"
     from dlcourse import course as room
     for o in pkgutil.walk_packages(room.__path__, room.__name__ + '.'): importlib.import_module(o.name)
-    return dict(sorted(registry.items()))
+    return dict(sorted(registry.items(), key=lambda o: [int(w) if w.isdigit() else w for w in re.split(r'(\d+)', o[0])]))
 
 def find_experiments(
     names, # Ids, documents (`mba`), or `all`
@@ -181,8 +181,8 @@ def record_file(
 
 def _checksum(record): return hashlib.sha256(json.dumps({k: v for k,v in record.items() if k != 'checksum'}, sort_keys=True).encode()).hexdigest()
 
-# %% ../../nbs/course/50_experiment.ipynb #6a66f6fb
-_fields = dict(schema=int, id=str, title=str, full=bool, parts=list, seeds=int, trials=int, reported=dict, rows=list, summary=list, verdicts=list, command=str, seconds=float, checksum=str)
+# %% ../../nbs/course/50_experiment.ipynb #f6133f40
+_fields = dict(schema=int, id=str, title=str, full=bool, parts=list, seeds=int, reported=dict, rows=list, summary=list, verdicts=list, command=str, seconds=float, checksum=str)
 
 def read_record(
     file, # A JSON file that `reproduce` wrote
@@ -382,18 +382,19 @@ def recorded(
     if file.exists(): return read_record(file)
     return dict(id=id, title=exp.title, full=True, parts=list(exp.parts), seeds=0, trials=0, reported=exp.reported, rows=[], summary=[], verdicts=verdicts(exp, []), seconds=0.)
 
-# %% ../../nbs/course/50_experiment.ipynb #45a3a4ff
+# %% ../../nbs/course/50_experiment.ipynb #4fa500a8
 def _state(record):
-    done = len({(r['part'], r['seed']) for r in record['rows'] if 'figures' in r})
-    return 'not measured' if not done else 'measured' if done == record['trials'] else f"{done} of {record['trials']} trials"
+    done, all_of = len({(r['part'], r['seed']) for r in record['rows'] if 'figures' in r}), record.get('trials', len(record['parts'])*record['seeds'])
+    return 'not measured' if not done else 'measured' if done == all_of else f'{done} of {all_of} trials'
 
 def reproduction(
     names=('all',), # Ids, documents or `all`
     folder=None, # By default `results_folder()`
-)->pd.DataFrame: # By id: title, parts, seeds, state, how many expectations hold, minutes
+)->pd.DataFrame: # By id: title, parts, seeds, state, how many expectations hold of those measured, minutes
     "All experiments with the state of their full runs"
     def line(exp):
         r = recorded(exp.id, folder)
-        held = f"{sum(o['holds'] is True for o in r['verdicts'])} of {len(r['verdicts'])}" if r['verdicts'] and r['rows'] else ''
+        judged = [o['holds'] for o in r['verdicts'] if o['holds'] is not None]
+        held = f'{sum(judged)} of {len(judged)}' if judged else ''
         return dict(id=exp.id, title=exp.title, parts=len(exp.parts), seeds=r['seeds'], state=_state(r), expected_and_found=held, minutes=round(r['seconds']/60, 1) or None)
     return pd.DataFrame([line(o) for o in find_experiments(names)]).set_index('id')
