@@ -145,7 +145,9 @@ def measured(options):
     "Group -> its rows, for the groups asked for"
     rows = dict(epoch=epoch_rows, same=same_rows, inference=inference_rows)
     for group,o in CACHED.items(): rows[group] = partial(cached_rows, group=group, arch=o[0], size=o[1])
-    for o in options.rows: yield o, rows[o](options)
+    for o in sorted(options.rows, key=lambda o: o != 'inference'): # First, as a user's process is: memory can't be unkept
+        kept = o != 'inference' and keep_memory()
+        yield o, kept, rows[o](options)
 
 
 def arguments(args=None):
@@ -172,9 +174,8 @@ def main(args=None):
     os.environ.update(OMP_NUM_THREADS=str(options.threads), MKL_NUM_THREADS=str(options.threads))
     start, load = time.time(), list(os.getloadavg())
     import torch
-    kept = keep_memory()
     torch.set_num_threads(options.threads)
-    for group,rows in measured(options):
+    for group,kept,rows in measured(options):
         about = provenance(SimpleNamespace(device='cpu', repeats=options.rounds, starts=1, threads=options.threads, quick=False, keeps_memory=kept), start, load)
         about['command'] = 'python -m benchmarks.transfer ' + ' '.join(sys.argv[1:])
         Path(options.output).parent.mkdir(exist_ok=True)
