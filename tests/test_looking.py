@@ -75,12 +75,15 @@ def test_looking_leaves_the_learner_as_it_was(cnn):
 def test_captum_agrees(cnn):
     pytest.importorskip('captum')
     found = looking.captum_difference(cnn, 10)
+    x, classes = looking.image_batch(cnn, range(10), 'test')[0], torch.tensor([[0]*10, [1]*10])
+    theirs, (ours, _) = looking.captum_maps(cnn.model, x, classes, 'body.block3.act'), looking.cam_maps(cnn.model, x, classes.flip(0), 'body.block3.act')
+    assert (ours - theirs).abs().max() > 1e-4 # another class has other maps
     assert 0 < found['largest_value'] and found['largest_difference'] <= 1e-4*min(1, found['largest_value'])
 
 
 def test_without_captum_one_part_is_not_measured(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, 'captum.attr', None)
-    ink, captum = reproduce('mac-4e', folder=tmp_path)['rows']
+    ink, captum = reproduce('mac-4e', folder=tmp_path, parts=['ink', 'captum'])['rows']
     assert 'figures' in ink and 'pip install captum' in captum['not_measured'] and 'figures' not in captum
     with pytest.raises(NotMeasured): looking.captum_maps(nn.Identity(), torch.zeros(1, 1, 2, 2), torch.zeros(1, 1), '')
 
