@@ -89,7 +89,7 @@ def test_without_captum_one_part_is_not_measured(tmp_path, monkeypatch):
 
 
 def test_quick_separation(tmp_path):
-    record = reproduce('mac-4c', folder=tmp_path)
+    record = reproduce('mac-4c-layers', folder=tmp_path)
     assert [r['part'] for r in record['rows']] == ['mlp', 'cnn']
     for r in record['rows']:
         f = r['figures']
