@@ -54,7 +54,7 @@ def watched(
     cbs = [ShowEpochs(trial.show)] if trial.show else []
     with learn.no_bar(), learn.no_logging(), learn.added_cbs(cbs): yield learn
 
-# %% ../../nbs/course/50_experiment.ipynb #e41c4954
+# %% ../../nbs/course/50_experiment.ipynb #305ac1b5
 def _on(learn, part):
     e = evaluate(learn, part)
     return e, {f'{part}_accuracy': e.accuracy, f'{part}_loss': e.loss}
@@ -65,9 +65,10 @@ def judged(
 )->dict: # Figures and curves
     "What there is to say of a trained classifier"
     found, curves = {}, learn.history
-    for o in parts:
-        e, figures = _on(learn, o)
-        found |= figures
+    with learn.no_bar():
+        for o in parts:
+            e, figures = _on(learn, o)
+            found |= figures
     each, C = e.report(), e.confusion_matrix()
     return dict(found, macro_precision=each.precision['macro avg'], macro_f1=each.f1['macro avg'], parameters=sum(p.numel() for p in learn.model.parameters()), seconds=float(curves.seconds.sum()),
                 recall=(C.diagonal()/C.sum(1).clip(1)).tolist(), confusion=C.tolist(), train_loss_by_epoch=curves.train_loss.tolist(), valid_loss_by_epoch=curves.valid_loss.tolist(),
