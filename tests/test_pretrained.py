@@ -568,3 +568,26 @@ def test_real_weights(name, missing, monkeypatch):
     assert Path(net.backbone.weights).parent == Path(REAL)/'weights' and len(net.backbone.missing) == missing and net.backbone.unexpected == ()
     with torch.no_grad(): assert torch.isfinite(net(torch.randn(2, *SIZE))).all()
     with pytest.raises(CourseError, match='is not of resnet18.*it looks like'): model_for('resnet18', SIZE, 10, weights=net.backbone.weights)
+
+
+def test_alexnet_from_a_checkpoint_of_ones_own(tmp_path, monkeypatch):
+    "As with torchvision's download: all layers but the last are taken over, the head trains on cached features, alone and fused"
+    from torchvision.models import alexnet
+    from dlcourse.data.blocks import dls_for
+    from dlcourse.training.learner import learner_for
+    torch.manual_seed(3)
+    theirs = alexnet()
+    torch.save(theirs.state_dict(), tmp_path/'alexnet.pth')
+    monkeypatch.setenv('DLCOURSE_WEIGHTS', str(tmp_path))
+    dls = dls_for('fashion_mini', size=64, n_per_class=6, bs=16, seed=1)
+    learn = learner_for('alexnet', dls, seed=1, cache=True, head='own')
+    was = {k: v.clone() for k,v in learn.model.state_dict().items()}
+    body = [v for k,v in was.items() if k.startswith('body')]
+    assert all(torch.equal(a, b) for a,b in zip(body, theirs.features.state_dict().values())) and learn.model.backbone.missing == ()
+    with learn.quiet(): learn.fit_one_cycle(2, 1e-3)
+    now = learn.model.state_dict()
+    assert all(torch.equal(was[k], now[k]) for k in was if k.startswith('body')) and not torch.equal(was['head.out.weight'], now['head.out.weight'])
+    dense = [m for m in learn.model.head if isinstance(m, nn.Linear)]
+    assert [tuple(m.weight.shape) for m in dense] == [(4096, 9216), (4096, 4096), (10, 4096)]
+    fused = fusion_net('alexnet+squeezenet1_1', (3, 64, 64), 10, how='late', weights=dict(alexnet=tmp_path/'alexnet.pth', squeezenet1_1=file_of(tmp_path, 'squeezenet1_1')[0]))
+    assert torch.equal(next(fused.body.bodies['alexnet'].parameters()), theirs.features[0].weight)
