@@ -383,7 +383,7 @@ def recorded(
     if file.exists(): return read_record(file)
     return dict(id=id, title=exp.title, full=True, parts=list(exp.parts), seeds=0, trials=0, reported=exp.reported, rows=[], summary=[], verdicts=verdicts(exp, []), seconds=0.)
 
-# %% ../../nbs/course/50_experiment.ipynb #4fa500a8
+# %% ../../nbs/course/50_experiment.ipynb #a4e2d1cc
 def _state(record):
     done, all_of = len({(r['part'], r['seed']) for r in record['rows'] if 'figures' in r}), record.get('trials', len(record['parts'])*record['seeds'])
     return 'not measured' if not done else 'measured' if done == all_of else f'{done} of {all_of} trials'
@@ -397,5 +397,5 @@ def reproduction(
         r = recorded(exp.id, folder)
         judged = [o['holds'] for o in r['verdicts'] if o['holds'] is not None]
         held = f'{sum(judged)} of {len(judged)}' if judged else ''
-        return dict(id=exp.id, title=exp.title, parts=len(exp.parts), seeds=r['seeds'], state=_state(r), expected_and_found=held, minutes=round(r['seconds']/60, 1) or None)
+        return dict(id=exp.id, title=exp.title, parts=len(exp.parts), seeds=r['seeds'], state=_state(r), expected_and_found=held, minutes=max(round(r['seconds']/60, 1), 0.1) if r['rows'] else None)
     return pd.DataFrame([line(o) for o in find_experiments(names)]).set_index('id')
