@@ -29,7 +29,7 @@ def data_page(trial):
     stats = {f'{k}_{c}': v for k,f in (('mean', torch.mean), ('deviation', torch.std)) for c,v in zip('red green blue'.split(), f(x.transpose(0, 1).flatten(1), dim=1).tolist())}
     return dict(images_per_class=sum(counts)/len(counts), test_images_per_class=sum(test_counts)/len(test_counts), **stats, counts=counts, test_counts=test_counts)
 
-# %% ../../../nbs/course/tp1/01_cifar10.ipynb #b86ca262
+# %% ../../../nbs/course/tp1/01_cifar10.ipynb #ea1cc889
 def l2_adam(
     params, # As fastai gives them
     lr:float=1e-3,
@@ -37,7 +37,7 @@ def l2_adam(
     **kwargs,
 )->OptimWrapper:
     "torch's Adam, whose weight decay goes through the gradient"
-    return OptimWrapper(params, torch.optim.Adam, lr=lr, wd=wd, fused=True)
+    return OptimWrapper(params, torch.optim.Adam, lr=lr, weight_decay=wd, fused=True)
 
 def cifar_learner(
     trial:Trial,
