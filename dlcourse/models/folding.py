@@ -19,10 +19,10 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.nn.utils.parametrize import is_parametrized
 from ..core import CourseError
 
-# %% ../../nbs/models/04a_folding.ipynb #a9b02c25
+# %% ../../nbs/models/04a_folding.ipynb #b586fed5
 class _Tracer(fx.Tracer):
-    "A tracer that doesn't look inside convolutions and normalisations, whoever wrote them"
-    def is_leaf_module(self, m, name): return super().is_leaf_module(m, name) or isinstance(m, (nn.Conv2d, nn.BatchNorm2d))
+    "A tracer that doesn't look inside convolutions, normalisations and pooling, whoever wrote them"
+    def is_leaf_module(self, m, name): return super().is_leaf_module(m, name) or isinstance(m, (nn.Conv2d, nn.BatchNorm2d, nn.AdaptiveAvgPool2d))
 
 def _traced(model):
     "Names of two modules, each called once, where the second is all that uses what the first gives and nothing else reads their weights"
