@@ -31,6 +31,8 @@ from dlcourse.models.fusion import *
 from dlcourse.models.mlp import *
 from dlcourse.models.nets import *
 from dlcourse.models.pretrained import *
+from dlcourse.models.views import *
+from dlcourse.models.whitened import *
 from dlcourse.models.zoo import *
 from dlcourse.training.callbacks import *
 from dlcourse.training.lean import *

@@ -266,7 +266,7 @@ def test_a_new_architecture_is_known_everywhere():
 def test_archs_lists_every_architecture_once():
     table = archs()
     assert list(table.index) == [*NAMES, *backbones] and table.notna().all(axis=None)
-    assert table.smallest[NAMES].to_dict() == dict(mlp=1, cnn=5, cnn_base=1, cnn_v2=9, cnn_v3=17, all_conv=5, residual=5, inception=3)
+    assert table.smallest[NAMES].to_dict() == dict(mlp=1, cnn=5, cnn_base=1, cnn_v2=9, cnn_v3=17, all_conv=5, residual=5, inception=3, whitened=9)
 
 
 # Networks of one's own

@@ -8,7 +8,7 @@ Docs: https://dlcourse.github.io/dlcourse/models/zoo.html.md"""
 __all__ = ['registry', 'backbones', 'Arch', 'register', 'find_arch', 'check_model', 'model_for', 'size_of', 'smallest_input',
            'archs', 'match_params']
 
-# %% ../../nbs/models/07_zoo.ipynb #63047e59
+# %% ../../nbs/models/07_zoo.ipynb #b5c593b8
 import inspect, operator
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +21,7 @@ from .fusion import fusion_net
 from .mlp import mlp
 from .nets import all_conv, inception, residual
 from .pretrained import backbone_of, cut_net, library_of, smallest_side, torchvision_names, transfer_net
+from .whitened import whitened
 
 # %% ../../nbs/models/07_zoo.ipynb #e09622fc
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def register(
         return make
     return _enter
 
-# %% ../../nbs/models/07_zoo.ipynb #0ff8244f
+# %% ../../nbs/models/07_zoo.ipynb #9f5258cd
 register('dense layers one after the other', 'mac-3a, pcs-2.1, pcs-4.1, mba-7', 'widths')(mlp)
 register('blocks of convolution, normalisation, activation, pooling', 'mac-3a, mac-4f, pcs-6.2, pcs-7.1', 'filters')(cnn)
 register('three convolutions, no pooling, large dense layer', 'tp1-1.2', 'filters')(cnn_base)
@@ -58,7 +59,8 @@ register('four convolutions with batch norm and pooling', 'tp1-1.3', 'filters')(
 register('five convolutions with batch norm, pooling, dropout', 'tp1-1.4, tp1-1.5', 'filters')(cnn_v3)
 register('convolutions and reshape only', 'pcs-6.4', 'filters')(all_conv)
 register('residual blocks', 'mba-6, mba-10, pcs-6.5, pcs-7.5', 'filters')(residual)
-register('Inception modules', 'mba-6, mba-10', 'modules')(inception);
+register('Inception modules', 'mba-6, mba-10', 'modules')(inception)
+register('a whitening layer, six convolutions', 'tp1-1.4', 'filters')(whitened);
 
 # %% ../../nbs/models/07_zoo.ipynb #90dc2629
 backbones = {'alexnet': ('five convolutions, three dense layers; torchvision, pretrained', 'tp1-2.1'),

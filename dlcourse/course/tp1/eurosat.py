@@ -16,8 +16,9 @@ from ...core import CourseError
 from ..experiment import NotMeasured, Trial, experiment, judged, watched
 from ...data.blocks import dls_for
 from ...data.transforms import BatchTransform
+from ...models.views import as_is, half_turned, mirrored, upside_down
 from ...training.learner import learner_for
-from ...training.transfer import as_is, feature_table, half_turned, joined_tables, mirrored, upside_down
+from ...training.transfer import feature_table, joined_tables
 
 # %% ../../../nbs/course/tp1/02_eurosat.ipynb #49576c93
 shares = dict(valid=0.1) # Of the training part
