@@ -33,7 +33,7 @@ def run(capsys):
 def command(*words, **kwargs):
     "A command in a process of its own"
     env = dict(os.environ, OMP_NUM_THREADS='1', PYTHONUNBUFFERED='1')
-    return subprocess.Popen([sys.executable, '-c', 'import sys; from dlcourse.cli import main; sys.exit(main())', *words], env=env,
+    return subprocess.Popen([sys.executable, '-m', 'dlcourse', *words], env=env,
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **kwargs)
 
 
