@@ -9,7 +9,7 @@ from fastai.callback.core import Callback
 from PIL import Image
 from torchvision.models import shufflenet_v2_x0_5, squeezenet1_1
 
-from dlcourse.core import CourseError
+from dlcourse.core import CourseError, lock_for
 from dlcourse.training import runs as R
 from dlcourse.training.runs import Run, Settings, load_tensors, load_weights, quiet, save_tensors, start
 
@@ -156,6 +156,15 @@ def test_files_of_others_stay():
     Path('mine/notes.txt').write_text('keep me')
     with pytest.raises(KeyboardInterrupt): run.train(cbs=[Stop(0, 'after_batch')])
     assert names() == ['mine', 'mine/notes.txt']
+
+
+def test_one_process_at_a_time():
+    run = begin('mine')
+    with lock_for('mine'):
+        with pytest.raises(CourseError, match='another process is training mine'): run.train()
+    assert names() == ['mine', 'mine/settings.json'] and not run.finished
+    run.train()
+    assert run.finished
 
 
 def test_what_an_interrupted_run_has_can_be_used():

@@ -11,7 +11,7 @@ __all__ = ['registry', 'schema', 'NotMeasured', 'Trial', 'ShowEpochs', 'watched'
            'one_trial', 'check_needs', 'save_drawing', 'reproduce', 'beside', 'verdict_table', 'recorded',
            'reproduction']
 
-# %% ../../nbs/course/50_experiment.ipynb #91b11d34
+# %% ../../nbs/course/50_experiment.ipynb #d59d9556
 import datetime, hashlib, importlib, json, math, os, pkgutil, platform, re, shlex, statistics, subprocess, time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ from pathlib import Path
 import pandas as pd, torch
 import dlcourse
 from fastai.callback.core import Callback
-from ..core import CourseError, choose, seed_all, whole_file
+from ..core import CourseError, choose, lock_for, seed_all, whole_file
 from ..insight.evaluation import evaluate
 
 # %% ../../nbs/course/50_experiment.ipynb #3408ab76
@@ -316,7 +316,7 @@ def save_drawing(
         with whole_file(file, 'wb') as f: fig.savefig(f, format='svg', bbox_inches='tight', metadata=dict(Date=None))
         plt.close(fig)
 
-# %% ../../nbs/course/50_experiment.ipynb #4f744048
+# %% ../../nbs/course/50_experiment.ipynb #cb8cd255
 def reproduce(
     id, # An experiment's id, or an `Experiment`
     full:bool=False, # Whether to run at the full budget
@@ -332,16 +332,25 @@ def reproduce(
     parts = [choose(o, exp.parts, 'part') for o in parts or exp.parts]
     device, file = _device(device), record_file(exp.id, full, folder)
     if full: check_needs(exp)
-    rows = [r for r in _kept_rows(exp, file, full) if not (again and r['part'] in parts)]
-    seeds = _how_many(exp, rows, full, seeds)
-    done = {(r['part'], r['seed']) for r in rows}
-    for t in [Trial(p, s, full, device, show) for s in range(1, max(seeds.values()) + 1) for p in parts if s <= seeds[p] and (p, s) not in done]:
+    rows = _kept_rows(exp, file, full)
+    wanted, mine = _how_many(exp, rows, full, seeds), []
+    done = set() if again else set(map(_key, rows))
+    for t in [Trial(p, s, full, device, show) for s in range(1, max(wanted.values()) + 1) for p in parts if s <= wanted[p] and (p, s) not in done]:
         if show: show(f'{exp.id} {t.part} seed {t.seed}'.replace('  ', ' '))
-        rows = _in_order(exp, [*rows, one_trial(exp, t)])
-        write_record(exp, rows, full, seeds, file)
-    record = write_record(exp, rows, full, seeds, file)
-    if exp.draw and rows: save_drawing(exp, record, file.with_suffix('.svg'))
+        mine.append(one_trial(exp, t))
+        _add(exp, mine, full, seeds, file)
+    record = _add(exp, mine, full, seeds, file)
+    if exp.draw and record['rows']: save_drawing(exp, record, file.with_suffix('.svg'))
     return record
+
+def _key(row): return row['part'], row['seed']
+
+def _add(exp, mine, full, asked, file):
+    "Record the rows `mine` beside those which the file has by now"
+    with lock_for(file):
+        new = set(map(_key, mine))
+        rows = _in_order(exp, [*(r for r in _kept_rows(exp, file, full) if _key(r) not in new), *mine])
+        return write_record(exp, rows, full, _how_many(exp, rows, full, asked), file)
 
 def _how_many(exp, rows, full, asked):
     "Part -> number of seeds: as asked for or usual, and no fewer than there are"

@@ -8,8 +8,9 @@ Docs: https://dlcourse.github.io/dlcourse/training/runs.html.md"""
 __all__ = ['schedules', 'format_version', 'Settings', 'backbone_facts', 'examples_of', 'find_run', 'Run', 'start', 'save_tensors',
            'load_tensors', 'load_weights', 'KeepRun', 'TextProgress', 'quiet', 'save_figure']
 
-# %% ../../nbs/training/06_runs.ipynb #8139dccd
+# %% ../../nbs/training/06_runs.ipynb #4b9eff5d
 import csv, json, math, platform, sys, time
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from importlib.metadata import version
@@ -23,7 +24,7 @@ from fastcore.basics import patch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
-from ..core import CourseError, choose, seed_all, whole_file
+from ..core import CourseError, choose, lock_for, seed_all, whole_file
 from ..data.blocks import block_for, dls_for, renormalized
 from ..data.sources import datasets
 from ..models.pretrained import TransferNet
@@ -481,23 +482,38 @@ def quiet(
     learn.logger = lambda *_: None
     return learn
 
-# %% ../../nbs/training/06_runs.ipynb #7c7e1aa6
+# %% ../../nbs/training/06_runs.ipynb #12cd8ab9
 @patch
 def train(self:Run,
     cbs=(), # Further callbacks
 )->LeanLearner: # The trained Learner, with the weights that were kept
-    "Train the epochs that are left; raises `CourseError` if there are none, the loss is no number or the disk refuses; Ctrl-C says what was kept"
-    if self.finished: raise CourseError(f'{self.folder} is finished ({len(self.rows)} epochs): evaluate it, or start another run')
-    try: self._fit(cbs)
-    except BaseException as e:
-        self._learn = None
-        kept = self.has(_weights) or self.has(_checkpoint)
-        if not kept: _remove(self._made)
-        if isinstance(e, KeyboardInterrupt): raise KeyboardInterrupt(self._interrupted(kept)) from None
-        if not isinstance(e, CourseError): raise
-        what = str(e).rpartition('\n\t')[2] # without fastai's word on the callback it came from
-        raise CourseError(f'{what} ({len(self.rows)} epochs are kept in {self.folder})' if kept else what) from e
-    return self._learn
+    "Train the epochs that are left; raises `CourseError` if there are none, another process is at it, the loss is no number or the disk refuses; Ctrl-C says what was kept"
+    with self._alone():
+        if self.finished: raise CourseError(f'{self.folder} is finished ({len(self.rows)} epochs): evaluate it, or start another run')
+        try: self._fit(cbs)
+        except BaseException as e: self._failed(e)
+        return self._learn
+
+@patch
+@contextmanager
+def _alone(self:Run):
+    "Within the block no other process can train this run"
+    lock = lock_for(self.folder)
+    try: lock.acquire(timeout=0)
+    except TimeoutError as e: raise CourseError(f'another process is training {self.folder}: wait for it, or start another run') from e
+    try: yield
+    finally: lock.release()
+
+@patch
+def _failed(self:Run, e):
+    "Leave nothing of a run that has no epoch yet, and raise `e` with word of what is kept"
+    self._learn = None
+    kept = self.has(_weights) or self.has(_checkpoint)
+    if not kept: _remove(self._made)
+    if isinstance(e, KeyboardInterrupt): raise KeyboardInterrupt(self._interrupted(kept)) from None
+    if not isinstance(e, CourseError): raise e
+    what = str(e).rpartition('\n\t')[2] # without fastai's word on the callback it came from
+    raise CourseError(f'{what} ({len(self.rows)} epochs are kept in {self.folder})' if kept else what) from e
 
 # %% ../../nbs/training/06_runs.ipynb #755acf2e
 @patch
