@@ -10,7 +10,7 @@ from fastai.vision.core import *
 from fastai.vision.data import *
 
 from dlcourse.core import *
-from dlcourse.course.experiment import beside, experiments, recorded, reproduce, reproduction, verdict_table
+from dlcourse.course.experiment import beside, by_class, experiments, recorded, reproduce, reproduction, verdict_table
 from dlcourse.data.blocks import *
 from dlcourse.data.explore import *
 from dlcourse.data.sampling import *

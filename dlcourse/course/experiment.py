@@ -8,16 +8,16 @@ Docs: https://dlcourse.github.io/dlcourse/course/experiment.html.md"""
 __all__ = ['registry', 'schema', 'NotMeasured', 'Trial', 'ShowEpochs', 'watched', 'judged', 'Experiment', 'experiment',
            'experiments', 'find_experiments', 'git', 'cpu_model', 'hardware', 'versions', 'provenance',
            'results_folder', 'record_file', 'read_record', 'summary', 'Results', 'verdicts', 'write_record',
-           'one_trial', 'check_needs', 'save_drawing', 'reproduce', 'beside', 'verdict_table', 'recorded',
+           'one_trial', 'check_needs', 'save_drawing', 'reproduce', 'beside', 'by_class', 'verdict_table', 'recorded',
            'reproduction']
 
-# %% ../../nbs/course/50_experiment.ipynb #d59d9556
+# %% ../../nbs/course/50_experiment.ipynb #d7775e54
 import datetime, hashlib, importlib, json, math, os, pkgutil, platform, re, shlex, statistics, subprocess, time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-import pandas as pd, torch
+import numpy as np, pandas as pd, torch
 import dlcourse
 from fastai.callback.core import Callback
 from ..core import CourseError, choose, lock_for, seed_all, whole_file
@@ -374,6 +374,19 @@ def beside(
     rows = [(said.get(k, ''), _cell(got[k]) if k in got else 'not measured', got[k]['n'] if k in got else 0) for k in keys]
     index = pd.MultiIndex.from_arrays([[k[i] for k in keys] for i in (0, 1)], names=['part', 'figure'])
     return pd.DataFrame(rows, index=index, columns=['reported', 'obtained', 'seeds'])
+
+# %% ../../nbs/course/50_experiment.ipynb #3d2f8016
+def by_class(
+    record:dict, # Whose rows have `confusion`: true classes by row, predicted ones by column
+    part:str, # One of its parts
+    vocab, # Names of the classes
+)->pd.DataFrame: # By class: mean over the seeds; 'not measured' where there are none
+    "Precision, recall and F1 of each class; raises `CourseError` for an unknown part"
+    choose(part, record['parts'], 'part')
+    counts = [np.array(r['figures']['confusion']) for r in record['rows'] if r['part'] == part and 'figures' in r]
+    each = [(C.diagonal()/C.sum(0).clip(1), C.diagonal()/C.sum(1).clip(1), 2*C.diagonal()/(C.sum(0) + C.sum(1)).clip(1)) for C in counts]
+    means = dict(zip(('precision', 'recall', 'F1'), np.mean(each, 0) if each else ['not measured']*3))
+    return pd.DataFrame(means, index=pd.Index(vocab, name='class'))
 
 # %% ../../nbs/course/50_experiment.ipynb #068147b5
 def verdict_table(

@@ -1,4 +1,4 @@
-"""How far a small network can be taken on CIFAR-10 within an hour of one processor core
+"""How far a small network can be taken on CIFAR-10 without a GPU
 
 Docs: https://dlcourse.github.io/dlcourse/course/tp1/ninety_four.html.md"""
 
