@@ -1,4 +1,4 @@
-"""A network of 369 parameters, trained with default settings and with others, over several seeds and not one
+"""A network of 369 parameters, trained with default settings and with others, over several seeds
 
 Docs: https://dlcourse.github.io/dlcourse/course/mba/boston.html.md"""
 
