@@ -18,7 +18,6 @@ from dlcourse.data.sources import *
 from dlcourse.data.transforms import *
 from dlcourse.insight.cost import cost, flops_per_image, latency
 from dlcourse.insight.curves import *
-from dlcourse.insight.embedding import activations, fisher_ratio, plot_embedding, probe_accuracy
 from dlcourse.insight.evaluation import *
 from dlcourse.insight.explain import grad_cam, layer_table, saliency
 from dlcourse.insight.inference import export_folder, export_onnx, fast
@@ -34,6 +33,7 @@ from dlcourse.models.pretrained import *
 from dlcourse.models.views import *
 from dlcourse.models.whitened import *
 from dlcourse.models.zoo import *
+from dlcourse.insight.embedding import activations, fisher_ratio, plot_embedding, probe_accuracy # activations the function, and not the names of models.blocks
 from dlcourse.training.callbacks import *
 from dlcourse.training.lean import *
 from dlcourse.training.learner import *

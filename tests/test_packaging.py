@@ -1,5 +1,5 @@
 "What is built from the sources, and which module may import which"
-import ast, importlib.metadata, os, shutil, subprocess, sys, sysconfig, tarfile, zipfile
+import ast, importlib, importlib.metadata, os, shutil, subprocess, sys, sysconfig, tarfile, zipfile
 from configparser import ConfigParser
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -152,3 +152,11 @@ def test_no_circles():
 def test_no_star_imports_of_ours(path):
     if path.name == 'all.py': return
     assert not [o for o in imports(path.read_text(encoding='utf-8'), module_name(path)) if o.startswith('dlcourse') and o.endswith('*')]
+
+
+def test_all_keeps_the_names_it_lists():
+    "No star import further down hides a name that `dlcourse.all` imports by itself"
+    import dlcourse.all as everything
+    named = [(o.module, a.name) for o in ast.parse((LIB/'all.py').read_text(encoding='utf-8')).body if isinstance(o, ast.ImportFrom) for a in o.names if a.name != '*']
+    assert len(named) > 10
+    assert not [k for m,k in named if getattr(everything, k) is not getattr(importlib.import_module(m), k)]
