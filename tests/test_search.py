@@ -104,10 +104,19 @@ def test_storage_of_another_search(more, says):
     with pytest.raises(CourseError, match='s holds another search: ' + says): quiet(**{**dict(space=SPACE, train=plain, n=2, storage='s'), **more})
 
 
-def test_storage_of_another_training():
-    space, less, more = dict(lr=[1e-3, 1e-2]), *(trainer('mlp', 'digits', epochs=n, widths=[8], n_per_class=20) for n in (1, 2))
-    quiet(space, less, n=1, storage='s')
-    with pytest.raises(CourseError, match='its train is'): quiet(space, more, n=1, storage='s')
+@pytest.mark.parametrize('other, says', [(dict(epochs=2), 'its epochs is 1, not 2;'), (dict(bs=32), 'its bs is None, not 32;'), (dict(n_per_class=None), 'its n_per_class is 20, not None;')])
+def test_storage_of_another_training(other, says):
+    space, usual = dict(lr=[1e-3, 1e-2]), dict(epochs=1, widths=[8], n_per_class=20)
+    quiet(space, trainer('mlp', 'digits', **usual), n=1, storage='s')
+    with pytest.raises(CourseError, match=says): quiet(space, trainer('mlp', 'digits', **{**usual, **other}), n=1, storage='s')
+
+
+def test_unknown_metric_is_refused_before_the_first_epoch(monkeypatch):
+    seen = []
+    monkeypatch.setattr(module.ReportEpochs, 'after_epoch', lambda self: seen.append(self.epoch))
+    with pytest.raises(CourseError, match="Did you mean 'accuracy'"): quiet(dict(lr=[1e-3]), tiny(metric='accurate'), n=1)
+    quiet(dict(lr=[1e-3]), tiny(metric='accuracy'), n=1)
+    assert seen == [0]
 
 
 def test_storage_that_is_something_else():

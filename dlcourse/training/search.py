@@ -167,7 +167,7 @@ def _storage(path):
     try: return journal.JournalStorage(journal.JournalFileBackend(str(path), lock_obj=lock))
     except (ValueError, KeyError, TypeError, AssertionError) as e: raise CourseError(f'{path} is damaged ({type(e).__name__}: {e})') from e
 
-# %% ../../nbs/training/07_search.ipynb #83eb7ccd
+# %% ../../nbs/training/07_search.ipynb #4d4ec318
 @dataclass
 class Book:
     "The trials of one search, in memory or in a file that several processes share"
@@ -198,10 +198,15 @@ class Book:
         try: yield
         finally: lock.release()
 
+def _difference(old, new):
+    "Name and both values of the first fact that differs, also of the training; None if all are the same"
+    k = next((k for k in {**new, **old} if old.get(k) != new.get(k)), None)
+    was, now = old.get(k), new.get(k)
+    return _difference(was, now) if isinstance(was, dict) and isinstance(now, dict) else k and (k, was, now)
+
 def _same(path, old, new):
     "Raise `CourseError` if the search in `path` isn't the one that is asked for"
-    other = [k for k in new if old.get(k) != new[k]]
-    if other: raise CourseError(f'{path} holds another search: its {other[0]} is {old.get(other[0])}, not {new[other[0]]}; choose another storage')
+    if other := _difference(old, new): raise CourseError('{} holds another search: its {} is {}, not {}; choose another storage'.format(path, *other))
 
 # %% ../../nbs/training/07_search.ipynb #3e86b868
 pruners = dict(median='MedianPruner', halving='SuccessiveHalvingPruner')
@@ -507,15 +512,17 @@ def _searched(book, train, workers, until, progress):
     if (result.table.state == 'failed').all(): result.best_trial
     return result
 
-# %% ../../nbs/training/07_search.ipynb #ab756c59
+# %% ../../nbs/training/07_search.ipynb #7d027e33
 class ReportEpochs(Callback):
     "Report the metric after each epoch"
     order = 52
 
     def __init__(self, metric, report): self.metric, self.report = metric, report
 
-    def before_fit(self): self.run = self.learn.fitting and self.report is not None
-    def after_epoch(self): self.report(self.learn.rows[-1][choose(self.metric, self.learn.rows[-1], 'metric')])
+    def before_fit(self):
+        self.run = self.learn.fitting and self.report is not None
+        if self.run: choose(self.metric, self.learn.recorder.metric_names[1:], 'metric')
+    def after_epoch(self): self.report(self.learn.rows[-1][self.metric])
 
 def _arguments(f): return [o for o in inspect.signature(f).parameters if o not in ('self', 'kwargs', 'arch', 'dls', 'data', 'model', 'cbs', 'metrics', 'default_cbs')]
 
