@@ -6,13 +6,13 @@ Docs: https://dlcourse.github.io/dlcourse/cli.html.md"""
 
 # %% auto #0
 __all__ = ['commands', 'groups', 'whole', 'above_zero', 'not_negative', 'fraction', 'tensor_file', 'rate', 'shares', 'axes',
-           'arg', 'Command', 'command', 'parser', 'main', 'number', 'checked', 'names', 'value', 'data_list',
+           'picture', 'arg', 'Command', 'command', 'parser', 'main', 'number', 'checked', 'names', 'value', 'data_list',
            'data_get', 'data_show', 'list_archs', 'train', 'evaluate', 'predict', 'export', 'reproduce', 'search',
            'report_pdf']
 
-# %% ../nbs/cli.ipynb #0670b5cd
+# %% ../nbs/cli.ipynb #bff9f3f0
 import argparse, ast, json, os, re, shlex, sys, warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from . import __version__
 
@@ -82,7 +82,7 @@ def parser()->argparse.ArgumentParser:
         p.set_defaults(run=c.run)
     return top
 
-# %% ../nbs/cli.ipynb #72994fea
+# %% ../nbs/cli.ipynb #8354b236
 def main(
     argv=None, # Words of the command line; by default those the program was called with
 )->int: # Exit code
@@ -95,7 +95,7 @@ def main(
             code = args.run(args) or 0
         sys.stdout.flush()
         return code
-    except KeyboardInterrupt as e: return _interrupted(e, getattr(args, 'kept', None))
+    except KeyboardInterrupt as e: return _interrupted(e, args)
     except BrokenPipeError: return _closed()
     except ValueError as e:
         from dlcourse.core import CourseError
@@ -103,11 +103,13 @@ def main(
         print(f'error: {e}', file=sys.stderr)
         return 2
 
-# %% ../nbs/cli.ipynb #03ead6ef
-def _interrupted(e, run):
+# %% ../nbs/cli.ipynb #3e3713b8
+def _interrupted(e, args):
     "Say what was kept after Ctrl-C, and how to carry on"
     print(f"\n{str(e) or 'interrupted'}", file=sys.stderr)
-    if run and run.folder.is_dir(): print(f'carry on with: dlcourse train --resume {shlex.quote(run.folder.as_posix())}', file=sys.stderr)
+    run, how = getattr(args, 'kept', None), getattr(args, 'carry_on', None)
+    if run and run.folder.is_dir(): how = f'carry on with: dlcourse train --resume {shlex.quote(run.folder.as_posix())}'
+    if how: print(how, file=sys.stderr)
     return 130
 
 def _closed():
@@ -429,29 +431,56 @@ def export(args):
     if onnx: print(f'ONNX program: {export_onnx(learn, out).as_posix()}')
     else: print(f"network, settings and script: {export_folder(learn, out).as_posix()} (try: python {shlex.quote((out/'predict.py').as_posix())} IMAGE)")
 
-# %% ../nbs/cli.ipynb #28c1bd02
-def _progress():
-    "A function that shows a line of progress: in place on a terminal, otherwise a line for each trial"
-    moving = sys.stdout.isatty()
-    def show(line):
-        if moving: print(f'\r\x1b[K{line}', end='', flush=True)
-        elif not line.startswith('epoch '): print(line, flush=True)
-    return show, (lambda: print('\r\x1b[K', end='', flush=True)) if moving else lambda: None
+# %% ../nbs/cli.ipynb #3c929133
+class _Progress:
+    "A line of progress: in place on a terminal, otherwise a line for each trial; `trial` is the last one, None if nothing ran"
+    def __init__(self): self.moving, self.trial = sys.stdout.isatty(), None
+
+    def __call__(self, line):
+        epoch = line.startswith('epoch ')
+        if not epoch: self.trial = line
+        if self.moving: print(f'\r\x1b[K{self.trial}, {line}' if epoch else f'\r\x1b[K{line}', end='', flush=True)
+        elif not epoch: print(line, flush=True)
+
+    def clear(self):
+        if self.moving: print('\r\x1b[K', end='', flush=True)
+
+# %% ../nbs/cli.ipynb #b0ebed6a
+def _records(folder):
+    from dlcourse.course.experiment import record_file
+    print(f"records: {record_file('', folder=folder).parent.as_posix()}")
 
 def _list_experiments(folder):
-    from dlcourse.course.experiment import reproduction
+    from dlcourse.course.experiment import experiments, reproduction
     table = reproduction(folder=folder)
+    usual = [f'about {o.minutes:g}' if o.minutes else '' for o in experiments().values()]
+    table['minutes'] = table.minutes.astype(object).where(table.minutes.notna(), usual)
     print(table.rename(columns=dict(expected_and_found='holds')).fillna('').to_string())
+    _records(folder)
 
+# %% ../nbs/cli.ipynb #6b7c3c01
 def _show_record(record):
     "Print what was reported beside what was obtained, and the verdicts"
     from dlcourse.course.experiment import beside, verdict_table
-    print(f"{record['id']}: {record['title']}")
+    print(f"{record['id']}: {record['title']}" + ('' if record['full'] else ' (a quick run, which shows that the code works; --full measures)'))
     print(beside(record).to_string())
     for text,holds in verdict_table(record).holds.items(): print(f'  {holds}: {text}')
     for part,why in dict.fromkeys((r['part'], r['not_measured']) for r in record['rows'] if 'not_measured' in r): print(f'  not measured: {part} {why}')
 
-# %% ../nbs/cli.ipynb #250c4cb2
+# %% ../nbs/cli.ipynb #742f2db3
+def _writable(folder):
+    "Raise `CourseError` if nothing can be written to `folder`, which need not exist"
+    from dlcourse.core import CourseError
+    there = next(o for o in (folder, *folder.absolute().parents) if o.exists())
+    if not there.is_dir(): raise CourseError(f'cannot write to {folder.as_posix()}: {there.as_posix()} is a file')
+    if not os.access(there, os.W_OK): raise CourseError(f'cannot write to {folder.as_posix()}: no permission in {there.as_posix()}')
+
+def _check_data(names, found):
+    "Raise `CourseError` with all the data sets that these experiments need in full and that aren't there"
+    from dlcourse.course.experiment import check_needs
+    check_needs(replace(found[0], id=' '.join(names), needs=tuple(dict.fromkeys(o for e in found for o in e.needs))))
+
+# %% ../nbs/cli.ipynb #bff4db65
 @command('reproduce', arg('names', nargs='*', metavar='ID', help='an experiment such as mba-7, a document (mac, mba, tp1), or all; none to list them'),
     arg('--full', action='store_true', help="run at the full budget, minutes to hours (default: a run of seconds that shows no more than that the code works)"),
     arg('--seeds', type=above_zero, metavar='N', help='seeds 1 to N (default: as many as the experiment needs)'),
@@ -467,14 +496,16 @@ def reproduce(args):
     from dlcourse.course import experiment
     found = experiment.find_experiments(args.names)
     if args.part and len(found) > 1: raise CourseError('--part goes with one experiment')
-    if args.full:
-        for o in found: experiment.check_needs(o)
-    show, clear = _progress()
+    _writable(experiment.record_file('', folder=args.output).parent)
+    if args.full: _check_data(args.names, found)
+    args.carry_on = f"the same command carries on{' if --again is left out' * args.again}"
     for o in found:
-        record = experiment.reproduce(o, args.full, args.seeds, args.part, args.device, args.output, args.again, show)
-        clear()
+        show = _Progress()
+        try: record = experiment.reproduce(o, args.full, args.seeds, args.part, args.device, args.output, args.again, show)
+        finally: show.clear()
         _show_record(record)
-    print(f"records: {experiment.record_file('', folder=args.output).parent.as_posix()}")
+        if not show.trial: print('  nothing was left to run; --again measures anew')
+    _records(args.output)
 
 # %% ../nbs/cli.ipynb #8b238fa3
 def _axis(text):
@@ -490,7 +521,10 @@ def _space(text):
 
 axes = checked(_space, lambda o: True, 'settings such as lr=0.001:0.1:log,filters=8|16|32')
 
-# %% ../nbs/cli.ipynb #46a3a738
+# %% ../nbs/cli.ipynb #8b3e41f6
+picture = checked(lambda o: Path(o).expanduser(), lambda o: o.suffix.lower() in ('.png', '.svg', '.pdf'), 'a name that ends in .png, .svg or .pdf')
+
+# %% ../nbs/cli.ipynb #4a4e8751
 _search_args = (
     arg('--space', required=True, type=axes, metavar='SPACE', help='what to try: lr=0.001:0.1:log,filters=8|16|32 (names as in --set, and lr, wd, bs, opt_func, label_smoothing, ...)'),
     arg('--method', metavar='NAME', help='bayes, grid or random (default: bayes)'),
@@ -499,7 +533,7 @@ _search_args = (
     arg('--workers', type=whole, metavar='N', help='processes (default: 1)'),
     arg('--seeds', type=whole, metavar='N', help='train each trial with N seeds, and take the mean (default: 1)'),
     arg('--metric', metavar='NAME', help='what to improve, on the validation part (default: accuracy)'),
-    arg('--plot', metavar='FILE', help='a picture of all trials'),
+    arg('--plot', metavar='FILE', type=picture, help='a picture of all trials: a name that ends in .png, .svg or .pdf'),
     arg('--epochs', group='training', type=whole, metavar='N', help='of each trial (default: 3)'),
     arg('--schedule', group='training', metavar='NAME', help='one_cycle, flat, cos or flat_cos (default: one_cycle)'),
     arg('--seed', group='training', type=int, metavar='N', help='of the settings that are tried (default: 0)'),
@@ -514,15 +548,20 @@ def search(args):
     how = _pick(given, 'method', 'n', 'storage', 'workers', 'seed')
     space, plot, fixed = given.pop('space'), given.pop('plot', None), _network(given.pop('set', []))
     arch, data = given.pop('arch'), given.pop('data', 'fashion_mini')
+    if plot: _writable(plot.parent)
     found = search(space, trainer(arch, data, **given, **fixed), progress=sys.stdout.isatty(), **how)
-    print(found.table.sort_values('value', ascending=not found.maximize).to_string(float_format=lambda o: f'{o:.4g}', na_rep=''))
+    waiting = found.table.state == 'waiting'
+    print(found.table[~waiting].sort_values('value', ascending=not found.maximize).to_string(float_format=_figure, na_rep=''))
     if plot: _save_parallel(found, plot)
     print(found)
+    return 130 if waiting.any() else 0 # Ctrl-C
+
+def _figure(o): return f'{o:.0f}' if abs(o) >= 1000 else f'{o:.4g}'
 
 def _save_parallel(found, path):
+    from dlcourse.core import whole_file
     from dlcourse.insight.studies import plot_parallel
-    from dlcourse.training.runs import save_figure
-    save_figure(plot_parallel(found), path)
+    with whole_file(path, 'wb') as f: plot_parallel(found).savefig(f, format=path.suffix[1:].lower(), dpi=120, bbox_inches='tight')
 
 # %% ../nbs/cli.ipynb #7e013785
 def _text_or_file(text, what):

@@ -564,3 +564,42 @@ def test_reproduce_in_full_without_the_data(run, monkeypatch):
     monkeypatch.setenv('FASTAI_HOME', str(Path('home').absolute()))
     code, _, err = run('reproduce tp1-1.2 --full -o records')
     assert code == 2 and 'needs cifar10: dlcourse data get cifar10' in err[0] and not Path('records').exists()
+    code, _, err = run('reproduce mac-3a mac-4d --full -o records')
+    assert code == 2 and err[0].startswith('error: mac-3a mac-4d in full needs mnist, cifar10, eurosat: ') and err[0].endswith('dlcourse data get eurosat')
+
+
+def test_reproduce_says_what_its_figures_are(run):
+    "A quick run is called one, also the second time, when nothing is left to do; a list names the folder and the time that is usual"
+    code, out, _ = run('reproduce tp1-1.1 -o records')
+    assert code == 0 and any('a quick run' in o for o in out) and not any('nothing was left' in o for o in out)
+    code, out, _ = run('reproduce tp1-1.1 -o records')
+    assert any('nothing was left to run; --again' in o for o in out)
+    code, out, _ = run('reproduce mba-1 --full -o records')
+    assert code == 0 and not any('quick' in o for o in out)
+    code, out, _ = run('reproduce -o records')
+    assert out[-1] == 'records: records' and next(o for o in out if o.startswith('mac-3c')).split()[-2:] == ['about', '7']
+
+
+def test_reproduce_looks_at_the_folder_first(run):
+    Path('records').write_text('a file')
+    code, out, err = run('reproduce tp1-1.1 -o records/deep')
+    assert code == 2 and err[0].startswith('error: cannot write to records/deep: ') and err[0].endswith('records is a file') and not out
+
+
+def test_progress_of_a_terminal_keeps_the_trial(monkeypatch, capsys):
+    monkeypatch.setattr('sys.stdout.isatty', lambda: True)
+    show = cli._Progress()
+    show('mba-7 seed 1'); show('epoch 1 of 3'); show('epoch 2 of 3'); show.clear()
+    assert [o for o in re.split(r'\r\x1b\[K', capsys.readouterr().out) if o] == ['mba-7 seed 1', 'mba-7 seed 1, epoch 1 of 3', 'mba-7 seed 1, epoch 2 of 3']
+
+
+def test_reproduce_after_ctrl_c(run, monkeypatch):
+    "What is recorded is kept, and it is said how to carry on"
+    from dlcourse.course import experiment
+    def stop(exp, trial):
+        if trial.seed == 2: raise KeyboardInterrupt
+        return real(exp, trial)
+    real = experiment.one_trial
+    monkeypatch.setattr(experiment, 'one_trial', stop)
+    code, _, err = run('reproduce mba-1 --seeds 3 -o records')
+    assert code == 130 and err[-1] == 'the same command carries on' and names('records') == ['mba-1.quick.json']

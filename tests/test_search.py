@@ -320,6 +320,26 @@ def test_command(capsys):
     assert main([*line, '2']) == 0 and main([*line, '3']) == 0
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith('3 trials (3 complete), best') and Path('p.png').stat().st_size > 5000
+    assert main([*line[:-2], 'p.svg', '--n', '3']) == 0 and '<svg' in Path('p.svg').read_text()
+
+
+def test_command_looks_at_the_picture_first(capsys):
+    line = ['search', 'mlp', '--data', 'digits', '--space', 'lr=0.01|0.1', '--plot']
+    with pytest.raises(SystemExit): main([*line, 'p.txt'])
+    assert 'ends in .png, .svg or .pdf' in capsys.readouterr().err
+    Path('file').write_text('')
+    assert main([*line, 'file/p.png']) == 2 and 'cannot write to file: file is a file' in capsys.readouterr().err
+
+
+def test_command_after_ctrl_c(monkeypatch, capsys):
+    "The trials that were finished are printed, no waiting ones; the exit code tells"
+    def stop(self, settings, report=None):
+        if seen: raise KeyboardInterrupt
+        return seen.append(1) or 0.5
+    seen = []
+    monkeypatch.setattr(trainer, '__call__', stop)
+    assert main(['search', 'mlp', '--data', 'digits', '--space', 'lr=0.01:0.1', '--n', '4', '--storage', 's']) == 130
+    assert capsys.readouterr().out.count('waiting') == 1
 
 
 @pytest.mark.parametrize('space, says', [('kernel=3|5', 'unknown setting of mlp'), ('lr=0.1:0.01', 'is no range'), ('opt_func=adm|sgd', "Did you mean 'adam'")])
