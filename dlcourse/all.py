@@ -39,6 +39,6 @@ from dlcourse.training.lean import *
 from dlcourse.training.learner import *
 from dlcourse.training.losses import *
 from dlcourse.training.runs import Run, Settings
-from dlcourse.training.search import around, search, study, trainer
+from dlcourse.training.search import around, search, sized, study, trainer
 from dlcourse.training.transfer import *
 from dlcourse.report import Report, report

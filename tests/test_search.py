@@ -52,6 +52,11 @@ def test_arguments_refused(more, says):
     with pytest.raises(CourseError, match=says): quiet(SPACE, plain, **more)
 
 
+@pytest.mark.parametrize('train', ['cnn', None, dict(arch='cnn')])
+def test_train_is_a_function(train):
+    with pytest.raises(CourseError, match='train is a function of a dictionary of settings'): quiet(SPACE, train)
+
+
 def test_grid_too_large():
     with pytest.raises(CourseError, match='has 1,000,000 settings'): quiet({f'x{i}': (0., 1.) for i in range(6)}, plain, method='grid', points=10)
 
@@ -300,6 +305,23 @@ def test_study():
     assert list(table.index) == ['0', '0.5', 'None', 'a'] and table['mean'].tolist() == [2, 2, 2, 3] and table['std'].round(3).tolist() == [1.414]*4
     for values, axis, says in [((0, 1), 'x', 'takes a list of values'), ([1], 'seed', 'seed itself is no axis')]:
         with pytest.raises(CourseError, match=says): study(axis, values, plain, progress=False)
+
+
+def test_study_keeps_the_values_that_fail():
+    "With no runs and the reason, and the others can be drawn"
+    from matplotlib import pyplot as plt
+    def train(settings):
+        if settings['x'] == 'b' or (settings['x'], settings['seed']) == ('c', 1): raise ValueError(f"no {settings['x']}")
+        return 1.
+    res = study('x', ['a', 'b', 'c'], train, seeds=2, progress=False)
+    assert list(res.index) == ['a', 'b', 'c'] and list(res.runs) == [2, 0, 1]
+    assert res.error['b'] == 'ValueError: no b' and res.error['c'] == 'ValueError: no c' and res.error.isna()['a'] and res['mean'].isna()['b']
+    plt.close(plot_study(res))
+
+
+def test_importance_says_nothing_of_its_own(capfd):
+    quiet(SPACE, plain, n=6, pruner=None).importance()
+    assert capfd.readouterr() == ('', '')
 
 
 def test_plots():

@@ -441,17 +441,17 @@ class SearchResult:
         shown = ', '.join(f'{k}={o:.3g}' if isinstance(o := self.table[k][self.best_trial], float) else f'{k}={o}' for k in self.space)
         return f'{len(self.table)} trials ({counts}), best {self.best_value:.4f} with {shown}'
 
-# %% ../../nbs/training/07_search.ipynb #f1c82035
+# %% ../../nbs/training/07_search.ipynb #84f0303e
 @patch
 def importance(self:SearchResult)->pd.Series: # Share by setting, largest first; they add up to 1
     "How much each setting mattered; raises `CourseError` for fewer than four completed trials"
     if len(self.complete) < 4: raise CourseError(f'importance needs at least four completed trials; there are {len(self.complete)}')
     optuna = optional('optuna', 'search')
-    study = optuna.create_study(direction=self.study.direction)
+    with _calm(): study = optuna.create_study(direction=self.study.direction)
     study.add_trials([t for t in self.study.trials if t.state.name == 'COMPLETE'])
     return pd.Series(optuna.importance.get_param_importances(study), name='importance', dtype=float).sort_values(ascending=False)
 
-# %% ../../nbs/training/07_search.ipynb #a230e6f0
+# %% ../../nbs/training/07_search.ipynb #bd901b21
 def _facts(space, train, method, seed, maximize, points):
     "What a search is about, as a storage keeps it"
     words = {k: str(v) for k,v in sorted(space.items())}
@@ -490,6 +490,7 @@ def search(
     "Try settings of `space`; raises `CourseError` for a space, method or storage that won't do, or if every trial fails"
     optional('optuna', 'search')
     parsed, method = space_of(space), choose(method, methods, 'search method')
+    if not callable(train): raise CourseError(f'train is a function of a dictionary of settings, and {train!r} is none: trainer makes one from a network and data')
     if not isinstance(workers, Integral) or workers < 1: raise CourseError(f'workers={workers!r}: at least one process has to work')
     if hasattr(train, 'check'): train.check(parsed)
     if maximize is None: maximize = getattr(train, 'maximize', True)
@@ -609,14 +610,14 @@ def sized(
     found = [match_params(arch, o, *sizes, **kwargs) for o in counts]
     return {f'{n:,}': args[width] for args,n in found}
 
-# %% ../../nbs/training/07_search.ipynb #504c61ac
+# %% ../../nbs/training/07_search.ipynb #6283d90f
 def study(
     axis:str, # Name of the setting
     values, # Its values, as a list or a dictionary by label
     train, # As in `search`; it gets `seed` among the settings
     seeds=3, # How many seeds, or a list of them
     **kwargs, # `storage`, `workers`, `maximize`, `progress` of `search`
-)->pd.DataFrame: # A row for each value: mean, std (n-1), lowest, highest, runs, seconds, and the mean of what was noted
+)->pd.DataFrame: # A row for each value: mean, std (n-1), lowest, highest, runs, seconds, the mean of what was noted, and the first error if some failed
     "Vary one setting, with several seeds for each value; raises `CourseError` as `search`"
     if axis == 'seed': raise CourseError('each value is tried with several seeds; seed itself is no axis of a study')
     space = space_of({axis: values, 'seed': list(range(seeds)) if isinstance(seeds, int) else list(seeds)})
@@ -626,7 +627,15 @@ def study(
     by = runs.groupby([result.params[i][axis] for i in runs.index])
     res = by.value.agg(mean='mean', std='std', lowest='min', highest='max', runs='size')
     notes = [o for o in runs.select_dtypes('number') if o not in (axis, 'seed', 'value')]
-    return res.join(by[notes].mean()).reindex([o for o in space[axis].values if o in res.index]).rename_axis(axis)
+    res = res.join(by[notes].mean()).reindex(list(space[axis].values)).rename_axis(axis)
+    return res.assign(runs=res.runs.fillna(0).astype(int), **_errors(result, axis))
+
+def _errors(result, axis):
+    "A column with the first error of each value, if there were any"
+    if 'error' not in result.table: return {}
+    first = result.table.error.dropna()
+    first = first.groupby([result.params[i][axis] for i in first.index]).first()
+    return dict(error=first)
 
 # %% ../../nbs/training/07_search.ipynb #9012fe29
 def _near_choice(c, value):
