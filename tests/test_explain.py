@@ -186,7 +186,7 @@ def test_nothing_is_changed(learn):
 
 
 @pytest.mark.parametrize('kwargs, says', [(dict(of=4), '0 to 3'), (dict(of='5'), 'unknown class'), (dict(layer='body.blok1'), "Did you mean 'body.block1'"),
-                                          (dict(items=[-1]), 'go from 0 to'), (dict(part='tset'), "unknown part 'tset'"), (dict(part='test'), 'no test part'),
+                                          (dict(items=[-1]), 'go from 0 to'), (dict(items=0), 'at least 1, not 0; positions are given as a list'), (dict(items=-3), 'at least 1, not -3'), (dict(part='tset'), "unknown part 'tset'"), (dict(part='test'), 'no test part'),
                                           (dict(items=torch.zeros(2, 3, 40, 40, dtype=torch.uint8)), 'as floats')])
 def test_bad_input(learn, kwargs, says):
     with pytest.raises(CourseError, match=says): grad_cam(learn, **kwargs)
@@ -206,3 +206,7 @@ def test_layer_table(learn):
     table = layer_table(learn)
     assert list(table.index[:2]) == ['body.block1.conv', 'body.block1.norm'] and table.index[-1] == 'head'
     assert table.feature_map.equals(table['shape'].map(is_map))
+
+
+def test_a_network_alone_is_refused():
+    with pytest.raises(CourseError, match='a Learner is needed, with its data, and this is a Sequential'): grad_cam(nn.Sequential(nn.Conv2d(1, 2, 3)), 2)

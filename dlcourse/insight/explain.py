@@ -175,7 +175,7 @@ def _score(out, c):
     if out.shape[1] == 1: return out[:, 0]*(2*c - 1)
     return out.gather(1, c[:, None])[:, 0]
 
-# %% ../../nbs/insight/06_explain.ipynb #35741b66
+# %% ../../nbs/insight/06_explain.ipynb #aca1f7eb
 def part_loader(
     learn:Learner,
     part, # 'train' (0), 'valid' (1) or 'test' (2)
@@ -186,7 +186,8 @@ def part_loader(
     dl, name = _part(learn, part)
     n = len(dl.dataset)
     if not n: raise CourseError(f'the {name} part of this learner is empty')
-    idxs = list(range(min(n, max(int(idxs), 1)))) if isinstance(idxs, Integral) else [int(o) for o in idxs]
+    if isinstance(idxs, Integral) and idxs < 1: raise CourseError(f'a number of examples is at least 1, not {idxs}; positions are given as a list')
+    idxs = list(range(min(n, int(idxs)))) if isinstance(idxs, Integral) else [int(o) for o in idxs]
     if not idxs or min(idxs) < 0 or max(idxs) >= n: raise CourseError(f'positions in the {name} part go from 0 to {n-1}; {idxs[:5]} were asked for')
     if hasattr(dl, 'one_batch'): return dl.new(get_idxs=lambda: list(idxs), n=len(idxs), bs=bs or len(idxs), num_workers=0, drop_last=False), idxs
     return torch.utils.data.DataLoader(torch.utils.data.Subset(dl.dataset, idxs), bs or len(idxs), collate_fn=dl.collate_fn), idxs
@@ -202,13 +203,14 @@ def _loader(learn, items, part):
     if items is None or _whole(items): return part_loader(learn, part, 8 if items is None else int(items) if np.ndim(items) == 0 else items)[0]
     return learn.dls.test_dl([items] if isinstance(items, (str, Path)) else listify(items), bs=len(listify(items)), num_workers=0)
 
-# %% ../../nbs/insight/06_explain.ipynb #ad0c52c5
+# %% ../../nbs/insight/06_explain.ipynb #d95fab6d
 def image_batch(
     learn:Learner,
     items=None, # How many; positions in `part`; a batch as a loader gives it; files or images. 8 if None
     part='valid', # 'train' (0), 'valid' (1) or 'test' (2)
 )->tuple: # Images as the network takes them (N, C, H, W), targets or None, images to draw (N, C, H, W)
     "Images of `learn` in one batch; raises `CourseError` for items that can't be read and data that are no images"
+    if not hasattr(learn, 'dls'): raise CourseError(f'a Learner is needed, with its data, and this is a {type(learn).__name__}')
     given = isinstance(items, Tensor) and items.ndim > 1 or isinstance(items, (tuple, list)) and len(items) and isinstance(items[0], Tensor) and items[0].ndim == 4
     with kept_rng(), _no_trace(learn, learn.dls.valid):
         try:
