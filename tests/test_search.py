@@ -79,6 +79,14 @@ def test_resume_changes_nothing(method):
 def test_grid_is_complete(): assert len({tuple(o.values()) for o in params(quiet(SPACE, plain, method='grid', points=3))}) == 3*3*2
 
 
+@pytest.mark.parametrize('method', ['bayes', 'random'])
+def test_few_settings_are_tried_once_each(method):
+    "Unless a number of trials is asked for"
+    few = dict(lr=[0.1, 0.2], depth=[1, 2, 3])
+    found = quiet(few, plain, method=method, pruner=None)
+    assert len(found.table) == 6 == len({tuple(o.values()) for o in params(found)}) and len(quiet(few, plain, method=method, n=8, pruner=None).table) == 8
+
+
 def test_finished_search_trains_nothing_again():
     quiet(SPACE, plain, n=3, storage='s')
     assert len(quiet(SPACE, lambda settings: 1/0, n=3, storage='s').complete) == 3

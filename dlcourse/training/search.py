@@ -104,7 +104,7 @@ def _read(name, v):
     if isinstance(v, tuple) and len(v) in (2, 3): return _range(name, *v)
     raise CourseError(f'{name}={v!r} is neither a list of choices nor a range (low, high)')
 
-# %% ../../nbs/training/07_search.ipynb #d344f70a
+# %% ../../nbs/training/07_search.ipynb #4bd57494
 methods, n_start = ('bayes', 'grid', 'random'), 10
 
 def _drawn(space, seed, slot):
@@ -120,10 +120,12 @@ def _grid(space, n, seed, points):
     picked = np.random.default_rng(seed).permutation(size)[:n]
     return [{k: v[i] for (k,v),i in zip(axes.items(), np.unravel_index(o, [len(v) for v in axes.values()]))} for o in picked]
 
+def _n_settings(space): return math.prod(len(o.values) if isinstance(o, Choice) else math.inf for o in space.values())
+
 def plan_for(
     space:dict, # As in `space_of`
     method:str='bayes', # 'bayes', 'grid' or 'random'
-    n:int=None, # Trials in all: by default 20, or the whole grid
+    n:int=None, # Trials in all: by default 20, or the whole grid if it is asked for or no larger
     seed:int=0, # Of the order and the draws
     points:int=5, # Values of a range in a grid
 )->list: # A dictionary for each trial, labels in place of values; empty where the method chooses later
@@ -131,7 +133,7 @@ def plan_for(
     space, method = space_of(space), choose(method, methods, 'search method')
     for k,v,least in (('n', 1 if n is None else n, 1), ('points', points, 1), ('seed', seed, 0)):
         if not isinstance(v, Integral) or v < least: raise CourseError(f'{k}={v!r}: expected a whole number of at least {least}')
-    if method == 'grid': return _grid(space, n, seed, points)
+    if method == 'grid' or n is None and _n_settings(space) <= 20: return _grid(space, n, seed, points)
     n = n or 20
     known = n if method == 'random' else min(n, n_start)
     return [_drawn(space, seed, i) for i in range(known)] + [{}] * (n - known)
@@ -451,7 +453,7 @@ def importance(self:SearchResult)->pd.Series: # Share by setting, largest first;
     study.add_trials([t for t in self.study.trials if t.state.name == 'COMPLETE'])
     return pd.Series(optuna.importance.get_param_importances(study), name='importance', dtype=float).sort_values(ascending=False)
 
-# %% ../../nbs/training/07_search.ipynb #bd901b21
+# %% ../../nbs/training/07_search.ipynb #a179c549
 def _facts(space, train, method, seed, maximize, points):
     "What a search is about, as a storage keeps it"
     words = {k: str(v) for k,v in sorted(space.items())}
@@ -477,7 +479,7 @@ def search(
     space:dict, # As in `space_of`
     train, # Function of a dictionary of settings and a `Report`, which gives a number; `trainer` makes one
     method:str='bayes', # 'bayes', 'grid' or 'random'
-    n:int=None, # Trials in all, those in the storage included: by default 20, or the whole grid
+    n:int=None, # Trials in all, those in the storage included: by default 20, or the whole grid if it is asked for or no larger
     storage=None, # File to keep the trials in: the same call carries on with them, and several processes may share it
     workers:int=1, # Processes
     seed:int=0, # Of the settings that are tried
