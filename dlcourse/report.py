@@ -301,7 +301,7 @@ def results(
     rows = [dict(_quality(e.ev), loss=e.ev.loss, gap=_gap(e), seconds=s) for e,s in zip(es, seconds)]
     return pd.DataFrame(rows, index=[e.name for e in es])
 
-# %% ../nbs/report.ipynb #15824acc
+# %% ../nbs/report.ipynb #b04df18a
 def results_table(
     es:list, # Judged entries
     say:Wording, # The language
@@ -316,7 +316,7 @@ def results_table(
              say('gap_note'), '' if len(es) == 1 else say('differ_note') if best is None else say('best_note')]
     rows = [[es[i].name, *(say.number(v, 3 if k != 'seconds' else 1 if v is not None and v >= 1 else 2) for k,v in table.iloc[i].items())] for i in order]
     named = int(len(es) > 1) # one learner needs no name
-    return dict(head=[say('learner'), *map(say, table)][1-named:], rows=[o[1-named:] for o in rows], best=order.index(best) if best in order else None,
+    return dict(named=bool(named), head=[say('learner'), *map(say, table)][1-named:], rows=[o[1-named:] for o in rows], best=order.index(best) if best in order else None,
                 caption=say('results_note', say(ev.part), counts), notes=' '.join(filter(None, notes)))
 
 def class_table(
@@ -412,7 +412,7 @@ def curves_figure(
     first = [say('first_note', len(es), len(known))] if len(es) < len(known) else []
     return dict(svg=_svg(fig), caption=' '.join([caption[0].upper() + caption[1:], *first]), wide=len(es) > 1)
 
-# %% ../nbs/report.ipynb #d3ccaddf
+# %% ../nbs/report.ipynb #89ff58c4
 def matrix_figure(
     e:Entry, # A judged entry
     say:Wording, # The language
@@ -452,9 +452,9 @@ def _examples_table(e, top, say):
     "The same for items that are no images"
     words = lambda v: v if isinstance(v, str) else say.number(v) if isinstance(v, float) else '; '.join(map(say.number, v))
     rows = [[words(o.actual), words(o.predicted), say.number(o.loss)] for o in top[:5].itertuples()]
-    return dict(head=[say(o) for o in ('actual', 'predicted', 'loss')], rows=rows, best=None, caption=say('numbers_note', e.name))
+    return dict(named=False, head=[say(o) for o in ('actual', 'predicted', 'loss')], rows=rows, best=None, caption=say('numbers_note', e.name))
 
-# %% ../nbs/report.ipynb #1ae93722
+# %% ../nbs/report.ipynb #58325118
 template = '''#let d = json(bytes(sys.inputs.data))
 #set document(title: d.title, author: d.authors, date: none)
 #set page(paper: "a4", columns: 2, margin: (x: 1.65cm, top: 1.5cm, bottom: 1.6cm), numbering: "1 / 1")
@@ -475,7 +475,7 @@ template = '''#let d = json(bytes(sys.inputs.data))
 #let cells(rows, best: none) = rows.enumerate().map(((i, r)) => r.map(c => if i == best { strong(c) } else { [#c] })).flatten()
 #let plain(body) = { set text(size: 0.9em, lang: "en", hyphenate: false); set par(justify: false); body }
 #let pairs(rows) = plain(table(columns: (auto, 1fr), align: left, rule(0.8pt), ..rows.map(r => (emph(r.at(0)), r.at(1))).flatten(), rule(0.8pt)))
-#let listed(t) = plain(table(columns: t.head.len(), align: (x, y) => if x == 0 or t.at("text", default: false) { left } else { right },
+#let listed(t) = plain(table(columns: t.head.len(), align: (x, y) => if (x == 0 and t.at("named", default: true)) or t.at("text", default: false) { left } else { right },
   rule(0.8pt), table.header(..t.head.map(strong)), rule(0.4pt), ..cells(t.rows, best: t.at("best", default: none)), rule(0.8pt)))
 #let picture(f) = image(bytes(f.svg), format: "svg", width: f.at("width", default: 1) * 100%, alt: f.caption)
 #let tall = state("tall", false) // Whether something as wide as the page is higher than it

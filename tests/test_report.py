@@ -198,7 +198,7 @@ def test_numbers_are_those_of_the_evaluation(plain):
     data = json.loads(report(['mlp-digits-1', 'mlp-digits-2'], 'c.pdf').made.data)
     table = data['results']
     assert [row[1] for row in table['rows']] == [f'{o.ev.accuracy:.3f}' for o in es]
-    assert table['best'] == int(np.argmax([o.ev.accuracy for o in es])) and 'test part' in table['caption']
+    assert table['named'] and table['best'] == int(np.argmax([o.ev.accuracy for o in es])) and 'test part' in table['caption']
     assert data['differs']['head'][1:] == ['Parameters', 'Options'] and data['differs']['rows'][0][2] == 'n_per_class = 60; widths = 8'
 
 
@@ -241,6 +241,7 @@ def test_numbers_instead_of_classes(learn):
     with house.quiet(): house.fit(1)
     data = json.loads(report(house, 'b.pdf').made.data)
     assert data['results']['head'][:3] == ['RMSE', 'MAE', 'R²'] and data['matrix'] is None and data['examples']['rows']
+    assert data['results']['named'] is data['examples']['named'] is False # The first column is of numbers too, so it goes to the right
     with pytest.raises(CourseError, match='on classes or on numbers'): report([house, learn], 'b.pdf')
 
 
