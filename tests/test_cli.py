@@ -546,7 +546,7 @@ def test_reproduce_lists_runs_and_records(run):
     code, out, _ = run('reproduce -o records')
     assert code == 0 and any('tp1-1.3' in o and 'not measured' in o for o in out) and not Path('records').exists()
     code, out, _ = run('reproduce tp1-1.3 --part ours -o records')
-    assert code == 0 and out[0] == 'tp1-1.3 ours seed 1' and out[-1] == 'records: records' and names('records') == ['tp1-1.3.quick.json']
+    assert code == 0 and out[0] == 'tp1-1.3 ours seed 1 (1 of 1)' and out[-1] == 'records: records' and names('records') == ['tp1-1.3.quick.json']
     text = Path('records/tp1-1.3.quick.json').read_text()
     code, out, _ = run('reproduce tp1-1.3 --part ours -o records')
     assert code == 0 and out[0].startswith('tp1-1.3: ') and Path('records/tp1-1.3.quick.json').read_text() == text

@@ -21,7 +21,7 @@ def test_crash_loses_the_trial_in_flight_only(tmp_path):
     ran += [None, None]
     assert len(ex.reproduce(exp(run), full=True, folder=tmp_path)['rows']) == 4
     assert ran == [('a', 1), ('b', 1), ('a', 2), None, None, ('a', 2), ('b', 2)]
-    assert [o.name for o in tmp_path.iterdir()] == ['test-1.json']
+    assert sorted(o.name for o in tmp_path.iterdir()) == ['test-1.json', 'test-1.svg']
 
 
 def test_more_seeds_keep_the_old_ones_and_fewer_drop_none(tmp_path):
@@ -145,3 +145,43 @@ def test_every_record_is_whole_and_of_an_experiment():
         record = json.loads(f.read_text())
         if 'checksum' not in record: continue
         assert there[ex.read_record(f)['id']].id == f.stem
+
+
+def test_a_damaged_record_is_measured_anew_only_on_request(tmp_path):
+    file = tmp_path/'test-1.json'
+    file.write_text('{"half')
+    with pytest.raises(CourseError): ex.reproduce(exp(simple), full=True, folder=tmp_path)
+    with pytest.raises(CourseError): ex.reproduce(exp(simple), full=True, again=True, parts=['a'], folder=tmp_path)
+    assert len(ex.reproduce(exp(simple), full=True, again=True, folder=tmp_path)['rows']) == 4
+    assert (tmp_path/'test-1.damaged').read_text() == '{"half'
+
+
+def test_a_damaged_record_does_not_hide_the_others(tmp_path):
+    (tmp_path/'mba-1.json').write_text('{"half')
+    table = ex.reproduction(['mba'], tmp_path)
+    assert table.state['mba-1'] == 'changed or damaged' and (table.state.drop('mba-1') == 'not measured').all()
+
+
+def test_progress_counts_what_is_left(tmp_path):
+    said = []
+    ex.reproduce(exp(simple), parts=['a'], folder=tmp_path)
+    ex.reproduce(exp(simple), seeds=2, folder=tmp_path, show=said.append)
+    assert said == ['test-1 b seed 1 (1 of 3)', 'test-1 a seed 2 (2 of 3)', 'test-1 b seed 2 (3 of 3)']
+
+
+def test_fewer_seeds_than_usual_are_not_all(tmp_path):
+    e = exp(simple)
+    record = ex.reproduce(e, full=True, seeds=1, folder=tmp_path)
+    assert ex._state(e, record) == '2 of 4 trials'
+    assert ex._state(e, ex.reproduce(e, full=True, folder=tmp_path)) == 'measured'
+
+
+@pytest.mark.parametrize('run', [lambda t: dict(acc=1.), lambda t: dict(curve_by_epoch=[1, 2])])
+def test_every_record_can_be_drawn(run, tmp_path):
+    record = ex.reproduce(exp(run, parts=('',), reported={'': dict(acc=0.5)}), folder=tmp_path)
+    assert len(ex.draw_record(record).axes) == 1
+
+
+def test_whole_numbers_are_written_out(tmp_path):
+    record = ex.reproduce(exp(lambda t: dict(parameters=4_218_842), parts=('',), seeds=1), full=True, folder=tmp_path)
+    assert ex.beside(record).obtained.tolist() == ['4,218,842']

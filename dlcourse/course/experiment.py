@@ -8,19 +8,22 @@ Docs: https://dlcourse.github.io/dlcourse/course/experiment.html.md"""
 __all__ = ['registry', 'schema', 'NotMeasured', 'Trial', 'ShowEpochs', 'watched', 'judged', 'Experiment', 'experiment',
            'experiments', 'find_experiments', 'git', 'cpu_model', 'hardware', 'versions', 'provenance',
            'results_folder', 'record_file', 'read_record', 'summary', 'Results', 'verdicts', 'write_record',
-           'one_trial', 'check_needs', 'save_drawing', 'reproduce', 'beside', 'by_class', 'verdict_table', 'recorded',
-           'reproduction']
+           'one_trial', 'check_needs', 'draw_record', 'save_drawing', 'reproduce', 'beside', 'by_class',
+           'verdict_table', 'recorded', 'reproduction']
 
-# %% ../../nbs/course/50_experiment.ipynb #d7775e54
+# %% ../../nbs/course/50_experiment.ipynb #4c1b5141
 import datetime, hashlib, importlib, json, math, os, pkgutil, platform, re, shlex, statistics, subprocess, time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
+from itertools import cycle
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 import dlcourse
 from fastai.callback.core import Callback
+from matplotlib.figure import Figure
 from ..core import CourseError, choose, lock_for, seed_all, whole_file
+from ..insight.curves import colours, panels, tidy
 from ..insight.evaluation import evaluate
 
 # %% ../../nbs/course/50_experiment.ipynb #3408ab76
@@ -182,7 +185,7 @@ def record_file(
 
 def _checksum(record): return hashlib.sha256(json.dumps({k: v for k,v in record.items() if k != 'checksum'}, sort_keys=True).encode()).hexdigest()
 
-# %% ../../nbs/course/50_experiment.ipynb #f6133f40
+# %% ../../nbs/course/50_experiment.ipynb #0553a3e7
 _fields = dict(schema=int, id=str, title=str, full=bool, parts=list, seeds=int, reported=dict, rows=list, summary=list, verdicts=list, command=str, seconds=float, checksum=str)
 
 def read_record(
@@ -196,7 +199,7 @@ def read_record(
     if record.get('schema', schema) != schema: raise CourseError(f"{file} has the format {record['schema']}, and this version reads {schema}: measure it again")
     wrong = [k for k,t in _fields.items() if not isinstance(record.get(k), t)]
     if wrong: raise CourseError(f"{file} is not a record of an experiment: {', '.join(wrong)} is missing or of the wrong kind")
-    if record['checksum'] != _checksum(record): raise CourseError(f'{file} was changed after it was measured: measure it again')
+    if record['checksum'] != _checksum(record): raise CourseError(f'{file} was changed after it was measured: put it back as it was, or measure it again (--again)')
     return record
 
 # %% ../../nbs/course/50_experiment.ipynb #abe39506
@@ -303,20 +306,51 @@ def _device(name):
     if name == 'cuda' and not torch.cuda.is_available(): raise CourseError('there is no GPU that torch can use: leave out --device cuda')
     return name or ('cuda' if torch.cuda.is_available() else 'cpu')
 
-# %% ../../nbs/course/50_experiment.ipynb #42e418e8
+# %% ../../nbs/course/50_experiment.ipynb #c9b79a2f
+def _curves(rows, parts, k, ax):
+    "The curve `k` of each trial, one colour for each part"
+    for part,colour in zip(parts, cycle(colours)):
+        for r in rows:
+            if r['part'] == part and k in r['figures']: ax.plot(range(1, len(r['figures'][k]) + 1), r['figures'][k], color=colour, label=part if r['seed'] == 1 else None)
+    tidy(ax, k.removesuffix('_by_epoch').replace('_', ' '), 'epoch')
+
+def _means(record, k, ax):
+    "Mean and spread of the figure `k` for each part, and what was reported"
+    for i,part in enumerate(record['parts']):
+        for o in record['summary']:
+            if (o['part'], o['figure']) == (part, k): ax.errorbar(o['mean'], i, xerr=o['spread'], fmt='o', color=colours[0], capsize=3)
+        said = record['reported'].get(part, {}).get(k)
+        if isinstance(said, (int, float)): ax.plot(said, i, 'x', color=colours[1])
+    ax.set_yticks(range(len(record['parts'])), record['parts'])
+    ax.invert_yaxis()
+    tidy(ax, '', k.replace('_', ' '))
+
+def draw_record(
+    record:dict, # From `reproduce` or `read_record`, with at least one row
+)->Figure: # The matplotlib figure
+    "Draw a record: its curves by epoch, or else mean and spread of up to four figures, those first that were reported"
+    rows = [r for r in record['rows'] if 'figures' in r]
+    curves = [*dict.fromkeys(k for r in rows for k in r['figures'] if k.endswith('_by_epoch'))]
+    names = curves or [*dict.fromkeys([*(k for d in record['reported'].values() for k in d), *(o['figure'] for o in record['summary'])])][:4]
+    axs = panels(max(len(names), 1))
+    for k,ax in zip(names, axs): _curves(rows, record['parts'], k, ax) if curves else _means(record, k, ax)
+    if curves and any(record['parts']): axs[-1].legend()
+    return axs[0].figure
+
+# %% ../../nbs/course/50_experiment.ipynb #60713e5a
 def save_drawing(
-    exp:Experiment, # One with `draw`
+    exp:Experiment,
     record:dict, # Its record
     file, # An `.svg` file
 ):
     "Write the figure of `exp` to `file` in one step"
     from matplotlib import pyplot as plt, rc_context
     with rc_context({'svg.hashsalt': exp.id}):
-        fig = exp.draw(record)
+        fig = (exp.draw or draw_record)(record)
         with whole_file(file, 'wb') as f: fig.savefig(f, format='svg', bbox_inches='tight', metadata=dict(Date=None))
         plt.close(fig)
 
-# %% ../../nbs/course/50_experiment.ipynb #cb8cd255
+# %% ../../nbs/course/50_experiment.ipynb #0340eb34
 def reproduce(
     id, # An experiment's id, or an `Experiment`
     full:bool=False, # Whether to run at the full budget
@@ -332,16 +366,24 @@ def reproduce(
     parts = [choose(o, exp.parts, 'part') for o in parts or exp.parts]
     device, file = _device(device), record_file(exp.id, full, folder)
     if full: check_needs(exp)
+    if again and set(parts) == set(exp.parts): _set_aside(file)
     rows = _kept_rows(exp, file, full)
     wanted, mine = _how_many(exp, rows, full, seeds), []
     done = set() if again else set(map(_key, rows))
-    for t in [Trial(p, s, full, device, show) for s in range(1, max(wanted.values()) + 1) for p in parts if s <= wanted[p] and (p, s) not in done]:
-        if show: show(f'{exp.id} {t.part} seed {t.seed}'.replace('  ', ' '))
+    todo = [Trial(p, s, full, device, show) for s in range(1, max(wanted.values()) + 1) for p in parts if s <= wanted[p] and (p, s) not in done]
+    for i,t in enumerate(todo, 1):
+        if show: show(f'{exp.id} {t.part} seed {t.seed} ({i} of {len(todo)})'.replace('  ', ' '))
         mine.append(one_trial(exp, t))
         _add(exp, mine, full, seeds, file)
     record = _add(exp, mine, full, seeds, file)
-    if exp.draw and record['rows']: save_drawing(exp, record, file.with_suffix('.svg'))
+    if record['rows'] and (full or exp.draw): save_drawing(exp, record, file.with_suffix('.svg'))
     return record
+
+def _set_aside(file):
+    "Rename a record that can't be read, so that all of it can be measured again"
+    if not file.exists(): return
+    try: read_record(file)
+    except CourseError: file.replace(file.with_suffix('.damaged'))
 
 def _key(row): return row['part'], row['seed']
 
@@ -359,8 +401,9 @@ def _how_many(exp, rows, full, asked):
 
 def _in_order(exp, rows): return sorted(rows, key=lambda r: (exp.parts.index(r['part']), r['seed']))
 
-# %% ../../nbs/course/50_experiment.ipynb #14b68538
-def _cell(o): return f"{o['mean']:.4g}" + (f" ± {o['spread']:.2g}" if o['spread'] is not None else '')
+# %% ../../nbs/course/50_experiment.ipynb #a9a92c14
+def _number(v): return f'{v:,.0f}' if abs(v) >= 1e4 else f'{v:.4g}'
+def _cell(o): return _number(o['mean']) + (f" ± {o['spread']:.2g}" if o['spread'] is not None else '')
 
 def beside(
     record:dict, # From `reproduce` or `read_record`
@@ -405,10 +448,12 @@ def recorded(
     if file.exists(): return read_record(file)
     return dict(id=id, title=exp.title, full=True, parts=list(exp.parts), seeds=0, trials=0, reported=exp.reported, rows=[], summary=[], verdicts=verdicts(exp, []), seconds=0.)
 
-# %% ../../nbs/course/50_experiment.ipynb #a4e2d1cc
-def _state(record):
-    done, all_of = len({(r['part'], r['seed']) for r in record['rows'] if 'figures' in r}), record.get('trials', len(record['parts'])*record['seeds'])
-    return 'not measured' if not done else 'measured' if done == all_of else f'{done} of {all_of} trials'
+# %% ../../nbs/course/50_experiment.ipynb #1cfca44f
+def _state(exp, record):
+    "How many of the trials there should be are measured"
+    done = len({_key(r) for r in record['rows'] if 'figures' in r})
+    wanted = max(record.get('trials', 0), sum(map(exp.seeds_of, exp.parts)))
+    return 'not measured' if not done else 'measured' if done >= wanted else f'{done} of {wanted} trials'
 
 def reproduction(
     names=('all',), # Ids, documents or `all`
@@ -416,8 +461,9 @@ def reproduction(
 )->pd.DataFrame: # By id: title, parts, seeds, state, how many expectations hold of those measured, minutes
     "All experiments with the state of their full runs"
     def line(exp):
-        r = recorded(exp.id, folder)
+        try: r = recorded(exp.id, folder)
+        except CourseError: return dict(id=exp.id, title=exp.title, parts=len(exp.parts), seeds=0, state='changed or damaged', expected_and_found='', minutes=None)
         judged = [o['holds'] for o in r['verdicts'] if o['holds'] is not None]
         held = f'{sum(judged)} of {len(judged)}' if judged else ''
-        return dict(id=exp.id, title=exp.title, parts=len(exp.parts), seeds=r['seeds'], state=_state(r), expected_and_found=held, minutes=max(round(r['seconds']/60, 1), 0.1) if r['rows'] else None)
+        return dict(id=exp.id, title=exp.title, parts=len(exp.parts), seeds=r['seeds'], state=_state(exp, r), expected_and_found=held, minutes=max(round(r['seconds']/60, 1), 0.1) if r['rows'] else None)
     return pd.DataFrame([line(o) for o in find_experiments(names)]).set_index('id')
