@@ -603,3 +603,12 @@ def test_reproduce_after_ctrl_c(run, monkeypatch):
     monkeypatch.setattr(experiment, 'one_trial', stop)
     code, _, err = run('reproduce mba-1 --seeds 3 -o records')
     assert code == 130 and err[-1] == 'the same command carries on' and names('records') == ['mba-1.quick.json']
+
+
+def test_best_settings_can_be_copied_into_python(run):
+    code, out, _ = run("search mlp --data digits --n-per-class 20 --space 'lr=0.001:0.1:log,opt_func=adamw|sgd,widths=[16]|[8,4]' --n 2 --epochs 1 --set activation=gelu")
+    said, _, call = out[-1].partition(': ')
+    names = {}
+    exec('from dlcourse.all import *', names)
+    learn = eval(call, names)
+    assert code == 0 and said == 'with the best settings' and len(learn.dls.train_ds) < 200 and any(type(o).__name__ == 'GELU' for o in learn.model.modules())
