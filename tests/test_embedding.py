@@ -124,9 +124,19 @@ def test_plain_torch_learner():
 
 
 @pytest.mark.parametrize('kwargs, says', [(dict(layers='body.blok1'), "Did you mean 'body.block1'"), (dict(part='test'), 'no test part'), (dict(layers=[]), 'at least one layer'),
-                                          (dict(n=1), 'from 2'), (dict(method='umap'), 'unknown method'), (dict(n=4), 'at least five')])
+                                          (dict(n=1), 'from 2'), (dict(n=10.5), 'whole number of examples'), (dict(ncols=0, method='pca', n=30), 'panels from 1'), (dict(method='umap'), 'unknown method'), (dict(n=4), 'at least five')])
 def test_bad_input(learn, kwargs, says):
     with pytest.raises(CourseError, match=says): plot_embedding(learn, **kwargs)
+
+
+def test_a_network_alone_has_no_data(learn):
+    with pytest.raises(CourseError, match='needs a Learner'): activations(learn.model)
+
+
+def test_a_rare_class_has_a_picture_without_a_probe(learn):
+    acts = activations(learn, 'head.out', n=60)
+    acts.targets[:] = [0]*58 + [1]*2
+    assert np.isnan(acts.separability().probe.item()) and 'probe –' in acts.plot('pca').axes[0].get_title()
 
 
 def test_no_classes():

@@ -58,7 +58,7 @@ class NotebookFigure(Figure):
 # %% ../../nbs/insight/01_curves.ipynb #fe54f485
 colours = ['#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000']
 
-# %% ../../nbs/insight/01_curves.ipynb #d6bd0c9b
+# %% ../../nbs/insight/01_curves.ipynb #9a8c58d9
 def panels(
     n:int, # How many panels
     ax=None, # Axes to use instead of a new figure: one or several, at least `n`
@@ -67,6 +67,7 @@ def panels(
     ncols:int=3, # Panels in a row, at most
 )->list: # `n` matplotlib axes
     "Axes to draw `n` panels on, in a new figure unless `ax` is given"
+    if ncols < 1: raise CourseError(f'ncols is a number of panels from 1; {ncols} was given')
     if ax is None:
         cols = min(n, ncols); rows = -(-n // cols)
         _, ax = plt.subplots(rows, cols, figsize=(width*cols, height*rows), layout='constrained', FigureClass=NotebookFigure)

@@ -7,10 +7,11 @@ Docs: https://dlcourse.github.io/dlcourse/insight/embedding.html.md"""
 # %% auto #0
 __all__ = ['methods', 'to_rows', 'main_layers', 'Activations', 'activations', 'fisher_ratio', 'probe_accuracy', 'plot_embedding']
 
-# %% ../../nbs/insight/07_embedding.ipynb #edca0f23
+# %% ../../nbs/insight/07_embedding.ipynb #facdcb05
 import warnings
 from contextlib import ExitStack
 from dataclasses import dataclass
+from numbers import Integral
 import numpy as np, pandas as pd, torch
 from fastai.learner import Learner
 from fastcore.basics import listify, patch
@@ -90,11 +91,11 @@ def _collect(model, names, dl, pool):
             scores.append(call(model, x.as_subclass(Tensor).to(device)).cpu()); ys.append(y.as_subclass(Tensor).cpu())
     return {k: torch.cat(v).numpy() for k,v in got.items()}, torch.cat(scores), torch.cat(ys)
 
-# %% ../../nbs/insight/07_embedding.ipynb #bb604d85
+# %% ../../nbs/insight/07_embedding.ipynb #40d6d2a4
 def _sample(learn, part, n, seed):
     "Positions of at most `n` items of the part, in order"
     size = len(_part(learn, part)[0].dataset)
-    if n < 2: raise CourseError(f'n is a number of examples from 2; {n} was given')
+    if not isinstance(n, Integral) or n < 2: raise CourseError(f'n is a whole number of examples from 2; {n!r} was given')
     return range(size) if size <= n else np.sort(np.random.default_rng(seed).choice(size, n, replace=False))
 
 def _one_input(learn, dl):
@@ -103,7 +104,7 @@ def _one_input(learn, dl):
     if isinstance(b, Tensor) or len(b) != 2 or not all(isinstance(o, Tensor) for o in b): raise CourseError('activations needs data with one input and one target')
     return b[0].as_subclass(Tensor).to(next((p.device for p in learn.model.parameters()), b[0].device))
 
-# %% ../../nbs/insight/07_embedding.ipynb #4e86130c
+# %% ../../nbs/insight/07_embedding.ipynb #e9591a6f
 def activations(
     learn:Learner, # Any fastai `Learner` of classes
     layers=None, # Names of layers (see `layer_table`) or 'input'; by default the input and up to five from first to last
@@ -113,6 +114,7 @@ def activations(
     seed:int=42, # Of the draw
 )->Activations:
     "Send examples of a part through `learn.model` once and keep what the layers give; raises `CourseError` for unknown layers and parts, and for data without classes"
+    if not isinstance(learn, Learner): raise CourseError(f'activations needs a Learner, which knows data and classes, and not a {type(learn).__name__}')
     with kept_rng(), _no_trace(learn, _part(learn, part)[0]):
         idxs = _sample(learn, part, n, seed)
         dl, idxs = part_loader(learn, part, idxs, bs=128)
@@ -155,11 +157,15 @@ def probe_accuracy(
         warnings.simplefilter('ignore') # A fit that stops at max_iter is good enough
         return float(cross_val_score(probe, x, y, cv=StratifiedKFold(folds, shuffle=True, random_state=seed)).mean())
 
-# %% ../../nbs/insight/07_embedding.ipynb #494e7a10
+# %% ../../nbs/insight/07_embedding.ipynb #e00b2969
 def _silhouette(x, y):
     "Mean silhouette, or NaN where it is not defined"
     from sklearn.metrics import silhouette_score
     return float(silhouette_score(x, y)) if 2 <= len(np.unique(y)) < len(y) else float('nan')
+
+def _probe(x, y, folds, seed):
+    "Accuracy of a probe, or NaN where a class has too few examples for one"
+    return float('nan') if 2 <= folds and np.unique(y, return_counts=True)[1].min() < folds else probe_accuracy(x, y, folds, seed)
 
 def _need_two_classes(acts):
     if len(np.unique(acts.targets)) < 2: raise CourseError(f'separability compares classes, and these {len(acts)} examples are all of one')
@@ -168,11 +174,11 @@ def _need_two_classes(acts):
 def separability(self:Activations,
     folds:int=3, # Of the cross-validated probe
     seed:int=42, # Of its split
-)->pd.DataFrame: # One row a layer: features, silhouette, Fisher ratio, probe accuracy
-    "How well each layer separates the classes; raises `CourseError` for a single class, and if a class has fewer examples than folds"
+)->pd.DataFrame: # One row a layer: features, silhouette, Fisher ratio, probe accuracy; NaN where a class has too few examples for one of these
+    "How well each layer separates the classes; raises `CourseError` for a single class"
     _need_two_classes(self)
     y = self.targets
-    rows = [dict(features=x.shape[1], silhouette=_silhouette(x, y), fisher=fisher_ratio(x, y), probe=probe_accuracy(x, y, folds, seed)) for x in self.features.values()]
+    rows = [dict(features=x.shape[1], silhouette=_silhouette(x, y), fisher=fisher_ratio(x, y), probe=_probe(x, y, folds, seed)) for x in self.features.values()]
     return pd.DataFrame(rows, index=pd.Index(self.features, name='layer'))
 
 # %% ../../nbs/insight/07_embedding.ipynb #14c58006
@@ -215,7 +221,9 @@ def _draw_points(ax, xy, acts):
     if acts.wrong.any(): ax.scatter(*xy[acts.wrong].T, s=22, marker='x', color='black', linewidths=0.7, label='predicted wrongly')
     ax.set(xticks=[], yticks=[])
 
-# %% ../../nbs/insight/07_embedding.ipynb #13ac1387
+# %% ../../nbs/insight/07_embedding.ipynb #b77fdbbc
+def _two(v): return '–' if np.isnan(v) else f'{v:.2f}'
+
 @patch
 def plot(self:Activations,
     method:str='tsne', # 'tsne' or 'pca'
@@ -230,7 +238,7 @@ def plot(self:Activations,
     for a,(k,(xy, what)) in zip(axs, placed.items()):
         _draw_points(a, xy, self)
         row = table.loc[k]
-        a.set_title(f'{k} ({what})\nsilhouette {row.silhouette:.2f}, probe {row.probe:.2f}', fontsize=9)
+        a.set_title(f'{k} ({what})\nsilhouette {_two(row.silhouette)}, probe {_two(row.probe)}', fontsize=9)
     if len(self.vocab) <= 20: axs[0].figure.legend(*axs[0].get_legend_handles_labels(), loc='outside lower center', ncols=6, fontsize=8, frameon=False, markerscale=1.5)
     return axs[0].figure
 
