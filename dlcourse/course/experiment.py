@@ -276,7 +276,7 @@ def one_trial(
     except NotMeasured as e: row['not_measured'] = str(e)
     return dict(row, seconds=round(time.perf_counter() - start, 3), provenance=about)
 
-# %% ../../nbs/course/50_experiment.ipynb #291c9446
+# %% ../../nbs/course/50_experiment.ipynb #4c15db17
 def _missing(exp):
     "The data sets that `exp` needs and this machine lacks"
     from dlcourse.data.sources import load
@@ -292,7 +292,7 @@ def check_needs(
     "Raise `CourseError`, with how to get them, if data sets that `exp` needs aren't there"
     from dlcourse.data.sources import data_folders
     missing, looked = _missing(exp), ' or '.join(map(str, data_folders()))
-    if missing: raise CourseError(f"{exp.id} in full needs {', '.join(missing)}, which are not in {looked}: {'; '.join(f'dlcourse data get {o}' for o in missing)}")
+    if missing: raise CourseError(f"{exp.id} in full needs {', '.join(missing)}: {'; '.join(f'dlcourse data get {o}' for o in missing)} (not found in {looked})")
 
 # %% ../../nbs/course/50_experiment.ipynb #b262a399
 def _kept_rows(exp, file, full):
