@@ -524,11 +524,13 @@ axes = checked(_space, lambda o: True, 'settings such as lr=0.001:0.1:log,filter
 # %% ../nbs/cli.ipynb #8b3e41f6
 picture = checked(lambda o: Path(o).expanduser(), lambda o: o.suffix.lower() in ('.png', '.svg', '.pdf'), 'a name that ends in .png, .svg or .pdf')
 
-# %% ../nbs/cli.ipynb #19f016fb
+# %% ../nbs/cli.ipynb #51d980b9
 _search_args = (
     arg('--space', required=True, type=axes, metavar='SPACE', help='what to try: lr=0.001:0.1:log,filters=8|16|32 (names as in --set, and lr, wd, bs, opt_func, label_smoothing, ...)'),
     arg('--method', metavar='NAME', help='bayes, grid or random (default: bayes)'),
     arg('--n', type=whole, metavar='N', help='trials in all (default: 20, or the whole grid)'),
+    arg('--seconds', type=above_zero, metavar='X', help='begin no trial after this time'),
+    arg('--no-pruning', action='store_true', help='let every trial end, also those that begin worse than most'),
     arg('--storage', metavar='FILE', help='keep the trials in FILE: the same command carries on with them, also from several terminals'),
     arg('--workers', type=whole, metavar='N', help='processes (default: 1)'),
     arg('--seeds', type=whole, metavar='N', help='train each trial with N seeds, and take the mean (default: 1)'),
@@ -545,7 +547,7 @@ def search(args):
     "Search settings: grid, random or Bayesian, on the validation part (needs dlcourse[search])"
     from dlcourse.training.search import search, trainer
     given = _given(args)
-    how = _pick(given, 'method', 'n', 'storage', 'workers', 'seed')
+    how = _pick(given, 'method', 'n', 'storage', 'workers', 'seed', 'seconds') | (dict(pruner=None) if given.pop('no_pruning', False) else {})
     space, plot, fixed = given.pop('space'), given.pop('plot', None), _network(given.pop('set', []))
     arch, data = given.pop('arch'), given.pop('data', 'fashion_mini')
     if plot: _writable(plot.parent)
@@ -554,6 +556,7 @@ def search(args):
     print(found.table[~waiting].sort_values('value', ascending=not found.maximize).to_string(float_format=_figure, na_rep=''))
     if plot: _save_parallel(found, plot)
     print(found)
+    if len(found.complete) > 3 and len(found.space) > 1: print('what mattered:', ', '.join(f'{k} {v:.0%}' for k,v in found.importance().items()))
     if len(found.complete): print('with the best settings:', _as_call(found, arch, data=data, **given, **fixed))
     return 130 if waiting.any() else 0 # Ctrl-C
 
