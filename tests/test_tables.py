@@ -7,9 +7,10 @@ from torch import nn
 
 from dlcourse.core import CourseError
 from dlcourse.data.blocks import dls_for, renormalized
+from dlcourse.models.views import as_is, mirrored
 from dlcourse.models.zoo import model_for
 from dlcourse.training.learner import learner_for
-from dlcourse.training.transfer import as_is, feature_table, joined_tables, mirrored
+from dlcourse.training.transfer import feature_table, joined_tables
 
 
 @pytest.fixture(scope='module')
