@@ -348,8 +348,8 @@ def test_space_of_itself(): assert space_of(space_of(SPACE)) == space_of(SPACE)
 def test_command(capsys):
     line = ['search', 'mlp', '--data', 'digits', '--n-per-class', '20', '--epochs', '1', '--space', 'lr=0.001:0.1:log,widths=[8]|[8,8]', '--storage', 's', '--plot', 'p.png', '--n']
     assert main([*line, '2']) == 0 and main([*line, '3']) == 0
-    last = capsys.readouterr().out.splitlines()[-1]
-    assert last.startswith('3 trials (3 complete), best') and Path('p.png').stat().st_size > 5000
+    *_, summary, call = capsys.readouterr().out.splitlines()
+    assert summary.startswith('3 trials (3 complete), best') and call.startswith("with the best settings: learner_for('mlp', data='digits'") and Path('p.png').stat().st_size > 5000
     assert main([*line[:-2], 'p.svg', '--n', '3']) == 0 and '<svg' in Path('p.svg').read_text()
 
 
