@@ -524,7 +524,7 @@ axes = checked(_space, lambda o: True, 'settings such as lr=0.001:0.1:log,filter
 # %% ../nbs/cli.ipynb #8b3e41f6
 picture = checked(lambda o: Path(o).expanduser(), lambda o: o.suffix.lower() in ('.png', '.svg', '.pdf'), 'a name that ends in .png, .svg or .pdf')
 
-# %% ../nbs/cli.ipynb #51d980b9
+# %% ../nbs/cli.ipynb #39bae7f0
 _search_args = (
     arg('--space', required=True, type=axes, metavar='SPACE', help='what to try: lr=0.001:0.1:log,filters=8|16|32 (names as in --set, and lr, wd, bs, opt_func, label_smoothing, ...)'),
     arg('--method', metavar='NAME', help='bayes, grid or random (default: bayes)'),
@@ -562,20 +562,16 @@ def search(args):
 
 def _as_call(found, arch, epochs=None, seeds=None, metric=None, schedule=None, **kwargs):
     "The call of `learner_for` with the best settings, to be copied into Python"
-    best = {k: repr(v) if _literal(v) else found.table[k][found.best_trial] for k,v in found.best.items()}
+    from dlcourse.training.runs import _plain
+    best = {k: repr(v) if _plain(v) else found.table[k][found.best_trial] for k,v in found.best.items()}
     return f"learner_for({arch!r}, {', '.join(f'{k}={v}' for k,v in ({k: repr(v) for k,v in kwargs.items()} | best).items())})"
-
-def _literal(v):
-    "Whether the text of `v` is Python that means the same"
-    try: return ast.literal_eval(repr(v)) == v
-    except (SyntaxError, ValueError): return False
 
 def _figure(o): return f'{o:.0f}' if abs(o) >= 1000 else f'{o:.4g}'
 
 def _save_parallel(found, path):
-    from dlcourse.core import whole_file
     from dlcourse.insight.studies import plot_parallel
-    with whole_file(path, 'wb') as f: plot_parallel(found).savefig(f, format=path.suffix[1:].lower(), dpi=120, bbox_inches='tight')
+    from dlcourse.training.runs import save_figure
+    save_figure(plot_parallel(found), path)
 
 # %% ../nbs/cli.ipynb #7e013785
 def _text_or_file(text, what):

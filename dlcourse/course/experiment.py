@@ -8,7 +8,7 @@ Docs: https://dlcourse.github.io/dlcourse/course/experiment.html.md"""
 __all__ = ['registry', 'schema', 'NotMeasured', 'Trial', 'ShowEpochs', 'watched', 'judged', 'Experiment', 'experiment',
            'experiments', 'find_experiments', 'git', 'cpu_model', 'hardware', 'versions', 'provenance',
            'results_folder', 'record_file', 'read_record', 'summary', 'Results', 'verdicts', 'write_record',
-           'one_trial', 'check_needs', 'draw_record', 'save_drawing', 'reproduce', 'beside', 'by_class',
+           'one_trial', 'check_needs', 'draw_curve', 'draw_record', 'save_drawing', 'reproduce', 'beside', 'by_class',
            'verdict_table', 'recorded', 'reproduction']
 
 # %% ../../nbs/course/50_experiment.ipynb #4c1b5141
@@ -307,12 +307,16 @@ def _device(name):
     if name == 'cuda' and not torch.cuda.is_available(): raise CourseError('there is no GPU that torch can use: leave out --device cuda')
     return name or ('cuda' if torch.cuda.is_available() else 'cpu')
 
-# %% ../../nbs/course/50_experiment.ipynb #c9b79a2f
-def _curves(rows, parts, k, ax):
-    "The curve `k` of each trial, one colour for each part"
-    for part,colour in zip(parts, cycle(colours)):
-        for r in rows:
-            if r['part'] == part and k in r['figures']: ax.plot(range(1, len(r['figures'][k]) + 1), r['figures'][k], color=colour, label=part if r['seed'] == 1 else None)
+# %% ../../nbs/course/50_experiment.ipynb #72369db3
+def draw_curve(
+    k:str, # Name of a figure that has a value for each epoch
+    rows:dict, # Name -> rows of records that are drawn in one colour
+    ax, # matplotlib axes
+):
+    "Draw the figure `k` of each row"
+    for (name,some),colour in zip(rows.items(), cycle(colours)):
+        for i,r in enumerate(some):
+            if k in r['figures']: ax.plot(range(1, len(r['figures'][k]) + 1), r['figures'][k], color=colour, label=None if i else name)
     tidy(ax, k.removesuffix('_by_epoch').replace('_', ' '), 'epoch')
 
 def _means(record, k, ax):
@@ -334,7 +338,8 @@ def draw_record(
     curves = [*dict.fromkeys(k for r in rows for k in r['figures'] if k.endswith('_by_epoch'))]
     names = curves or [*dict.fromkeys([*(k for d in record['reported'].values() for k in d), *(o['figure'] for o in record['summary'])])][:4]
     axs = panels(max(len(names), 1))
-    for k,ax in zip(names, axs): _curves(rows, record['parts'], k, ax) if curves else _means(record, k, ax)
+    by_part = {p: [r for r in rows if r['part'] == p] for p in record['parts']}
+    for k,ax in zip(names, axs): draw_curve(k, by_part, ax) if curves else _means(record, k, ax)
     if curves and any(record['parts']): axs[-1].legend()
     return axs[0].figure
 
@@ -351,7 +356,7 @@ def save_drawing(
         with whole_file(file, 'wb') as f: fig.savefig(f, format='svg', bbox_inches='tight', metadata=dict(Date=None))
         plt.close(fig)
 
-# %% ../../nbs/course/50_experiment.ipynb #0340eb34
+# %% ../../nbs/course/50_experiment.ipynb #88ed871c
 def reproduce(
     id, # An experiment's id, or an `Experiment`
     full:bool=False, # Whether to run at the full budget
@@ -369,14 +374,14 @@ def reproduce(
     if full: check_needs(exp)
     if again and set(parts) == set(exp.parts): _set_aside(file)
     rows = _kept_rows(exp, file, full)
-    wanted, mine = _how_many(exp, rows, full, seeds), []
+    wanted, mine, record = _how_many(exp, rows, full, seeds), [], None
     done = set() if again else set(map(_key, rows))
     todo = [Trial(p, s, full, device, show) for s in range(1, max(wanted.values()) + 1) for p in parts if s <= wanted[p] and (p, s) not in done]
     for i,t in enumerate(todo, 1):
         if show: show(f'{exp.id} {t.part} seed {t.seed} ({i} of {len(todo)})'.replace('  ', ' '))
         mine.append(one_trial(exp, t))
-        _add(exp, mine, full, seeds, file)
-    record = _add(exp, mine, full, seeds, file)
+        record = _add(exp, mine, full, seeds, file)
+    record = record or _add(exp, mine, full, seeds, file)
     if record['rows'] and (full or exp.draw): save_drawing(exp, record, file.with_suffix('.svg'))
     return record
 
@@ -419,16 +424,17 @@ def beside(
     index = pd.MultiIndex.from_arrays([[k[i] for k in keys] for i in (0, 1)], names=['part', 'figure'])
     return pd.DataFrame(rows, index=index, columns=['reported', 'obtained', 'seeds'])
 
-# %% ../../nbs/course/50_experiment.ipynb #3d2f8016
+# %% ../../nbs/course/50_experiment.ipynb #97e971c4
 def by_class(
     record:dict, # Whose rows have `confusion`: true classes by row, predicted ones by column
     part:str, # One of its parts
     vocab, # Names of the classes
 )->pd.DataFrame: # By class: mean over the seeds; 'not measured' where there are none
     "Precision, recall and F1 of each class; raises `CourseError` for an unknown part"
+    from sklearn.metrics import precision_recall_fscore_support
     choose(part, record['parts'], 'part')
     counts = [np.array(r['figures']['confusion']) for r in record['rows'] if r['part'] == part and 'figures' in r]
-    each = [(C.diagonal()/C.sum(0).clip(1), C.diagonal()/C.sum(1).clip(1), 2*C.diagonal()/(C.sum(0) + C.sum(1)).clip(1)) for C in counts]
+    each = [precision_recall_fscore_support(*np.indices(C.shape).reshape(2, -1), sample_weight=C.ravel(), zero_division=0)[:3] for C in counts]
     means = dict(zip(('precision', 'recall', 'F1'), np.mean(each, 0) if each else ['not measured']*3))
     return pd.DataFrame(means, index=pd.Index(vocab, name='class'))
 

@@ -535,15 +535,15 @@ def _fit(self:Run, cbs):
         fit(learn, n, s.lr_found or s.lr, cbs=[KeepRun(self, checkpoint, (i, before)), *cbs], start_epoch=learn.n_done - before)
         checkpoint, before = None, learn.n_done
 
-# %% ../../nbs/training/06_runs.ipynb #d68044d4
+# %% ../../nbs/training/06_runs.ipynb #9d440353
 def save_figure(
     fig, # A matplotlib figure
-    path, # File to write, PNG
+    path, # File to write; its suffix names the format, such as .png or .svg
     dpi:int=120, # Dots per inch
 ):
     "Write `fig` in one step and close it; raises `CourseError` if the disk refuses"
     import matplotlib.pyplot as plt
-    with whole_file(path, 'wb') as f: fig.savefig(f, format='png', dpi=dpi, bbox_inches='tight')
+    with whole_file(path, 'wb') as f: fig.savefig(f, format=Path(path).suffix[1:].lower(), dpi=dpi, bbox_inches='tight')
     plt.close(fig)
 
 @patch

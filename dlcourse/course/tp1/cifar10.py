@@ -8,15 +8,15 @@ Docs: https://dlcourse.github.io/dlcourse/course/tp1/cifar10.html.md"""
 __all__ = ['light', 'settings', 'data_page', 'l2_adam', 'cifar_learner', 'as_document', 'our_recipe', 'base', 'v2', 'v3',
            'four_settings', 'plot_records']
 
-# %% ../../../nbs/course/tp1/01_cifar10.ipynb #3632c56e
+# %% ../../../nbs/course/tp1/01_cifar10.ipynb #f5b89182
 from functools import partial
-import pandas as pd, torch
+import torch
 from fastai.optimizer import OptimWrapper
-from ..experiment import Trial, experiment, judged, watched
+from ..experiment import Trial, draw_curve, experiment, judged, watched
 from ...data.blocks import dls_for
 from ...data.sources import load
 from ...data.transforms import CropFlip
-from ...insight.curves import colours, panels, tidy
+from ...insight.curves import panels
 from ...models.views import OverViews
 from ...training.learner import learner_for
 
@@ -117,7 +117,7 @@ settings = {'1': dict(lr=1e-3, dropout=0.3, wd=1e-4), '2': dict(lr=5e-4, dropout
                      **{f'setting {k} at least what was reported': lambda r, k=k, v=v: r[k]['test_accuracy'] >= v for k,v in zip(settings, (0.8313, 0.8223, 0.7848, 0.7069))}})
 def four_settings(trial): return as_document(trial, 'cnn_v3', epochs=8, **settings[trial.part])
 
-# %% ../../../nbs/course/tp1/01_cifar10.ipynb #9b308aae
+# %% ../../../nbs/course/tp1/01_cifar10.ipynb #609c562c
 def plot_records(
     records:dict, # Name -> (record, part)
     figures=('valid_loss_by_epoch', 'valid_accuracy_by_epoch'), # Curves
@@ -125,10 +125,7 @@ def plot_records(
 ):
     "Draw curves of recorded trials, the first seed of each"
     axs = panels(len(figures), ax)
-    for i,(name,(record, part)) in enumerate(records.items()):
-        rows = [r for r in record['rows'] if r['part'] == part and 'figures' in r]
-        for a,k in zip(axs, figures):
-            if rows: a.plot(range(1, len(rows[0]['figures'][k]) + 1), rows[0]['figures'][k], color=colours[i % 7], label=name)
-    for a,k in zip(axs, figures): tidy(a, k.removesuffix('_by_epoch').replace('_', ' '), 'epoch')
+    rows = {name: [r for r in record['rows'] if r['part'] == part and 'figures' in r][:1] for name,(record, part) in records.items()}
+    for a,k in zip(axs, figures): draw_curve(k, rows, a)
     if axs[-1].get_legend_handles_labels()[0]: axs[-1].legend(edgecolor='none', framealpha=0.85)
     return axs[0].figure
