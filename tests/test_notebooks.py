@@ -48,7 +48,11 @@ def runs(request):
         pool.shutdown(cancel_futures=True)
 
 
-@notebooks(NBS)
+def needs_real(nb): return any('realdata' in o.directives for o in code(nb))
+def marked(nb): return pytest.param(nb, id=nb.as_posix(), marks=[pytest.mark.realdata] if needs_real(nb) else [])
+
+
+@pytest.mark.parametrize('nb', [marked(o) for o in NBS])
 def test_runs(nb, runs):
     out = runs[nb].result()
     assert out.returncode == 0, f'{nb} failed\n{out.stdout}\n{out.stderr}'
