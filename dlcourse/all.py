@@ -38,7 +38,8 @@ from dlcourse.training.callbacks import *
 from dlcourse.training.lean import *
 from dlcourse.training.learner import *
 from dlcourse.training.losses import *
-from dlcourse.training.runs import Run, Settings
+from dlcourse.training.runs import Run
+from dlcourse.training.settings import Settings
 from dlcourse.training.search import around, search, sized, study, trainer
 from dlcourse.training.transfer import *
 from dlcourse.report import Report, report

@@ -190,7 +190,7 @@ def _show_classes(ex, path):
     "Write the picture of the classes of `ex` to `path`"
     import matplotlib.pyplot as plt
     from dlcourse.data.explore import plot_class_distribution, show_classes
-    from dlcourse.training.runs import save_figure
+    from dlcourse.core import save_figure
     side = max(4, 0.55*len(ex.vocab))
     fig, axs = plt.subplots(1, 2, figsize=(12, side), width_ratios=(1, 1.1), layout='constrained')
     show_classes(ex, ax=axs[0])
@@ -283,7 +283,7 @@ def _network(pairs):
 
 def _settings(args):
     "`Settings` from the options"
-    from dlcourse.training.runs import Settings
+    from dlcourse.training.settings import Settings
     given = _given(args)
     arch = _arch(given.pop('arch', None), given.pop('fuse', None))
     learner_args = _pick(given, 'early_stopping', 'wd', 'label_smoothing', 'frozen', 'cache', 'copies')
@@ -308,7 +308,7 @@ def _write_text(path, text):
 
 def _report_files(run, ev, tag):
     "Write report and confusion matrix of an evaluation"
-    from dlcourse.training.runs import save_figure
+    from dlcourse.core import save_figure
     report = ev.report()
     _write_text(run.folder/f'report{tag}.txt', report.round(4).to_string(na_rep='') + '\n')
     _write_text(run.folder/f'report{tag}.csv', report.to_csv())
@@ -333,7 +333,7 @@ def _judge(run, part=None):
     "Evaluate `run` on `part`, write what came out to its folder; returns the evaluation and the last line to print"
     from dlcourse.insight.curves import plot_curves
     from dlcourse.insight.evaluation import evaluate
-    from dlcourse.training.runs import save_figure
+    from dlcourse.core import save_figure
     learn = run.learner()
     has_test = len(learn.dls.loaders) > 2
     main_part = 'test' if has_test else 'valid'
@@ -362,7 +362,8 @@ def _resumed(args):
               'dlcourse train --resume runs/cnn-fashion_mini-1'])
 def train(args):
     "Train a network, judge it on the test part, and keep everything in a run folder"
-    from dlcourse.training.runs import TextProgress, quiet, start
+    from dlcourse.training.progress import TextProgress, quiet
+    from dlcourse.training.runs import start
     run = args.kept = _resumed(args) if args.resume else start(_settings(args), args.out)
     quiet(run.learner())
     print(run, flush=True)
@@ -373,7 +374,8 @@ def train(args):
 def _judgeable(name, device):
     "The run called `name`, with its Learner"
     from dlcourse.core import CourseError
-    from dlcourse.training.runs import Run, quiet
+    from dlcourse.training.progress import quiet
+    from dlcourse.training.runs import Run
     run = Run(name)
     if not run.has('weights.safetensors'): raise CourseError(f'{run.folder} has no weights yet: dlcourse train --resume {shlex.quote(run.folder.as_posix())} trains it')
     quiet(run.learner(device))
@@ -562,15 +564,15 @@ def search(args):
 
 def _as_call(found, arch, epochs=None, seeds=None, metric=None, schedule=None, **kwargs):
     "The call of `learner_for` with the best settings, to be copied into Python"
-    from dlcourse.training.runs import _plain
-    best = {k: repr(v) if _plain(v) else found.table[k][found.best_trial] for k,v in found.best.items()}
+    from dlcourse.training.settings import is_plain
+    best = {k: repr(v) if is_plain(v) else found.table[k][found.best_trial] for k,v in found.best.items()}
     return f"learner_for({arch!r}, {', '.join(f'{k}={v}' for k,v in ({k: repr(v) for k,v in kwargs.items()} | best).items())})"
 
 def _figure(o): return f'{o:.0f}' if abs(o) >= 1000 else f'{o:.4g}'
 
 def _save_parallel(found, path):
     from dlcourse.insight.studies import plot_parallel
-    from dlcourse.training.runs import save_figure
+    from dlcourse.core import save_figure
     save_figure(plot_parallel(found), path)
 
 # %% ../nbs/cli.ipynb #7e013785

@@ -28,7 +28,9 @@ from .insight.curves import best_epoch, history, measures, plot_compare, plot_cu
 from .insight.evaluation import Evaluation, evaluate
 from .training.callbacks import BestWeights
 from .training.lean import SeedEpochs
-from .training.runs import Run, Settings, backbone_facts, examples_of, quiet
+from .training.progress import quiet
+from .training.runs import Run
+from .training.settings import Settings, backbone_facts, examples_of
 
 # %% ../nbs/report.ipynb #fe31c2ac
 _words = dict(

@@ -131,7 +131,8 @@ def test_evaluate(run):
 def test_predict(run):
     "Images of other sizes and colours, in the order given; the same answer as for the test image itself"
     from dlcourse.data.sources import load
-    from dlcourse.training.runs import Run, quiet
+    from dlcourse.training.progress import quiet
+    from dlcourse.training.runs import Run
     run(f'{MLP} --epochs 3')
     x = load('digits').x_test[:3, 0].numpy()
     files = []
@@ -290,7 +291,7 @@ def test_finished_run_that_was_not_judged_is_judged(run):
 def test_full_disk(run, monkeypatch):
     from dlcourse.core import CourseError
     def full(path, *args): raise CourseError(f'cannot write {path}: No space left on device')
-    monkeypatch.setattr('dlcourse.training.runs.whole_file', full)
+    for o in ('checkpoints', 'runs'): monkeypatch.setattr(f'dlcourse.training.{o}.whole_file', full)
     assert run(f'{MLP} --epochs 1') == (2, [], ['error: cannot write runs/mlp-digits-1/settings.json: No space left on device'])
     assert names() == []
 
@@ -341,7 +342,8 @@ def test_pretrained_from_training_to_prediction(run, weights):
     weights.unlink()
     assert run('evaluate squeezenet1_1-digits-1')[1][-1] == out[-1]
     from dlcourse.data.sources import load
-    from dlcourse.training.runs import Run, quiet
+    from dlcourse.training.progress import quiet
+    from dlcourse.training.runs import Run
     Image.fromarray(load('digits').x_test[0, 0].numpy()).save('a.png')
     code, said, err = run('predict squeezenet1_1-digits-1 a.png')
     assert (code, err, len(said)) == (0, [], 1), err
@@ -460,7 +462,7 @@ def test_interrupt_and_resume(run):
     assert strip('cut') == strip('whole')
 
 
-@pytest.mark.parametrize('where, says', [('dlcourse.training.runs.TextProgress.after_epoch', 'interrupted before the first epoch had ended; nothing was kept'),
+@pytest.mark.parametrize('where, says', [('dlcourse.training.progress.TextProgress.after_epoch', 'interrupted before the first epoch had ended; nothing was kept'),
                                          ('dlcourse.insight.evaluation.evaluate', 'interrupted')])
 def test_interrupt_elsewhere(run, monkeypatch, where, says):
     def ctrl_c(*args): raise KeyboardInterrupt

@@ -15,7 +15,9 @@ from dlcourse.core import CourseError
 from dlcourse.data.blocks import dls_for
 from dlcourse.report import Contents, Fit, Printable, Report, Texts, Typeset, Wording, breakable, entries, first_words, fitted, judge, left_out, paragraphs, report, steps
 from dlcourse.training.learner import learner_for
-from dlcourse.training.runs import Run, Settings, quiet, start
+from dlcourse.training.progress import quiet
+from dlcourse.training.runs import Run, start
+from dlcourse.training.settings import Settings
 
 typst = pytest.importorskip('typst')
 NASTY = '#panic("x") #pagebreak() $a_b$ *b* _c_ @d <e> \\ // /* [ ]]) "q" `r` = h\n+ i\n#set page(columns: 1)'

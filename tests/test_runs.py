@@ -9,9 +9,13 @@ from fastai.callback.core import Callback
 from PIL import Image
 from torchvision.models import shufflenet_v2_x0_5, squeezenet1_1
 
-from dlcourse.core import CourseError, lock_for
+from dlcourse.core import CourseError, lock_for, whole_file
+from dlcourse.training import checkpoints as C
 from dlcourse.training import runs as R
-from dlcourse.training.runs import Run, Settings, load_tensors, load_weights, quiet, save_tensors, start
+from dlcourse.training.checkpoints import load_tensors, load_weights, save_tensors
+from dlcourse.training.progress import quiet
+from dlcourse.training.runs import Run, start
+from dlcourse.training.settings import Settings, schedules
 
 SMALL = dict(data_args=dict(n_per_class=30, bs=32), model_args=dict(widths=[16], dropout=0.2))
 
@@ -43,6 +47,11 @@ def resume(folder):
     return run
 
 
+def replace_files(monkeypatch, f):
+    "Let `f` stand for `whole_file` where a run writes"
+    for o in (C, R): monkeypatch.setattr(o, 'whole_file', f)
+
+
 def weights(run): return load_tensors(run.folder/'weights.safetensors')[0]
 def measured(run): return [{k: v for k,v in o.items() if k != 'seconds'} for o in run.rows]
 def names(folder='.'): return sorted(o.relative_to(folder).as_posix() for o in Path(folder).rglob('*'))
@@ -57,7 +66,7 @@ def assert_same(a, b):
 
 # ---- interrupted and carried on ----------------------------------------------------------------
 
-CASES = [dict(schedule=o) for o in R.schedules] + [
+CASES = [dict(schedule=o) for o in schedules] + [
     dict(model_args=dict(widths=[16], norm='batch')),
     dict(epochs=30, lr=0.05, learner_args=dict(early_stopping=2)),
     dict(learner_args=dict(early_stopping=2, label_smoothing=0.1, wd=0.3)),
@@ -90,12 +99,12 @@ def test_interrupted_anywhere(epoch, event, order):
 @pytest.mark.parametrize('name', ['checkpoint.safetensors', 'weights.safetensors', 'history.csv'])
 def test_interrupted_while_writing(name, monkeypatch):
     begin('whole').train()
-    run, real = begin('cut'), R.whole_file
+    run, real = begin('cut'), whole_file
     def fails(path, *args):
         if path.name == name and run.learner().n_done == 3: raise KeyboardInterrupt
         return real(path, *args)
     with monkeypatch.context() as m:
-        m.setattr(R, 'whole_file', fails)
+        replace_files(m, fails)
         with pytest.raises(KeyboardInterrupt): run.train()
     assert_same(Run('whole'), resume('cut'))
 
@@ -124,7 +133,9 @@ def test_killed_process_carries_on():
     code = f"""
 import os, sys
 from fastai.callback.core import Callback
-from dlcourse.training.runs import Settings, quiet, start
+from dlcourse.training.progress import quiet
+from dlcourse.training.runs import start
+from dlcourse.training.settings import Settings
 class Die(Callback):
     def after_batch(self):
         if self.learn.epoch == 2: os._exit(9)
@@ -239,12 +250,12 @@ def test_nan_later_keeps_the_best():
 
 def disk_full(monkeypatch, n):
     "The disk refuses the `n`th file and all later ones"
-    real, count = R.whole_file, []
-    def whole_file(path, mode='w'):
+    count = []
+    def refuses(path, mode='w'):
         count.append(path)
         if len(count) > n: raise CourseError(f'cannot write {path}: No space left on device')
-        return real(path, mode)
-    monkeypatch.setattr(R, 'whole_file', whole_file)
+        return whole_file(path, mode)
+    replace_files(monkeypatch, refuses)
 
 
 @pytest.mark.parametrize('n', [0, 1])
@@ -267,7 +278,9 @@ def test_really_full_disk():
     code = """
 import resource
 from dlcourse.core import CourseError
-from dlcourse.training.runs import Settings, quiet, start
+from dlcourse.training.progress import quiet
+from dlcourse.training.runs import start
+from dlcourse.training.settings import Settings
 run = start(Settings('mlp', 'digits', epochs=2))
 quiet(run.learner())
 resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
@@ -531,12 +544,12 @@ def test_no_number_while_only_the_head_is_trained(own_weights):
 
 def test_killed_between_the_first_checkpoint_and_the_first_weights(own_weights, monkeypatch):
     transfer('whole').train()
-    run, real = transfer('cut'), R.whole_file
+    run, real = transfer('cut'), whole_file
     def fails(path, *args):
         if path.name == 'weights.safetensors': raise KeyboardInterrupt
         return real(path, *args)
     with monkeypatch.context() as m:
-        m.setattr(R, 'whole_file', fails)
+        replace_files(m, fails)
         with pytest.raises(KeyboardInterrupt): run.train()
     shutil.rmtree(own_weights)
     assert_same(Run('whole'), resume('cut'))

@@ -29,7 +29,7 @@ from ..models.zoo import find_arch, match_params
 from .callbacks import BestWeights
 from .learner import learner_for, sizes_of
 from .lean import adam, adamw, sgd
-from .runs import schedules
+from .settings import schedules
 
 # %% ../../nbs/training/07_search.ipynb #ea074c15
 def _is_number(v): return isinstance(v, Real) and not isinstance(v, bool)
