@@ -19,7 +19,7 @@ from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
 from fastai.callback.core import Callback, CancelEpochException, TrainEvalCallback, _inner_loop, event
-from fastai.callback.progress import ProgressCallback
+from fastai.callback.progress import ProgressCallback, ShowGraphCallback
 from fastai.callback.schedule import LRFinder, ParamScheduler, SuggestionMethod
 from fastai.learner import Learner, Recorder
 from fastai.optimizer import OptimWrapper, set_item_pg
@@ -287,19 +287,23 @@ def history(self:LeanLearner):
     "One row for each epoch of every fit: losses, metrics and seconds, as a `DataFrame`"
     return pd.DataFrame(self.rows, columns=None if self.rows else ['epoch', 'train_loss', 'valid_loss', 'seconds'])
 
+# %% ../../nbs/training/02_lean.ipynb #d4e76c4e
+@patch
+@contextmanager
+def quiet(self:Learner):
+    "Context manager without progress bars, graphs and the line for each epoch; works for any fastai `Learner`"
+    before = list(self.cbs)
+    drawing = [cb for cb in before if isinstance(cb, (ProgressCallback, ShowGraphCallback))]
+    try:
+        with self.removed_cbs(drawing), self.no_logging(): yield self
+    finally: self.cbs.sort(key=lambda cb: before.index(cb) if cb in before else len(before))
+
 # %% ../../nbs/training/02_lean.ipynb #c07eefa2
 @patch
 @contextmanager
 def no_bar(self:LeanLearner):
     "Context manager that deactivates the progress bar"
     with self.removed_cbs(self._grab_cbs(ProgressCallback)): yield self
-
-# %% ../../nbs/training/02_lean.ipynb #d4e76c4e
-@patch
-@contextmanager
-def quiet(self:LeanLearner):
-    "Context manager without progress bar and without a line for each epoch"
-    with self.no_bar(), self.no_logging(): yield self
 
 # %% ../../nbs/training/02_lean.ipynb #31c01644
 @contextmanager
