@@ -37,7 +37,8 @@ def examples(data, per_class):
 
 def few_images(size, per_class, backbone):
     "EuroSAT images in memory, the first of each class, a fifth of them for validation"
-    from dlcourse.data.blocks import dls_for, renormalized
+    from dlcourse.data.blocks import dls_for
+    from dlcourse.data.loader import renormalized
     ex = examples('eurosat', per_class)
     return renormalized(dls_for((ex.x, ex.y), size=size, seed=1), backbone.mean, backbone.std)
 

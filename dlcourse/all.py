@@ -11,11 +11,18 @@ from fastai.vision.data import *
 
 from dlcourse.core import *
 from dlcourse.course.experiment import beside, by_class, experiments, recorded, reproduce, reproduction, verdict_table
-from dlcourse.data.blocks import *
+from dlcourse.data.arrays import *
+from dlcourse.data.folders import *
+from dlcourse.data.sources import *
 from dlcourse.data.explore import *
 from dlcourse.data.sampling import *
-from dlcourse.data.sources import *
+from dlcourse.data.selection import *
 from dlcourse.data.transforms import *
+from dlcourse.data.saved import *
+from dlcourse.data.stores import *
+from dlcourse.data.loader import *
+from dlcourse.data.blocks import *
+from dlcourse.data.check import *
 from dlcourse.insight.cost import cost, flops_per_image, latency
 from dlcourse.insight.curves import *
 from dlcourse.insight.evaluation import *

@@ -206,7 +206,8 @@ def _show_classes(ex, path):
 def data_show(args):
     "Show a data set: images of each class, and how many there are"
     from dlcourse.data.explore import class_distribution
-    from dlcourse.data.sources import load, load_folder
+    from dlcourse.data.folders import load_folder
+    from dlcourse.data.sources import load
     ex = load_folder(args.data, size=args.size) if _is_folder(args.data) else load(args.data)
     print(ex)
     if not ex.vocab: return print(_summary(ex))
@@ -398,7 +399,7 @@ def evaluate(args):
 def _predictions(learn, files):
     "Probabilities (n, K) for image files"
     from dlcourse.core import CourseError
-    from dlcourse.data.sources import read_images
+    from dlcourse.data.folders import read_images
     from dlcourse.training.learner import sizes_of
     shape, _ = sizes_of(learn.dls)
     if not isinstance(shape, tuple): raise CourseError('predict needs a network for images, and this one was trained on rows of numbers')

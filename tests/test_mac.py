@@ -59,30 +59,6 @@ def test_restored_weights_are_those_of_the_best_epoch():
     assert found['restored_difference'] < 1e-4 and found['valid_curve'][found['best_epoch']] == min(found['valid_curve'])
 
 
-@pytest.fixture
-def changed():
-    ex = perturbed.small_set(quick('NN noise'))
-    return perturbed.changed_test(ex, 'noise', 0.2)
-
-
-def test_a_set_survives_the_disk(changed, tmp_path):
-    perturbed.save_set(tmp_path/'a.safetensors', changed, 'noise')
-    back = perturbed.load_set(tmp_path/'a.safetensors')
-    assert all(torch.equal(getattr(back, k), getattr(changed, k)) and getattr(back, k).dtype == getattr(changed, k).dtype for k in ('x', 'y', 'x_test', 'y_test'))
-    assert (back.vocab, back.name, back.note) == (changed.vocab, changed.name, 'noise')
-    one, two = (dls_for(o, seed=1).test.one_batch() for o in (changed, back))
-    assert torch.equal(one[0], two[0]) and torch.equal(one[1], two[1])
-
-
-def test_a_set_that_cannot_be_read_or_written(changed, tmp_path):
-    file = tmp_path/'a.safetensors'
-    with pytest.raises(CourseError, match='can be read'): perturbed.load_set(tmp_path/'none.safetensors')
-    file.write_bytes(b'no tensors')
-    with pytest.raises(CourseError, match='can be read'): perturbed.load_set(file)
-    with pytest.raises(CourseError, match='cannot write'): perturbed.save_set(file/'b.safetensors', changed)
-    assert [o.name for o in tmp_path.iterdir()] == ['a.safetensors']
-
-
 @pytest.mark.parametrize('kind', perturbed.strengths)
 def test_the_first_strength_changes_nothing_and_the_last_does(kind):
     ex = perturbed.small_set(quick(''))

@@ -7,7 +7,7 @@ from fastai.learner import Learner
 from fastcore.nbio import read_nb
 from torch import nn
 from dlcourse.core import CourseError
-from dlcourse.data.blocks import AtSize
+from dlcourse.data.transforms import AtSize
 from dlcourse.insight.cost import cost, flops_per_image, latency, saved_bytes
 from dlcourse.insight.evaluation import evaluate
 from dlcourse.models.folding import answering

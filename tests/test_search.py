@@ -6,7 +6,8 @@ import pytest
 
 from dlcourse.cli import main
 from dlcourse.core import CourseError
-from dlcourse.data.blocks import MemoryDL, dls_for
+from dlcourse.data.blocks import dls_for
+from dlcourse.data.loader import MemoryDL
 from dlcourse.insight.studies import plot_history, plot_importance, plot_parallel, plot_study
 from dlcourse.training import search as module
 from dlcourse.training.learner import learner_for

@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from dlcourse.core import CourseError
-from dlcourse.data.blocks import dls_for, renormalized
+from dlcourse.data.blocks import dls_for
+from dlcourse.data.loader import renormalized
 from dlcourse.models.views import as_is, mirrored
 from dlcourse.models.zoo import model_for
 from dlcourse.training.learner import learner_for

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from .. import __version__
 from ..core import CourseError, optional, whole_file
-from ..data.blocks import AtSize
+from ..data.transforms import AtSize
 from .evaluation import _in_order, _kind, _no_trace, _part, _probabilities, _vocab
 from ..models.folding import FastNet, answering, fast_net, fold_batchnorm
 

@@ -22,7 +22,7 @@ from fastai.learner import Learner
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from ..core import CourseError
-from ..data.blocks import AtSize
+from ..data.transforms import AtSize
 from ..data.transforms import BatchTransform
 from .cost import flops_per_image, latency
 from .curves import colours, panels, tidy

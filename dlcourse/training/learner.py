@@ -14,7 +14,8 @@ from fastai.learner import Learner
 from fastai.metrics import accuracy, mae, mse
 from fastcore.basics import listify
 from ..core import CourseError, seed_all
-from ..data.blocks import dls_for, renormalized
+from ..data.blocks import dls_for
+from ..data.loader import renormalized
 from ..models.pretrained import TransferNet, transfer_splitter
 from ..models.zoo import find_arch, model_for
 from .callbacks import BestWeights, EarlyStopping, StopOnNaN

@@ -17,7 +17,8 @@ import torch
 from fastai.callback.schedule import ParamScheduler, SchedCos, combined_cos
 from fastcore.basics import patch
 from ..core import CourseError, choose
-from ..data.blocks import block_for, dls_for, renormalized
+from ..data.blocks import block_for, dls_for
+from ..data.loader import renormalized
 from ..data.sources import datasets
 from ..models.zoo import find_arch
 from .learner import learner_for

@@ -19,7 +19,7 @@ from fastprogress.fastprogress import IN_NOTEBOOK, progress_bar
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from ..core import CourseError, kept_rng, whole_file
-from ..data.blocks import MemoryDL
+from ..data.loader import MemoryDL
 from ..models.views import as_is
 from .lean import LeanLearner
 

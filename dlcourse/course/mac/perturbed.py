@@ -6,20 +6,19 @@ Docs: https://dlcourse.github.io/dlcourse/course/mac/perturbed.html.md"""
 
 # %% auto #0
 __all__ = ['strengths', 'units', 'change', 'all_strengths', 'small_set', 'changed_test', 'accuracies', 'draw_perturbed',
-           'perturbed', 'save_set', 'load_set']
+           'perturbed']
 
 # %% ../../../nbs/course/mac/05_perturbed.ipynb #dfbfb689
-import json
 from dataclasses import replace
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
-from ...core import CourseError, choose, whole_file
+from ...core import choose
 from ..experiment import Trial, experiment
 from .similar_size import fitted, judged, mean_line, net_for, nets, values
 from ...data.blocks import dls_for
 from ...data.sampling import n_per_class
-from ...data.sources import Examples, load
-from ...data.transforms import RandomPosition, RandomScale, SaltAndPepper, perturb
+from ...data.arrays import Examples
+from ...data.sources import load
+from ...data.saved import perturb
+from ...data.transforms import RandomPosition, RandomScale, SaltAndPepper
 from ...insight.curves import colours, panels, tidy
 
 # %% ../../../nbs/course/mac/05_perturbed.ipynb #10ac82f7
@@ -105,24 +104,3 @@ def perturbed(trial):
     dls = dls_for(ex, seed=trial.seed, device=trial.device, batch_tfms=[] if how == 'clean' else all_strengths(how))
     learn = fitted(trial, net_for(trial, net, dls), 15)
     return {k: v for kind in (strengths if how == 'clean' else [how]) for k,v in accuracies(learn, ex, kind, trial.seed).items()}
-
-# %% ../../../nbs/course/mac/05_perturbed.ipynb #d026fdfe
-_tensors = 'x', 'y', 'x_test', 'y_test'
-
-def save_set(
-    file, # A `.safetensors` file
-    ex:Examples, # Images and labels, with a test part
-    about:str='', # How it was made
-):
-    "Write a set of images to one file, in one step; raises `CourseError` if the disk refuses"
-    meta = dict(vocab=json.dumps(ex.vocab), name=ex.name, about=about)
-    with whole_file(file, 'wb') as f: f.write(save({k: getattr(ex, k).contiguous() for k in _tensors}, metadata=meta))
-
-def load_set(
-    file, # What `save_set` wrote
-)->Examples: # For `dls_for`; `note` says how it was made
-    "Read a set of images; raises `CourseError` for a file that is damaged or no such set"
-    try:
-        with safe_open(file, 'pt') as f: meta, parts = f.metadata(), {k: f.get_tensor(k) for k in _tensors}
-        return Examples(**parts, vocab=json.loads(meta['vocab']), name=meta['name'], note=meta['about'])
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as e: raise CourseError(f'{file} is not a set of images that can be read: {e}') from e

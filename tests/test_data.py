@@ -1,0 +1,1204 @@
+"The data room: catalogue, downloads, folders, samples, transforms, loaders; faults and equalities that don't belong in a lesson"
+import errno, gzip, hashlib, io, json, os, pickle, re, runpy, stat, subprocess, sys, tarfile, threading, time, warnings, zipfile
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import needs_data
+from fastai.data.block import CategoryBlock, DataBlock
+from fastai.data.core import TfmdDL
+from fastai.data.transforms import Normalize
+from fastai.interpret import ClassificationInterpretation
+from fastai.learner import Learner, load_learner
+from fastai.torch_core import TensorImage, TensorImageBW, TensorMask
+from fastai.vision.core import PILImage
+from fastai.vision.data import ImageBlock
+from fasttransform import Pipeline
+from PIL import Image
+
+from dlcourse.core import CourseError, seed_all
+from dlcourse.data import download as download_module, sources
+from dlcourse.data.arrays import Examples
+from dlcourse.data.blocks import block_for, dls_for
+from dlcourse.data.check import check
+from dlcourse.data.download import Remote, download, unpack
+from dlcourse.data.explore import channel_stats, class_distribution, show_classes
+from dlcourse.data.folders import image_files, load_folder, read_images
+from dlcourse.data.loader import MemoryDL
+from dlcourse.data.sampling import as_labels, choose_classes, class_counts, class_number, class_weights, imbalance, imbalance_counts, label_noise, long_tail, n_per_class, oversample, pick, renumber, share_out, stratified_split, valid_counts
+from dlcourse.data.saved import load_set, perturb, save_images, save_set
+from dlcourse.data.selection import Selection
+from dlcourse.data.sources import Source, datasets, fetch, load, locate, source
+from dlcourse.data.transforms import AtSize, BatchAffine, BatchTransform, CropFlip, RandomPosition, RandomScale, SaltAndPepper, affine_grid, as_range, pixel_axes, stretches, take_window
+from dlcourse.training.learner import learner_for
+
+matplotlib.use('agg')
+
+
+def fails(words, f, *args, **kwargs):
+    "`f` raises a `CourseError` of one line that has `words`"
+    with pytest.raises(CourseError) as e: f(*args, **kwargs)
+    assert words in str(e.value) and '\n' not in str(e.value)
+
+
+BODY = np.random.default_rng(0).bytes(300_000)
+SHA = hashlib.sha256(BODY).hexdigest()
+
+
+@contextmanager
+def server(body=BODY, cut=(), ranges=True, status=200):
+    "An HTTP server on this machine; the n-th answer breaks off after `cut[n]` bytes"
+    asked = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.headers.get('Range'))
+            start = int(asked[-1][6:-1]) if asked[-1] and ranges else 0
+            if status != 200 or start >= len(body): return self.send_error(status if status != 200 else 416)
+            self.send_response(206 if asked[-1] and ranges else 200)
+            self.send_header('Content-Length', str(len(body) - start))
+            self.end_headers()
+            n = cut[len(asked)-1] if len(asked) <= len(cut) else len(body)
+            self.wfile.write(body[start:start+n])
+
+        def log_message(self, *args): return
+
+    httpd = ThreadingHTTPServer(('127.0.0.1', 0), Handler)
+    thread = threading.Thread(target=httpd.serve_forever, kwargs=dict(poll_interval=0.01), daemon=True)
+    thread.start()
+    try: yield f'http://127.0.0.1:{httpd.server_port}/file.bin', asked
+    finally: httpd.shutdown(); httpd.server_close(); thread.join()
+
+
+def names(folder): return sorted(str(o.relative_to(folder)) for o in folder.rglob('*'))
+
+
+@pytest.fixture
+def nowhere():
+    "An address of this machine at which nobody listens"
+    with server() as (url, _): pass
+    return url
+
+
+# --- downloads ---
+
+def test_download(tmp_path):
+    with server() as (url, asked): assert download([url], tmp_path/'f', SHA).read_bytes() == BODY
+    assert asked == [None] and names(tmp_path) == ['f']
+
+
+def test_broken_connection_is_resumed(tmp_path):
+    with server(cut=(100_000, 50_000)) as (url, asked): download([url], tmp_path/'f', SHA)
+    assert asked == [None, 'bytes=100000-', 'bytes=150000-'] and (tmp_path/'f').read_bytes() == BODY
+
+
+def test_next_call_resumes(tmp_path):
+    with server(cut=(100_000, 0)) as (url, _):
+        with pytest.raises(CourseError, match=r'closed after 100,000 of 300,000 bytes.*0\.1 MB are kept'): download([url], tmp_path/'f', SHA)
+    assert names(tmp_path) == ['f.part']
+    with server() as (url, asked): download([url], tmp_path/'f', SHA)
+    assert asked == ['bytes=100000-'] and (tmp_path/'f').read_bytes() == BODY and names(tmp_path) == ['f']
+
+
+def test_server_that_cannot_resume_starts_again(tmp_path):
+    (tmp_path/'f.part').write_bytes(BODY[:1000])
+    with server(ranges=False) as (url, _): download([url], tmp_path/'f', SHA)
+    assert (tmp_path/'f').read_bytes() == BODY
+
+
+def test_whole_part_needs_no_more_bytes(tmp_path):
+    (tmp_path/'f.part').write_bytes(BODY)
+    with server() as (url, _): download([url], tmp_path/'f', SHA)
+    assert names(tmp_path) == ['f']
+
+
+def test_bad_part_is_dropped(tmp_path):
+    (tmp_path/'f.part').write_bytes(b'?'*1000)
+    with server() as (url, asked): download([url], tmp_path/'f', SHA)
+    assert asked == ['bytes=1000-', None] and (tmp_path/'f').read_bytes() == BODY
+
+
+def test_tampered_file_is_removed(tmp_path):
+    with server(BODY[:-1] + b'?') as (url, _), pytest.raises(CourseError, match='its SHA-256 differs'): download([url], tmp_path/'f', SHA)
+    assert names(tmp_path) == []
+
+
+def test_next_address_is_tried(tmp_path, nowhere):
+    with server(status=404) as (missing, _), server(b'other') as (wrong, _), server() as (good, _):
+        assert download([nowhere, missing, wrong, good], tmp_path/'f', SHA).read_bytes() == BODY
+
+
+def test_no_network_says_where_to_put_the_file(tmp_path, nowhere):
+    with pytest.raises(CourseError) as e: download([nowhere, 'http://127.0.0.1:1/x'], tmp_path/'f', SHA)
+    assert nowhere in str(e.value) and '127.0.0.1:1' in str(e.value) and f'put that file at {tmp_path/"f"} by hand' in str(e.value)
+    assert names(tmp_path) == []
+
+
+def test_wrong_file_put_by_hand(tmp_path):
+    (tmp_path/'f').write_bytes(b'other')
+    with pytest.raises(CourseError, match='not the file that it should be'): download(['http://127.0.0.1:1/x'], tmp_path/'f', SHA)
+
+
+@pytest.mark.skipif(not os.path.exists('/dev/full'), reason='no /dev/full on this system')
+def test_full_disk(tmp_path):
+    (tmp_path/'f.part').symlink_to('/dev/full')
+    with server() as (url, _), pytest.raises(CourseError, match='No space left on device'): download([url], tmp_path/'f', SHA)
+    assert names(tmp_path) == []
+
+
+# --- archives ---
+
+def tar(path, *members):
+    "A .tar.gz of (name, content) or of ready TarInfo"
+    with tarfile.open(path, 'w:gz') as t:
+        for m in members:
+            if isinstance(m, tarfile.TarInfo): t.addfile(m)
+            else:
+                info = tarfile.TarInfo(m[0]); info.size = len(m[1])
+                t.addfile(info, io.BytesIO(m[1]))
+    return path
+
+
+def link(name, target, kind=tarfile.SYMTYPE):
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, target
+    return info
+
+
+def test_unpack_tar_zip_and_gz(tmp_path):
+    unpack([tar(tmp_path/'a.tar.gz', ('set/one', b'1'), ('set/sub/two', b'2'))], tmp_path/'set')
+    assert (tmp_path/'set'/'sub'/'two').read_bytes() == b'2'
+    (tmp_path/'x-ubyte.gz').write_bytes(gzip.compress(b'3'))
+    unpack([tmp_path/'x-ubyte.gz'], tmp_path/'raw')
+    assert names(tmp_path/'raw') == ['x-ubyte']
+
+
+@pytest.mark.parametrize('member', [('../out', b''), ('/tmp/dlcourse_out', b''), ('set/../../out', b''), link('set/l', '/etc/passwd'),
+                                    link('set/h', 'set/one', tarfile.LNKTYPE), link('set/dev', '', tarfile.CHRTYPE)],
+                         ids=['up', 'absolute', 'inner up', 'symlink', 'hard link', 'device'])
+def test_tar_member_that_escapes(tmp_path, member):
+    f = tar(tmp_path/'a.tar.gz', ('set/one', b'1'), member)
+    with pytest.raises(CourseError, match='a.tar.gz was not unpacked: its member'): unpack([f], tmp_path/'sub'/'set')
+    assert names(tmp_path) == ['a.tar.gz', 'sub'] and not Path('/tmp/dlcourse_out').exists()
+
+
+def test_zip_with_a_link(tmp_path):
+    with zipfile.ZipFile(tmp_path/'a.zip', 'w') as z:
+        info = zipfile.ZipInfo('set/l')
+        info.external_attr = (stat.S_IFLNK | 0o777) << 16
+        z.writestr(info, '/etc/passwd')
+    with pytest.raises(CourseError, match="its member 'set/l' is a link"): unpack([tmp_path/'a.zip'], tmp_path/'set')
+
+
+@pytest.mark.parametrize('name', ['a.zip', 'a.tar.gz', 'a.gz'])
+def test_damaged_archive(tmp_path, name):
+    (tmp_path/name).write_bytes(b'PK not really' if name == 'a.zip' else gzip.compress(BODY)[:5000])
+    with pytest.raises(CourseError, match='damaged'): unpack([tmp_path/name], tmp_path/'set')
+    assert names(tmp_path) == [name]
+
+
+def test_full_disk_while_unpacking(tmp_path, monkeypatch):
+    def full(*args): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    monkeypatch.setattr(download_module.shutil, 'copyfileobj', full)
+    with pytest.raises(CourseError, match='cannot unpack .*No space left on device'):
+        unpack([tar(tmp_path/'a.tar.gz', ('set/one', b'1'))], tmp_path/'set')
+    assert names(tmp_path) == ['a.tar.gz']
+
+
+# --- fetch and load ---
+
+@pytest.fixture
+def toy(tmp_path, monkeypatch):
+    "A data set of the catalogue that comes from a server on this machine; gives the server's address and its data folder"
+    body = tar(tmp_path/'toy.tar.gz', ('toy/images', b'pixels'), ('toy/labels', b'classes')).read_bytes()
+    (tmp_path/'toy.tar.gz').unlink()
+    monkeypatch.delenv('DLCOURSE_DATA', raising=False)
+    monkeypatch.setattr(sources, 'fastai_data', lambda: tmp_path/'fastai'/'data')
+    monkeypatch.setitem(sources._readers, 'toy', lambda src, root: Examples(*[torch.zeros(2, 1)]*4))
+
+    def add(url, sha=hashlib.sha256(body).hexdigest()):
+        monkeypatch.setitem(sources._catalogue, 'toy', Source('toy', 'Toy', '', (1,), ('a', 'b'), 2, 2, 'official', '', 'X (2000)', '',
+                            'sets/toy', ('images', 'labels'), (Remote('toy.tar.gz', len(body), sha, (url,)),)))
+    add.body, add.root = body, tmp_path/'fastai'/'data'
+    return add
+
+
+def test_load_downloads_once(toy):
+    with server(toy.body) as (url, asked):
+        toy(url)
+        assert load('toy').vocab == ['a', 'b'] and load('toy').name == 'toy'
+    assert len(asked) == 1 and names(toy.root) == ['sets', 'sets/toy', 'sets/toy/images', 'sets/toy/labels']
+
+
+def test_dlcourse_data_comes_first_and_is_only_read(toy, tmp_path, monkeypatch):
+    shared = tmp_path/'shared'
+    monkeypatch.setenv('DLCOURSE_DATA', str(shared))
+    with server(toy.body) as (url, asked):
+        toy(url)
+        load('toy')
+        assert not shared.exists() and locate('toy') == toy.root
+        fetch('toy', shared)
+        assert locate('toy') == shared
+    assert len(asked) == 2
+
+
+def test_archive_put_by_hand_is_used_and_kept(toy, nowhere):
+    toy(nowhere)
+    (toy.root/'sets').mkdir(parents=True)
+    (toy.root/'sets'/'toy.tar.gz').write_bytes(toy.body)
+    assert fetch('toy') == toy.root
+    assert names(toy.root/'sets') == ['toy', 'toy.tar.gz', 'toy/images', 'toy/labels']
+
+
+@pytest.mark.parametrize('fault', ['tampered', 'escapes', 'no network'])
+def test_failed_fetch_leaves_nothing(toy, tmp_path, nowhere, fault):
+    body = tar(tmp_path/'e.tar.gz', ('../out', b'')).read_bytes() if fault == 'escapes' else toy.body
+    with server(body) as (url, _):
+        toy(nowhere if fault == 'no network' else url, hashlib.sha256(body).hexdigest() if fault == 'escapes' else '0'*64)
+        with pytest.raises(CourseError): load('toy')
+    assert names(toy.root) == []
+
+
+def test_read_only_disk(toy, monkeypatch):
+    def refuse(*args, **kw): raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+    with server(toy.body) as (url, asked):
+        toy(url)
+        monkeypatch.setattr(Path, 'mkdir', refuse)
+        with pytest.raises(CourseError, match='cannot write to .*Read-only file system'): load('toy')
+    assert asked == [] and not toy.root.exists()
+
+
+def test_read_only_folder_refuses_the_part(toy, monkeypatch):
+    def refuse(file, mode='r', *args):
+        if 'r' not in mode: raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        return open(file, mode, *args)
+    with server(toy.body) as (url, _):
+        toy(url)
+        monkeypatch.setattr(download_module, 'open', refuse, raising=False)
+        with pytest.raises(CourseError, match='cannot write .*Read-only file system'): load('toy')
+    assert names(toy.root) == []
+
+
+def test_incomplete_folder(toy):
+    toy('http://127.0.0.1:1/x')
+    (toy.root/'sets'/'toy').mkdir(parents=True)
+    (toy.root/'sets'/'toy'/'images').touch()
+    with pytest.raises(CourseError, match='incomplete, it has no labels'): load('toy')
+
+
+def test_not_here_and_not_to_be_downloaded(toy):
+    toy('http://127.0.0.1:1/x')
+    with pytest.raises(CourseError, match='toy is not in .*data: put its folder sets/toy there'): load('toy', download=False)
+
+
+def test_two_processes_download_once(toy):
+    with server(toy.body) as (url, asked):
+        toy(url)
+        threads = [threading.Thread(target=fetch, args=('toy',)) for _ in range(3)]
+        for t in threads: t.start()
+        for t in threads: t.join(10)
+    assert len(asked) == 1 and locate('toy') == toy.root
+
+
+def test_damaged_files_name_the_folder(tmp_path):
+    raw = tmp_path/'MNIST'/'raw'
+    raw.mkdir(parents=True)
+    for f in source('mnist').needs: (raw/f).write_bytes(b'\0\0\x08\x03' + b'\0'*30)
+    with pytest.raises(CourseError, match=f'cannot read {re.escape(str(raw))}'): load('mnist', tmp_path)
+
+
+def test_cifar10_with_other_bytes_is_not_unpickled(tmp_path):
+    folder = tmp_path/'cifar-10-batches-py'
+    folder.mkdir()
+    for f in source('cifar10').needs: (folder/f).write_bytes(b'cos\nsystem\n(S"touch hacked"\ntR.')
+    with pytest.raises(CourseError, match='cannot read'): load('cifar10', tmp_path)
+    assert not Path('hacked').exists()
+
+
+# --- the catalogue ---
+
+def test_unknown_name():
+    with pytest.raises(CourseError, match="unknown data set 'cifar100'. Did you mean 'cifar10'"): load('cifar100')
+
+
+def test_every_entry_is_whole():
+    for name in datasets().index:
+        s = source(name)
+        assert name in sources._readers and s.about and s.licence and s.home.startswith('http') and re.search(r'\((19|20)\d\d\)', s.citation)
+        assert bool(s.folder) == bool(s.remotes)
+        for r in s.remotes: assert re.fullmatch('[0-9a-f]{64}', r.sha256) and all(u.endswith(r.file) for u in r.urls) and len(r.urls) > 1
+
+
+def test_facts_show_as_text_and_as_a_table():
+    s = source('boston_housing')
+    assert 'Black residents' in repr(s) and '| licence |' in s._repr_markdown_() and 'example: 13 numbers' in repr(s)
+
+
+def test_cifar10_prefers_a_mirror():
+    assert 'toronto' not in source('cifar10').remotes[0].urls[0] and 'toronto' in source('cifar10').remotes[0].urls[-1]
+
+
+def test_shipped_sets_need_neither_folder_nor_network(monkeypatch, tmp_path):
+    monkeypatch.setenv('DLCOURSE_DATA', str(tmp_path/'none'))
+    monkeypatch.setattr(download_module, 'urlopen', None)
+    for name in ('fashion_mini', 'digits', 'boston_housing'):
+        d, s = load(name, download=False), source(name)
+        assert (len(d.x), len(d.x_test), tuple(d.x.shape[1:])) == (s.n_train, s.n_test, s.shape)
+        assert d.x.is_contiguous() and len(d.y) == len(d.x) and len(d.y_test) == len(d.x_test)
+
+
+def test_kinds():
+    d, b = load('fashion_mini'), load('boston_housing')
+    assert (d.x.dtype, d.y.dtype, b.x.dtype, b.y.dtype) == (torch.uint8, torch.int64, torch.float32, torch.float32)
+    assert d.vocab[9] == 'Ankle boot' and b.vocab is None and b.features[11] == 'B' and len(b.features) == 13
+
+
+def test_split_is_the_same_every_time():
+    a, b = load('digits'), load('digits')
+    assert torch.equal(a.x_test, b.x_test) and len(a.x) + len(a.x_test) == 1797
+    assert (a.y_test.bincount() - 0.2*(a.y.bincount() + a.y_test.bincount())).abs().max() <= 0.5
+
+
+def test_import_is_light():
+    code = "import sys, dlcourse.data.sources; print([m for m in ('torchvision', 'sklearn', 'fastai.vision') if m in sys.modules])"
+    assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip() == '[]'
+
+
+@needs_data('MNIST/raw', 'FashionMNIST/raw', 'cifar-10-batches-py')
+@pytest.mark.parametrize('name', ['mnist', 'fashion_mnist', 'cifar10'])
+def test_equal_to_torchvision(name):
+    from torchvision import datasets as tv
+    cls = dict(mnist=tv.MNIST, fashion_mnist=tv.FashionMNIST, cifar10=tv.CIFAR10)[name]
+    d = load(name, download=False)
+    for x, y, train in ((d.x, d.y, True), (d.x_test, d.y_test, False)):
+        ref = cls(os.environ['DLCOURSE_DATA'], train=train)
+        assert x.is_contiguous() and len(x) == len(ref) and torch.equal(y, torch.as_tensor(ref.targets))
+        for i in (0, 17, len(ref)-1): assert np.array_equal(np.asarray(ref[i][0]).reshape(*x.shape[2:], -1), x[i].permute(1, 2, 0))
+
+
+@needs_data('FashionMNIST/raw')
+def test_shipped_images_are_those_of_fashion_mnist():
+    script = runpy.run_path(str(Path(__file__).parent.parent/'tools'/'make_shipped.py'))
+    assert script['check']()
+
+
+# --- folders of images ---
+
+def picture(path, mode='RGB', size=(6, 4), value=100):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, size, value if mode in ('L', 'I;16') else (value,)*len(mode)).save(path)
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for c in ('cat', 'dog'):
+        for i in range(5): picture(tmp_path/c/f'{i}.png', value=10*i)
+    return tmp_path
+
+
+def test_folder_is_sorted(folder):
+    d = image_files(folder)
+    assert d.vocab == ['cat', 'dog'] and d.files == sorted(d.files) and d.y.tolist() == [0]*5 + [1]*5
+
+
+def test_parts(folder):
+    for part, n in (('train', 3), ('val', 2), ('test', 1)):
+        for c in ('cat', 'dog'):
+            for i in range(n): picture(folder/'all'/part/c/f'{i}.png')
+    d = load_folder(folder/'all')
+    assert (len(d.x), len(d.x_test), d.valid.tolist(), d.note) == (10, 2, [6, 7, 8, 9], '')
+    assert d.y.tolist() == [0]*3 + [1]*3 + [0]*2 + [1]*2
+    (folder/'all'/'test'/'cow').mkdir()
+    with pytest.raises(CourseError, match='cow is a class that .*train does not have'): image_files(folder/'all')
+
+
+def test_split_of_a_folder_is_said(folder):
+    d = load_folder(folder)
+    assert (len(d.x), len(d.x_test), d.vocab) == (8, 2, ['cat', 'dog']) and 'seed 42' in repr(d)
+
+
+@pytest.mark.parametrize('keep', [0, 1])
+def test_fewer_than_two_classes(tmp_path, keep):
+    if keep: picture(tmp_path/'cat'/'0.png')
+    with pytest.raises(CourseError, match=f'has {keep} class folders'): image_files(tmp_path)
+
+
+def test_no_such_folder(tmp_path):
+    with pytest.raises(CourseError, match='none is not a folder'): image_files(tmp_path/'none')
+
+
+def test_empty_class_folder(folder):
+    (folder/'cow').mkdir()
+    (folder/'cow'/'notes.txt').touch()
+    with pytest.raises(CourseError, match='class folder .*cow holds no image'): load_folder(folder)
+
+
+@pytest.mark.parametrize('content', [b'', b'not an image', 'half'])
+def test_file_that_is_no_image(folder, content):
+    if content == 'half':
+        buf = io.BytesIO()
+        Image.effect_noise((64, 64), 50).convert('RGB').save(buf, 'jpeg')
+        content = buf.getvalue()[:len(buf.getvalue())//2]
+    (folder/'dog'/'bad.jpg').write_bytes(content)
+    with pytest.raises(CourseError, match='dog/bad.jpg is not an image that can be read'): load_folder(folder)
+
+
+def test_mixed_channels(folder):
+    picture(folder/'cat'/'grey.png', 'L')
+    with pytest.raises(CourseError, match='cat/grey.png is grey and .*png is in colour: pass channels=1 or channels=3'): load_folder(folder)
+    assert load_folder(folder, channels=1).x.shape[1] == 1 and load_folder(folder, channels=3).x.shape[1] == 3
+    with pytest.raises(CourseError, match='channels=2'): load_folder(folder, channels=2)
+
+
+def test_mixed_sizes(folder):
+    picture(folder/'dog'/'big.png', size=(9, 9))
+    with pytest.raises(CourseError, match=r'has 4×6 pixels.*big.png has 9×9: pass size='): read_images(image_files(folder).files)
+    assert load_folder(folder, size=8).x.shape[1:] == (3, 8, 8) and load_folder(folder, size=(4, 5)).x.shape[1:] == (3, 4, 5)
+
+
+def test_modes_of_one_kind_go_together(folder):
+    picture(folder/'cat'/'clear.png', 'RGBA')
+    Image.new('P', (6, 4)).save(folder/'cat'/'palette.gif')
+    assert load_folder(folder).x.shape[1:] == (3, 4, 6)
+
+
+def test_sixteen_bits_are_refused(folder):
+    picture(folder/'cat'/'deep.png', 'I;16')
+    with pytest.raises(CourseError, match='cat/deep.png holds more than 8 bits'): load_folder(folder)
+
+
+def test_decoded_pixels(tmp_path):
+    a = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    Image.fromarray(a).save(tmp_path/'a.png')
+    assert np.array_equal(read_images([tmp_path/'a.png'])[0].permute(1, 2, 0), a)
+    with pytest.raises(CourseError, match='no image file'): read_images([])
+
+
+def test_eurosat_uses_what_is_there_and_names_a_bad_image(tmp_path):
+    folder = tmp_path/'eurosat'/'2750'
+    for c in ('Forest', 'River'):
+        for i in range(10): picture(folder/c/f'{c}_{i}.jpg', size=(64, 64), value=10*i)
+    d = load('eurosat', tmp_path)
+    assert (len(d.x), len(d.x_test), d.vocab) == (16, 4, ['Forest', 'River']) and '20 images on disk' in d.note
+    (folder/'River'/'River_3.jpg').write_bytes(b'?')
+    with pytest.raises(CourseError, match='River_3.jpg is not an image'): load('eurosat', tmp_path)
+
+
+# --- explore ---
+
+def test_stats_of_floats_and_bytes_agree():
+    x = torch.randint(0, 256, (1500, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    for a, b in zip(channel_stats(x), channel_stats(x/255)): torch.testing.assert_close(a, b)
+    for a, b in zip(channel_stats(x), channel_stats(x.numpy())): assert torch.equal(a, b)
+
+
+def test_distribution_counts_classes_without_examples():
+    y, t = torch.tensor([0, 0, 2]), torch.tensor([1])
+    d = Examples(torch.zeros(3, 1, 2, 2, dtype=torch.uint8), y, torch.zeros(1, 1, 2, 2, dtype=torch.uint8), t, ['a', 'b', 'c'])
+    assert class_distribution(d).to_dict('list') == dict(train=[2, 0, 1], test=[0, 1, 0])
+    assert list(class_distribution((d.x, y, ['a', 'b', 'c'])).columns) == ['train']
+
+
+def shown(*args, **kw):
+    "The pixels that `show_classes` draws"
+    return np.asarray(show_classes(*args, **kw).images[0].get_array())
+
+
+@pytest.mark.parametrize('channels', [1, 3])
+def test_show_classes_fills_what_there_is(channels):
+    x = torch.full((3, channels, 4, 4), 100, dtype=torch.uint8)
+    a, b = (shown((o, [0, 0, 1]), n=2) for o in (x, x.double()/255))
+    assert a.shape[:2] == (12, 12) and np.allclose(a, b, atol=1) and (a == 100).sum() == 3*16*channels
+    assert (a[6:10, 6:10] == 255).all()
+
+
+def test_shown_images_belong_to_their_row():
+    x, y = torch.arange(40, dtype=torch.uint8).reshape(40, 1, 1, 1), np.repeat(np.arange(4), 10)
+    a = shown((x, y), n=5, seed=1)[::3, ::3]
+    assert (a//10 == np.arange(4)[:,None]).all() and len(np.unique(a)) == 20
+    assert (a == shown((x, y), n=5, seed=1)[::3, ::3]).all() and (a != shown((x, y), n=5, seed=2)[::3, ::3]).any()
+
+
+# --- samples ---
+
+vocab = ['cat', 'dog', 'frog', 'ship']
+y = np.random.default_rng(0).integers(0, 4, 1000)
+
+
+@pytest.mark.parametrize('labels', [[0., 1.], [[0, 1]], ['cat'], [], [-1, 0], [0, 4]])
+def test_labels_that_are_none(labels): fails('', as_labels, np.array(labels), vocab)
+
+
+def test_labels_from_tensors_and_lists():
+    for o in (y.tolist(), torch.tensor(y), y.astype(np.uint8)): assert class_counts(o, vocab).sum() == 1000
+
+
+@pytest.mark.parametrize('c', ['bird', 4, -1, 1.5, None, '9'])
+def test_unknown_class(c): fails('unknown class', class_number, c, vocab)
+
+
+def test_names_that_are_digits_come_before_numbers():
+    assert class_number('7', ['3', '7']) == 1
+    assert class_number('1', vocab) == 1
+
+
+@pytest.mark.parametrize('classes', [[], ['cat'], 'cat', ['cat', 'cat'], ['cat', 0]])
+def test_choice_of_fewer_than_two_classes(classes): fails('at least two', choose_classes, y, classes, vocab)
+
+
+def test_order_of_classes_is_kept():
+    idx, new = choose_classes(y, ['ship', 'cat'], vocab)
+    assert new == ['ship', 'cat']
+    assert (renumber(y, vocab, new)[idx] == np.where(y[idx] == 3, 0, 1)).all()
+    assert (np.delete(renumber(y, vocab, new), idx) == -1).all()
+
+
+@pytest.mark.parametrize('n', [0, -1, 2.5, None, '3'])
+def test_n_per_class_that_is_none(n): fails('whole number from 1', n_per_class, y, n)
+
+
+def test_more_than_there_is_names_the_class():
+    few = np.repeat([0, 1, 2, 3], [9, 3, 9, 9])
+    fails("class 'dog' has 3 images", n_per_class, few, 5, vocab=vocab)
+    fails("class 'dog' has 3 images", imbalance, few, {'dog': 4}, vocab=vocab)
+    fails("class 'ship' has 0 images", n_per_class, few[:21], 2, vocab=vocab)
+
+
+def test_every_image_is_as_likely():
+    seen = sum(np.isin(np.arange(40), pick(np.arange(40) % 2, [5, 10], seed)) for seed in range(400))
+    assert abs(seen[::2].mean() - 100) < 1e-9 and seen[::2].std() < 15 and seen[1::2].std() < 15
+
+
+@pytest.mark.parametrize('spec', [0, -3, float('nan'), {'dog': 0}, {'dog': -1}, {'dog': 1.5}, {'dog': 'all'}, {'bird': 3}, [1, 2, 3], {'dog': True}, True])
+def test_imbalance_that_is_none(spec): fails('', imbalance, y, spec, vocab=vocab)
+
+
+def test_profile_starts_at_the_largest_class():
+    assert long_tail([100, 400, 200], 4).tolist() == [100, 400, 200]
+    assert long_tail([50, 400, 400], 100).tolist() == [4, 400, 40]
+    assert long_tail([300]*4, 1).tolist() == [300]*4
+    fails('leaves the smallest class no image', long_tail, [50, 50], 100)
+
+
+def test_counts_and_fractions():
+    assert imbalance_counts([10, 10, 10], [1, 1., 0.25]).tolist() == [1, 10, 2]
+    assert imbalance_counts([10, 10], {'1': 0.01}).tolist() == [10, 1]
+
+
+@pytest.mark.parametrize('p', [0, 0.1, 0.333, 1])
+def test_exactly_that_many_labels_are_wrong(p):
+    new, wrong = label_noise(y, p, 4, seed=5)
+    assert wrong.sum() == round(p*1000) and (wrong == (new != y)).all() and new.min() >= 0 and new.max() < 4
+
+
+def test_label_noise_is_symmetric():
+    new, wrong = label_noise(np.zeros(30_000, int), 1, 4)
+    assert abs(np.bincount(new)[1:] - 10_000).max() < 300
+
+
+@pytest.mark.parametrize('p', [-0.1, 1.1, float('nan')])
+def test_label_noise_out_of_range(p): fails('0 to 1', label_noise, y, p)
+
+
+@pytest.mark.parametrize('valid', [0., 1., -0.2, 1.2, 0, 1000, 1001, True, 'a', None])
+def test_split_that_is_none(valid): fails('validation part', stratified_split, y, valid)
+
+
+@pytest.mark.parametrize('valid', [0.1, 0.25, 137, 4])
+def test_split_is_whole_and_proportional(valid):
+    train, val = stratified_split(y, valid)
+    n = valid if isinstance(valid, int) else round(valid*1000)
+    assert len(val) == n and sorted([*train, *val]) == list(range(1000)) and train.dtype == val.dtype == np.int64
+    assert abs(np.bincount(y[val]) - np.bincount(y)*n/1000).max() < 1
+
+
+def test_every_class_is_on_both_sides():
+    for have in ([500, 2], [500, 2, 2, 2], [2, 2, 2]):
+        for part in (0.1, 0.5, 0.9):
+            labels, n = np.repeat(range(len(have)), have), max(len(have), round(part*sum(have)))
+            if n > sum(have) - len(have): continue
+            take = valid_counts(have, n)
+            assert take.sum() == n and (take >= 1).all() and (take < have).all()
+            assert (np.bincount(labels[stratified_split(labels, n)[1]]) == take).all()
+
+
+def test_a_class_that_cannot_be_split():
+    fails("class 'dog' of 1", stratified_split, [0]*9 + [1], 0.5, vocab=vocab)
+    fails('would have none for validation', stratified_split, y, 2)
+    fails('would have none for training', stratified_split, y, 998)
+
+
+def test_shares_add_up():
+    rng = np.random.default_rng(1)
+    for _ in range(50):
+        counts = rng.integers(0, 100, 7) + [1, 0, 0, 0, 0, 0, 0]
+        total = int(rng.integers(0, counts.sum() + 1))
+        got = share_out(total, counts)
+        assert got.sum() == total and (got <= counts).all() and abs(got - total*counts/counts.sum()).max() < 1
+
+
+def test_float_targets_are_split_plainly():
+    train, val = stratified_split(np.linspace(0, 1, 506), 102)
+    assert len(train) == 404 and len(val) == 102 and not set(train) & set(val)
+
+
+def test_repairs():
+    labels = np.repeat([0, 1, 2], [50, 7, 1])
+    even = oversample(labels)
+    assert np.bincount(labels[even]).tolist() == [50]*3
+    times = np.bincount(even)
+    assert set(times[50:57]) == {7, 8} and (times >= 1).all()
+    assert (oversample(labels, [3, 55, 56]) < 58).all() and set(oversample(labels, [3, 55, 56])) == {3, 55, 56}
+    fails('class 3 has no image', class_weights, labels, 4)
+    assert class_weights(labels).dtype == torch.float32
+
+
+def test_seeds():
+    for f in (lambda s: n_per_class(y, 10, s), lambda s: imbalance(y, 10, s), lambda s: label_noise(y, 0.3, 4, s)[0],
+              lambda s: stratified_split(y, 0.2, s)[1], lambda s: oversample(np.sort(y), seed=s)):
+        assert (f(1) == f(1)).all() and not np.array_equal(f(1), f(2))
+
+
+def test_nothing_given_is_changed():
+    kept = y.copy()
+    Selection(classes=['cat', 'dog'], n_per_class=20, imbalance=2, label_noise=0.5).apply(y, vocab)
+    assert (y == kept).all()
+
+
+def test_all_at_once():
+    got = Selection(classes=['ship', 'cat'], n_per_class=100, imbalance=[1., 40], label_noise=0.25, valid=0.25, seed=3).apply(y, vocab)
+    assert got.vocab == ['ship', 'cat'] and got.counts.train.tolist() == [75, 30] and got.counts.valid.tolist() == [25, 10]
+    assert got.wrong.sum() == got.counts.wrong.sum() == 26 and not got.wrong[got.valid_idx].any()
+    true = np.where(y == 3, 0, 1)
+    assert (got.y[got.valid_idx] == true[got.valid_idx]).all() and ((got.y != true)[got.train_idx] == got.wrong[got.train_idx]).all()
+
+
+def test_noise_does_not_change_what_is_chosen():
+    clean, noisy = (Selection(n_per_class=100, label_noise=p).apply(y, vocab) for p in (0, 0.4))
+    assert (clean.train_idx == noisy.train_idx).all() and (clean.valid_idx == noisy.valid_idx).all()
+
+
+def test_named_validation_images():
+    got = Selection(n_per_class=30, valid=np.arange(100)).apply(y, vocab)
+    assert (got.valid_idx == np.arange(100)).all() and len(got.train_idx) == 120 and got.train_idx.min() >= 100
+    fails('0 to 999', Selection(valid=[1000]).apply, y, vocab)
+    fails('0 to 999', Selection(valid=[0.5]).apply, y, vocab)
+    fails('named twice', Selection(valid=[3, 3]).apply, y, vocab)
+    fails("class 'cat' has no training image", Selection(valid=np.flatnonzero(y == 0)).apply, y, vocab)
+
+
+def test_no_validation():
+    for none in (0, None, []): assert len(Selection(valid=none).apply(y, vocab).train_idx) == 1000
+
+
+def test_one_class_is_not_enough(): fails('at least two', Selection().apply, np.zeros(10, int), ['cat'])
+
+
+def test_float_targets():
+    got = Selection(valid=102).apply(np.linspace(5, 50, 506))
+    assert got.vocab is None and len(got.valid_idx) == 102
+    for o in (dict(classes=[0, 1]), dict(n_per_class=3), dict(imbalance=10), dict(label_noise=0.1)):
+        fails('needs classes', Selection(**o).apply, np.linspace(5, 50, 506))
+
+
+@pytest.mark.parametrize('request_', [dict(), dict(classes=('cat', 3)), dict(imbalance={0: 0.5, 'dog': 7}), dict(imbalance=np.array([3, 4, 5, 6])),
+                                      dict(valid=torch.arange(5)), dict(valid=np.float64(0.3)), dict(n_per_class=np.int64(9), imbalance=(1., 4, 5, 6))])
+def test_request_through_json(request_):
+    sel = Selection(**request_)
+    back = Selection.from_dict(json.loads(json.dumps(sel.to_dict())))
+    assert back == sel
+    assert (back.apply(y, vocab).train_idx == sel.apply(y, vocab).train_idx).all()
+
+
+def test_what_it_says():
+    got = Selection(n_per_class=100, label_noise=0.1, valid=list(range(500))).apply(y, vocab)
+    assert '40 with a wrong label' in str(got) and '<500 positions>' in str(got) and 'ship' in str(got)
+
+
+def test_a_million_labels():
+    million = np.random.default_rng(0).integers(0, 10, 1_000_000)
+    start = time.process_time()
+    stratified_split(million, 0.2)
+    assert time.process_time() - start < 0.5 # 0.04 s where nothing else runs
+
+
+# --- transforms ---
+
+x = torch.randint(0, 256, (20, 3, 12, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+every = [lambda **k: SaltAndPepper((0.1, 0.5), **k), lambda **k: RandomScale((0.5, 2), **k), lambda **k: RandomPosition(3, **k),
+         lambda **k: RandomPosition(canvas=(20, 18), **k), lambda **k: CropFlip(3, **k), lambda **k: CropFlip(3, mode='reflect', **k),
+         lambda **k: BatchAffine(shear=(-9, 9), fill=0.5, **k), lambda **k: BatchAffine(mode='nearest', **k)]
+each = pytest.mark.parametrize('make', every)
+
+
+@each
+def test_type_and_input_are_kept(make):
+    for o in (x, x/255, (x/255).double(), (x/255).bfloat16()):
+        kept, got = o.clone(), make().apply(o)
+        assert got.dtype == o.dtype and got.shape[:2] == o.shape[:2] and torch.equal(o, kept)
+        if o.is_floating_point(): assert got.min() >= 0 and got.max() <= 1.001
+
+
+@each
+def test_bytes_and_floats_agree(make):
+    a, b = make(seed=1).apply(x), make(seed=1).apply(x/255)*255
+    assert (a.float() - b).abs().max() < 0.51
+
+
+@each
+def test_seeds_of_transforms(make):
+    tfm = make(seed=3)
+    first, second = tfm.apply(x), tfm.apply(x)
+    tfm.reset()
+    assert torch.equal(tfm.apply(x), first) and not torch.equal(first, second) and not torch.equal(make(seed=4).apply(x), first)
+    torch.manual_seed(0)
+    was = torch.get_rng_state()
+    tfm.apply(x)
+    assert torch.equal(torch.get_rng_state(), was)
+
+
+@each
+def test_seed_all_governs(make):
+    tfm, got = make(), []
+    for _ in range(2):
+        seed_all(5)
+        got.append(tfm.apply(x))
+    assert torch.equal(*got)
+
+
+@each
+def test_images_differ_by_their_own_draw(make):
+    same = make(seed=1).apply(x[:1].expand(20, -1, -1, -1))
+    assert sum(not torch.equal(o, same[0]) for o in same) > 10
+
+
+@each
+def test_in_a_pipeline(make):
+    img = TensorImageBW(x[:, :1])
+    got = Pipeline(make(), split_idx=0)(img)
+    assert type(got) is TensorImageBW
+    item = Pipeline(make(), split_idx=0)(TensorImage(x[0]))
+    assert type(item) is TensorImage and item.ndim == 3
+    mask = TensorMask(x[:, 0])
+    assert Pipeline(make(), split_idx=0)((img, mask))[1] is mask
+    assert type(make()).__name__ in repr(Pipeline(make())) and "'seed': None" in repr(Pipeline(make()))
+
+
+@each
+def test_copies_and_files(make):
+    tfm = make(seed=1)
+    tfm.apply(x)
+    for o in (pickle.loads(pickle.dumps(tfm)), deepcopy(tfm)):
+        assert not o._tables and torch.equal(o.apply(x), deepcopy(tfm).apply(x))
+
+
+@each
+def test_other_memory_layouts(make):
+    for o in (x.contiguous(memory_format=torch.channels_last), torch.cat([x, x], 2)[:, :, :12], x[:, :1].expand(-1, 3, -1, -1)):
+        assert torch.equal(make(seed=1).apply(o), make(seed=1).apply(o.contiguous()))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='there is no CUDA device')
+@each
+def test_on_a_gpu(make):
+    got = make(seed=1).apply(x.cuda())
+    assert got.is_cuda and got.dtype == torch.uint8
+    assert torch.equal(make(seed=1).apply(x.cuda()), got)
+
+
+def test_train_only():
+    img = TensorImage(x)
+    for tfm in (CropFlip(3), BatchAffine(), SaltAndPepper(train_only=True)):
+        assert Pipeline(tfm, split_idx=1)(img) is img and not torch.equal(Pipeline(tfm, split_idx=0)(img), img)
+    for tfm in (SaltAndPepper(), RandomScale(0.5), RandomPosition(3), CropFlip(3, train_only=False)):
+        assert not torch.equal(Pipeline(tfm, split_idx=1)(img), img)
+
+
+@pytest.mark.parametrize('where', ['item_tfms', 'batch_tfms'])
+def test_in_a_data_block(where):
+    tfms = [SaltAndPepper(0.3), CropFlip(2, train_only=False), BatchAffine(train_only=False)]
+    block = DataBlock((ImageBlock, CategoryBlock), get_x=lambda i: PILImage.create(x[i].permute(1, 2, 0).numpy()), get_y=lambda i: i % 2,
+                      **{where: tfms}).dataloaders(range(20), bs=4)
+    xb, yb = block.one_batch()
+    assert xb.shape == (4, 3, 12, 16) and xb.dtype == torch.float32 and type(xb) is TensorImage and 0 <= xb.min() and xb.max() <= 1
+
+
+def test_orders():
+    names = [type(o).__name__ for o in Pipeline([Normalize.from_stats([.5], [.5], cuda=False), BatchAffine(), SaltAndPepper(), RandomScale(0.5), CropFlip()]).fs]
+    assert names == ['SaltAndPepper', 'RandomScale', 'CropFlip', 'BatchAffine', 'Normalize']
+
+
+# ranges
+@pytest.mark.parametrize('v', [-0.1, 1.1, (0, 2), (0.5, 0.2), (0.1,), 'a', None, True, float('nan'), (0, None)])
+def test_ranges(v): fails('amount is a number from 0 to 1', as_range, v, 'amount', 0, 1)
+
+
+# salt and pepper
+def test_pixels_are_hit_in_all_channels():
+    got = SaltAndPepper(0.5).apply(torch.full((50, 3, 12, 16), 7, dtype=torch.uint8))
+    assert (got == got[:, :1]).all() and set(got.unique().tolist()) == {0, 7, 255}
+
+
+def test_none_and_all_of_the_pixels():
+    assert torch.equal(SaltAndPepper(0).apply(x), x)
+    assert (SaltAndPepper(1, salt=1).apply(x) == 255).all() and (SaltAndPepper(1, salt=0).apply(x/255) == 0).all()
+
+
+def test_amounts_are_drawn_for_each_image():
+    hit = (SaltAndPepper((0.2, 0.6), seed=1).apply(torch.full((2000, 1, 20, 20), 7, dtype=torch.uint8)) != 7).float().mean((1, 2, 3))
+    assert abs(hit.mean() - 0.4) < 0.01 and abs(hit.std() - 0.4/12**.5) < 0.02
+
+
+@pytest.mark.parametrize('args', [(1.2,), (-0.1,), ((0.1, 1.2),), (0.1, 1.5), (0.1, -1)])
+def test_amounts_out_of_range(args): fails('from 0 to 1', SaltAndPepper, *args)
+
+
+# position
+def test_a_window_is_a_slice():
+    padded = F.pad(x, (20,)*4, value=255)
+    top, left = torch.randint(-14, 14, (2, 20))
+    got = take_window(x, top, left, (9, 21), fill=1)
+    for o, p, t, l in zip(got, padded, top, left): assert torch.equal(o, p[:, t+20:t+29, l+20:l+41])
+
+
+def test_places_are_equally_likely():
+    dots = torch.zeros(4900, 1, 9, 9)
+    dots[:, :, 4, 4] = 1
+    seen = RandomPosition(3, seed=0).apply(dots).sum((0, 1))
+    assert (seen[1:8, 1:8] > 60).all() and seen[1:8, 1:8].sum() == 4900
+
+
+@pytest.mark.parametrize('kw, side', [(dict(shift=0.25), 3), (dict(shift=2), 2), (dict(shift=0), 0), (dict(shift=100), 11)])
+def test_how_far_it_may_move(kw, side): assert RandomPosition(**kw).places(12, 0) == (-side, side, 12)
+
+
+def test_every_pixel_is_on_the_canvas():
+    got = RandomPosition(canvas=(30, 20), fill=1).apply(x)
+    assert got.shape == (20, 3, 30, 20)
+    assert ((got.long().sum((1, 2, 3)) - x.long().sum((1, 2, 3))) == 255*3*(30*20 - 12*16)).all()
+
+
+@pytest.mark.parametrize('kw', [dict(), dict(shift=3, canvas=40), dict(shift=3, at=(1, 1)), dict(shift=-1), dict(shift='far'),
+                                dict(canvas=40, train_only=True), dict(shift=1, fill=2)])
+def test_positions_that_are_none(kw): fails('', RandomPosition, **kw)
+
+
+@pytest.mark.parametrize('kw', [dict(canvas=12), dict(canvas=(40, 15)), dict(canvas=20, at=(9, 0)), dict(at=(12, 0)), dict(canvas=20, at=(-1, 0))])
+def test_positions_that_do_not_fit(kw): fails('one side', RandomPosition(**kw).apply, x)
+
+
+# affine maps
+def test_the_grid_is_that_of_torch():
+    deg, s, k, t = torch.tensor([0.3, -1.2]), torch.tensor([1.3, 0.6]), torch.tensor([0.2, -0.5]), torch.tensor([[0.1, -0.2], [0., 0.3]])
+    got = affine_grid(pixel_axes(12, 12, deg.device), torch.stack([s, deg, *t, k]))
+    slant = torch.eye(2).repeat(2, 1, 1)
+    slant[:, 0, 1] = k
+    turn = torch.stack([deg.cos(), -deg.sin(), deg.sin(), deg.cos()], 1).view(2, 2, 2)
+    theta = torch.cat([slant @ turn / s[:, None, None], -2*t.T[:, :, None]], 2)
+    assert torch.allclose(got, F.affine_grid(theta, (2, 1, 12, 12), align_corners=False), atol=1e-5)
+
+
+def test_turns_of_other_shapes_keep_their_proportions():
+    assert torch.equal(BatchAffine(180, 1, 0).apply(x), x.flip(-1, -2))
+    disc = (((torch.arange(41) - 20)[:, None]**2 + (torch.arange(61) - 30)**2) < 225).float()[None, None]
+    assert (BatchAffine(37, 1, 0).apply(disc) - disc).abs().mean() < 0.02
+
+
+def test_fixed_strengths_do_not_vary():
+    for tfm in (BatchAffine(20, 0.8, 0.1, 10), RandomScale(0.7)): assert torch.equal(tfm.apply(x), tfm.apply(x))
+
+
+def test_background_of_small_images():
+    for o, white in ((x, 255), (x/255, 1)):
+        got = RandomScale(0.25, fill=1).apply(o)
+        assert (got[:, :, :4] == white).all() and (got[..., :5] == white).all()
+
+
+@pytest.mark.parametrize('kw', [dict(degrees=400), dict(scale=0), dict(scale=(-1, 1)), dict(shear=90), dict(translate=2), dict(fill=-1), dict(mode='cubic')])
+def test_affine_maps_that_are_none(kw): fails('', BatchAffine, **kw)
+
+
+# crop and flip
+@pytest.mark.parametrize('mode', ['zeros', 'reflect'])
+@pytest.mark.parametrize('dtype', [torch.uint8, torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize('pad', [0, 1, 5, 11])
+def test_each_result_is_a_crop(mode, dtype, pad):
+    img = x.to(dtype)
+    got, seen = CropFlip(pad, mode=mode).apply(img), set()
+    for o, i in zip(got.double(), img.double()):
+        padded = F.pad(torch.stack([i, i.flip(-1)]), (pad,)*4, mode='reflect' if mode == 'reflect' else 'constant')
+        same = (padded.unfold(2, 12, 1).unfold(3, 16, 1) == o[None, :, None, None]).all((1, 4, 5))
+        assert same.any()
+        seen.add(same.nonzero()[0, 0].item())
+    assert seen == {0, 1}
+
+
+def test_moves_and_flips_are_equally_likely():
+    img = torch.arange(1, 10, dtype=torch.uint8).view(1, 1, 3, 3).expand(9000, -1, -1, -1)
+    for flip, mode in ((0.5, 'zeros'), (0.5, 'reflect'), (0.1, 'zeros'), (0, 'zeros'), (1, 'zeros')):
+        kinds, n = CropFlip(1, flip, mode, seed=1).apply(img).flatten(1).unique(dim=0, return_counts=True)
+        want = {0: 9, 1: 9}.get(flip, 18)
+        if mode == 'zeros': assert len(kinds) == want
+        if flip == 0.5 and mode == 'zeros': assert (n - 500).abs().max() < 110
+        plain = (CropFlip(0, flip, mode, seed=1).apply(img) == img).all((1, 2, 3)).float().mean()
+        assert abs(plain - (1 - flip)) < 0.02
+
+
+def test_not_a_number_is_masked():
+    got = CropFlip(3, 0, seed=1).apply(torch.full((50, 1, 8, 8), float('nan')))
+    assert set(got.nan_to_num(7.).unique().tolist()) == {0., 7.}
+
+
+@pytest.mark.parametrize('args', [(-1,), (1.5,), (4, 1.5), (4, 0.5, 'wrap')])
+def test_crops_that_are_none(args): fails('', CropFlip, *args)
+
+
+def test_pad_too_large(): fails('too much for images of 12×16', CropFlip(12).apply, x)
+
+
+def test_stretches_are_the_same_by_index():
+    flat, start = torch.arange(50), torch.tensor([0, 43, 7])
+    assert torch.equal(stretches(flat, start, 7), flat[start[:, None] + torch.arange(7)])
+
+
+# whole sets
+def test_perturb_leaves_no_trace():
+    tfms = [SaltAndPepper((0, 0.3), train_only=True), RandomPosition(3, seed=7)]
+    torch.manual_seed(1)
+    was, before = torch.get_rng_state(), deepcopy(tfms[1]).apply(x)
+    a = perturb(x, tfms, seed=2, chunk=7)
+    assert torch.equal(torch.get_rng_state(), was) and torch.equal(tfms[1].apply(x), before)
+    assert a.dtype == torch.uint8 and torch.equal(a, perturb(x, tfms, seed=2, chunk=7)) and not torch.equal(a, perturb(x, tfms, seed=3, chunk=7))
+
+
+def test_perturb_takes_one_and_arrays():
+    got = perturb(x.numpy(), RandomPosition(canvas=20))
+    assert isinstance(got, np.ndarray) and got.dtype == np.uint8 and got.shape == (20, 3, 20, 20)
+
+
+def test_perturb_refuses():
+    fails('images are uint8', perturb, x/255, SaltAndPepper())
+    fails('images are uint8', perturb, x[0], SaltAndPepper())
+    fails('is no BatchTransform', perturb, x, [Normalize.from_stats([.5], [.5], cuda=False)])
+
+
+def test_a_subclass_gives_apply():
+    with pytest.raises(NotImplementedError): BatchTransform().apply(x)
+
+
+@pytest.mark.parametrize('channels', [1, 3])
+def test_saved_images_come_back(tmp_path, channels):
+    y = torch.arange(20) % 3
+    found = image_files(save_images(tmp_path/'a'/'set', x[:, :channels], y, ['a/b', 'c d', 'é']))
+    assert found.vocab == ['a-b', 'c d', 'é'] and len(found.files) == 20
+    order = [int(o.stem) for o in found.files]
+    assert torch.equal(read_images(found.files), x[order, :channels]) and (found.y == y.numpy()[order]).all()
+    assert load_folder(tmp_path/'a'/'set').x.shape[1] == channels
+
+
+def test_saving_refuses(tmp_path):
+    y = torch.zeros(20, dtype=torch.long)
+    fails('there already', save_images, tmp_path, x, y)
+    fails('images are uint8', save_images, tmp_path/'a', x/255, y)
+    fails('images are uint8', save_images, tmp_path/'a', x[:, :2], y)
+    fails('one for each label', save_images, tmp_path/'a', x, y[:3])
+    fails('different folder names', save_images, tmp_path/'a', x, y, ['a/b', 'a:b'])
+    fails('different folder names', save_images, tmp_path/'a', x, y, ['..', 'b'])
+    fails('labels go from', save_images, tmp_path/'a', x, y - 1, ['a', 'b'])
+    assert not list(tmp_path.iterdir())
+
+
+def test_nothing_is_left_half_written(tmp_path, monkeypatch):
+    def full(self, path, *args): raise OSError(28, os.strerror(28))
+    monkeypatch.setattr('PIL.Image.Image.save', full)
+    fails('No space left', save_images, tmp_path/'set', x, torch.arange(20) % 2)
+    assert not list(tmp_path.iterdir())
+
+
+# --- saved sets ---
+
+@pytest.fixture
+def changed():
+    ex = load('fashion_mini')
+    return replace(ex, x=ex.x[:200], y=ex.y[:200], x_test=perturb(ex.x_test[:100], SaltAndPepper(0.2)), y_test=ex.y_test[:100])
+
+
+def test_a_set_survives_the_disk(changed, tmp_path):
+    save_set(tmp_path/'a.safetensors', changed, 'noise')
+    back = load_set(tmp_path/'a.safetensors')
+    assert all(torch.equal(getattr(back, k), getattr(changed, k)) and getattr(back, k).dtype == getattr(changed, k).dtype for k in ('x', 'y', 'x_test', 'y_test'))
+    assert (back.vocab, back.name, back.note) == (changed.vocab, changed.name, 'noise')
+    one, two = (dls_for(o, seed=1).test.one_batch() for o in (changed, back))
+    assert torch.equal(one[0], two[0]) and torch.equal(one[1], two[1])
+
+
+def test_a_set_that_cannot_be_read_or_written(changed, tmp_path):
+    file = tmp_path/'a.safetensors'
+    with pytest.raises(CourseError, match='can be read'): load_set(tmp_path/'none.safetensors')
+    file.write_bytes(b'no tensors')
+    with pytest.raises(CourseError, match='can be read'): load_set(file)
+    with pytest.raises(CourseError, match='cannot write'): save_set(file/'b.safetensors', changed)
+    assert [o.name for o in tmp_path.iterdir()] == ['a.safetensors']
+
+
+# --- blocks, loaders and checks ---
+
+@pytest.fixture
+def photos(tmp_path):
+    "Two classes of 20 colour images, 12 by 16"
+    rng = np.random.default_rng(0)
+    for c, low in (('bright', 128), ('dark', 0)):
+        (tmp_path/c).mkdir()
+        for i in range(20): Image.fromarray(rng.integers(low, low+128, (12, 16, 3), dtype=np.uint8)).save(tmp_path/c/f'{i:02}.png')
+    return tmp_path
+
+
+@pytest.fixture(scope='module')
+def learn():
+    learn = learner_for('mlp', data='digits', seed=1, lr=1e-2)
+    with learn.no_bar(), learn.no_logging(): learn.fit(2)
+    return learn
+
+
+def test_files_and_memory_hold_the_same_images(photos):
+    a, b = (dls_for(photos, bs=4, in_memory=o, size=(12, 16)) for o in (True, False))
+    assert isinstance(a.train, MemoryDL) and type(b.train) is TfmdDL
+    (xa, ya), (xb, yb) = a.valid.one_batch(), b.valid.one_batch()
+    assert torch.equal(ya, yb.as_subclass(torch.Tensor))
+    assert torch.allclose(xa, xb.as_subclass(torch.Tensor), atol=0.02)
+
+
+def test_folder_too_large_for_memory_says_so(photos, capsys, monkeypatch):
+    monkeypatch.setattr('dlcourse.data.blocks.memory_limit', 1000)
+    assert type(dls_for(photos, bs=4).train) is TfmdDL
+    assert 'stay in files' in capsys.readouterr().out
+
+
+def test_file_that_is_no_image_is_named(photos):
+    (photos/'dark'/'05.png').write_text('not an image')
+    with pytest.raises(CourseError, match='05.png is not an image'): dls_for(photos, bs=4)
+    dls = dls_for(photos, bs=4, in_memory=False, normalize=False)
+    with pytest.raises(CourseError, match='05.png'): check(dls, n=None)
+
+
+def test_mixed_channels_in_files(photos):
+    Image.new('L', (16, 12)).save(photos/'dark'/'99.png')
+    with pytest.raises(CourseError, match='channels=1 or channels=3'): dls_for(photos, bs=4)
+    dls = dls_for(photos, bs=4, in_memory=False)
+    with pytest.raises(CourseError, match='channels=1 or channels=3'): check(dls, n=None)
+    assert check(dls_for(photos, bs=4, in_memory=False, channels=1), n=None).result.iloc[0].startswith('PILGrey')
+
+
+def test_folder_learns_and_predicts_a_file(photos):
+    learn = learner_for('mlp', data=photos, bs=8, lr=1e-2, seed=1)
+    with learn.no_bar(), learn.no_logging(): learn.fit(3)
+    label, _, probs = learn.predict(photos/'dark'/'00.png')
+    assert label == 'dark' and probs.shape == (2,)
+
+
+def test_train_only_transforms_leave_validation_alone():
+    plain, augmented = dls_for('digits'), dls_for('digits', augment=CropFlip(pad=2))
+    assert torch.equal(plain.valid.one_batch()[0], augmented.valid.one_batch()[0])
+    x = [torch.cat([b[0] for b in d.train.new(shuffle=False)]) for d in (plain, augmented)]
+    assert not torch.equal(*x)
+
+
+def test_predictions_come_in_the_order_of_the_items(learn):
+    probs, targets = learn.get_preds(ds_idx=0)
+    ds = learn.dls.train_ds
+    assert targets.tolist() == [int(ds[i][1]) for i in range(len(ds))]
+    one = learn.get_preds(dl=learn.dls.test_dl(ds.items[:7]))[0]
+    assert torch.allclose(one, probs[:7], atol=1e-6)
+
+
+def test_test_dl_takes_files_images_and_rows(learn, tmp_path):
+    image = learn.dls.valid_ds[0][0]
+    image.save(tmp_path/'a.png')
+    for items in ([tmp_path/'a.png'], [str(tmp_path/'a.png')], [Image.open(tmp_path/'a.png')], [np.asarray(image)], learn.dls.valid_ds.items[:1]):
+        assert torch.allclose(learn.get_preds(dl=learn.dls.test_dl(items))[0], learn.get_preds()[0][:1], atol=1e-6)
+
+
+def test_interpretation_decodes_and_shows(learn):
+    interp = ClassificationInterpretation.from_learner(learn)
+    assert interp.confusion_matrix().sum() == len(learn.dls.valid_ds)
+    inputs, probs, targets, decoded, losses = interp[[0, 3]]
+    interp.plot_top_losses(2)
+    learn.show_results(max_n=2)
+    assert inputs.shape == (2, 1, 8, 8) and len(probs) == len(losses) == 2
+    shown = learn.dls.valid.decode(learn.dls.valid.one_batch())[0]
+    assert 0 <= shown.min() and shown.max() <= 255
+
+
+def test_export_leaves_the_images_behind(learn, tmp_path):
+    learn.path = tmp_path
+    learn.export()
+    weights = sum(o.numel()*4 for o in learn.model.parameters())
+    assert (tmp_path/'export.pkl').stat().st_size < weights + 50_000
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        loaded = load_learner(tmp_path/'export.pkl')
+    image = learn.dls.valid_ds[0][0]
+    with loaded.no_bar(): assert torch.allclose(loaded.predict(image)[2], learn.predict(image)[2], atol=1e-6)
+
+
+def test_stock_learner_takes_the_loader():
+    learn = learner_for('mlp', data='digits')
+    stock = Learner(learn.dls, learn.model, loss_func=learn.loss_func, opt_func=learn.opt_func, metrics=learn.metrics)
+    with stock.no_bar(), stock.no_logging(): stock.fit(1)
+    assert stock.get_preds()[0].shape == (len(learn.dls.valid_ds), 10)
+
+
+def test_check_looks_at_validation_items_too(photos):
+    dls = dls_for(photos, bs=4, in_memory=False, normalize=False)
+    file = dls.valid_ds.tls[0].tfms.fs[0].store.files[dls.valid_ds.items[-1]]
+    file.write_text('not an image')
+    with pytest.raises(CourseError, match=file.name): check(dls, n=None)
+
+
+def test_loaders_start_from_their_seed():
+    a, b, c = (dls_for('digits', seed=s).one_batch()[1] for s in (1, 1, 2))
+    assert torch.equal(a, b) and not torch.equal(a, c)
+
+
+def test_validation_on_the_test_part():
+    dls = dls_for('digits', valid='test')
+    assert len(dls.loaders) == 2
+    with pytest.raises(CourseError, match='no test part'): dls.test
+
+
+def test_a_block_of_ones_own():
+    block = block_for('digits', augment=CropFlip(pad=1))
+    dls = dls_for(block, bs=16)
+    assert dls.one_batch()[0].shape == (16, 1, 8, 8) and dls.name == 'digits'
+
+
+@pytest.mark.parametrize('data,kw,match', [
+    ('digit', {}, "Did you mean 'digits'"),
+    ('digits', dict(classes=['1', 'two']), 'unknown class'),
+    ('digits', dict(classes=['1']), 'two different classes'),
+    ('digits', dict(n_per_class=5000), 'fewer than the 5,000'),
+    ('digits', dict(bs=5000), 'batch size 5000 is larger'),
+    ((np.zeros((4, 8, 8), np.uint8), [0, 1, 0]), {}, '4 images but 3 labels'),
+    ((np.zeros((4, 8, 8), np.uint8),), {}, 'expected arrays'),
+    ((np.zeros((4, 8, 8), np.float32), [0, 1, 0, 1]), {}, 'uint8'),
+    (42, {}, 'expected a name'),
+])
+def test_bad_data_is_one_clear_error(data, kw, match):
+    with pytest.raises(CourseError, match=match): dls_for(data, **kw)
+
+
+@pytest.mark.parametrize('size', [(28, 14), (14, 28), (14, 14), (56, 14)])
+def test_shrinking_either_side_smooths(size):
+    "Stripes of one pixel become grey wherever the side across them shrinks"
+    x = 255*(torch.arange(28) % 2).float().expand(1, 1, 28, 28)
+    if size[1] == 28: x = x.transpose(2, 3)
+    y = AtSize(size).apply(x.byte())
+    assert y.shape[2:] == size and (y[..., 2:-2, 2:-2] - 127.5).abs().max() < 40
