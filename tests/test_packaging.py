@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 from nbdev.config import get_config
 
+from dlcourse.house import floor_of, forbidden, imports, modules_of, room_of, uses_of
+
 try: import tomllib
 except ImportError: import tomli as tomllib
 
 ROOT = Path(__file__).resolve().parent.parent
 LIB = ROOT/'dlcourse'
-# A module imports only from lower floors, or from its own room
-FLOORS = dict(core=0, data=1, models=1, training=2, insight=3, course=4, report=5, cli=6, all=7, __main__=7)
 
 
 @pytest.fixture(scope='module')
@@ -101,39 +101,16 @@ assert not heavy, heavy"""
     assert out.returncode == 0, out.stderr
 
 
-def module_name(path): return '.'.join(path.relative_to(ROOT).with_suffix('').parts)
-def room(name): return name.split('.')[1]
-
-
-def imports(source, name):
-    "Everything that the text `source` of the module `name` imports, anywhere in it, by its absolute name"
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import): yield from (o.name for o in node.names)
-        if isinstance(node, ast.ImportFrom):
-            base = name.split('.')[:-node.level] if node.level else []
-            module = '.'.join(base + ([node.module] if node.module else []))
-            yield from (module, *(f'{module}.{o.name}' for o in node.names))
-
-
-def ours(path):
-    "The modules of ours that the file `path` imports"
-    return set(imports(path.read_text(encoding='utf-8'), module_name(path))) & {module_name(o) for o in MODULES}
-
-
-def forbidden(mine, found):
-    "Those modules of `found` that the room `mine` may not import"
-    return {o for o in found if room(o) != mine and FLOORS[room(o)] >= FLOORS[mine]}
-
-
-MODULES = [o for o in sorted(LIB.rglob('*.py')) if o.name not in ('__init__.py', '_modidx.py')]
-each_module = pytest.mark.parametrize('path', MODULES, ids=map(module_name, MODULES))
+MODULES = modules_of(LIB)
+USES = uses_of(MODULES)
+each_module = pytest.mark.parametrize('name', MODULES)
 
 
 @each_module
-def test_imports_go_down(path):
-    mine = room(module_name(path))
-    assert mine in FLOORS, f'{mine} has no place in the house'
-    assert not forbidden(mine, ours(path)), f'{mine} may import from lower floors only'
+def test_imports_go_down(name):
+    "A module imports only from lower floors, or from its own room; `floor_of` raises where a room has no place in the house"
+    assert floor_of(room_of(name)) >= 0
+    assert not forbidden(room_of(name), USES[name]), f'{name} may import from lower floors only'
 
 
 @pytest.mark.parametrize('line', ['from ..models.cnn import cnn', 'import dlcourse.models.cnn', 'def f(): from dlcourse.models import cnn'])
@@ -145,13 +122,13 @@ def test_import_rule_can_fail(line):
 
 def test_no_circles():
     "`static_order` raises where modules import each other"
-    assert {*TopologicalSorter({module_name(o): ours(o) for o in MODULES}).static_order()} == {*map(module_name, MODULES)}
+    assert {*TopologicalSorter(USES).static_order()} == {*MODULES}
 
 
 @each_module
-def test_no_star_imports_of_ours(path):
-    if path.name == 'all.py': return
-    assert not [o for o in imports(path.read_text(encoding='utf-8'), module_name(path)) if o.startswith('dlcourse') and o.endswith('*')]
+def test_no_star_imports_of_ours(name):
+    if name == 'dlcourse.all': return
+    assert not [o for o in imports(MODULES[name].read_text(encoding='utf-8'), name) if o.startswith('dlcourse') and o.endswith('*')]
 
 
 def test_all_keeps_the_names_it_lists():
