@@ -47,6 +47,7 @@ from dlcourse.training.learner import *
 from dlcourse.training.losses import *
 from dlcourse.training.runs import Run
 from dlcourse.training.settings import Settings
-from dlcourse.training.search import around, search, sized, study, trainer
+from dlcourse.training.search import search, study, trainer
+from dlcourse.training.space import match_param_counts, narrow_space
 from dlcourse.training.transfer import *
 from dlcourse.report import Report, report

@@ -5,13 +5,15 @@ from pathlib import Path
 import pytest
 
 from dlcourse.cli import main
-from dlcourse.core import CourseError
+from dlcourse.core import CourseError, optional
 from dlcourse.data.blocks import dls_for
 from dlcourse.data.loader import MemoryDL
 from dlcourse.insight.studies import plot_history, plot_importance, plot_parallel, plot_study
-from dlcourse.training import search as module
+from dlcourse.training import search as search_module, trials as trials_module
 from dlcourse.training.learner import learner_for
-from dlcourse.training.search import around, search, space_of, study, trainer
+from dlcourse.training.lean import sgd
+from dlcourse.training.search import search, study, trainer
+from dlcourse.training.space import narrow_space, parse_space
 
 pytest.importorskip('optuna')
 SPACE = dict(lr=(1e-4, 1e-1, 'log'), depth=(1, 4), norm=['batch', None])
@@ -37,25 +39,25 @@ def forked(f, *args):
 # ---- what is refused --------------------------------------------------------------------------
 
 @pytest.mark.parametrize('space, says', [
-    ({}, 'a space is a dictionary with something in it'), (None, 'a space is a dictionary'), ([1], 'a space is a dictionary'),
+    ({}, 'a space must be a dictionary with at least one setting'), (None, 'a space must be a dictionary'), ([1], 'a space must be a dictionary'),
     (dict(lr=[]), 'lr=[] leaves nothing'), (dict(lr=0.1), 'lr=0.1 is neither a list of choices nor a range'), (dict(lr='adam'), 'neither a list'),
-    (dict(lr=(1, 1)), 'is no range'), (dict(lr=('a', 'b')), 'is no range'), (dict(lr=(0., float('inf'))), 'is no range'), (dict(lr=(True, 3)), 'is no range'),
-    (dict(lr=(0., 1., 'log')), 'begins above 0'), (dict(lr=(1., 2., 'lin')), "only 'log' may follow, not 'lin'"), (dict(opt_func=['adm']), "Did you mean")])
+    (dict(lr=(1, 1)), 'is not a range'), (dict(lr=('a', 'b')), 'is not a range'), (dict(lr=(0., float('inf'))), 'is not a range'), (dict(lr=(True, 3)), 'is not a range'),
+    (dict(lr=(0., 1., 'log')), 'must begin above 0'), (dict(lr=(1., 2., 'lin')), "only 'log' may follow the two ends of a range, got 'lin'"), (dict(opt_func=['adm']), "Did you mean")])
 def test_spaces_refused(space, says):
     with pytest.raises(CourseError) as e: quiet(space, plain)
     assert says in str(e.value) and '\n' not in str(e.value)
 
 
 @pytest.mark.parametrize('more, says', [
-    (dict(method='gird'), "Did you mean 'grid'"), (dict(n=0), 'n=0: expected'), (dict(n=2.5), 'n=2.5'), (dict(workers=0), 'at least one process'), (dict(seed=-1), 'seed=-1'),
-    (dict(pruner='medium'), "Did you mean 'median'"), (dict(method='grid', points=0), 'points=0')])
+    (dict(method='gird'), "Did you mean 'grid'"), (dict(n=0), 'n must be a whole number of at least 1, got 0'), (dict(n=2.5), 'n must be .* got 2.5'), (dict(workers=0), 'workers must be a number of processes from 1, got 0'), (dict(seed=-1), 'seed must be .* got -1'),
+    (dict(pruner='medium'), "Did you mean 'median'"), (dict(method='grid', points=0), 'points must be .* got 0')])
 def test_arguments_refused(more, says):
     with pytest.raises(CourseError, match=says): quiet(SPACE, plain, **more)
 
 
 @pytest.mark.parametrize('train', ['cnn', None, dict(arch='cnn')])
 def test_train_is_a_function(train):
-    with pytest.raises(CourseError, match='train is a function of a dictionary of settings'): quiet(SPACE, train)
+    with pytest.raises(CourseError, match='train must be a function of a settings dictionary'): quiet(SPACE, train)
 
 
 def test_grid_too_large():
@@ -101,7 +103,7 @@ def test_minimize():
 def test_values_come_back_as_given():
     given = dict(widths={'a': [1, 2], 'b': [3]}, opt_func=['sgd'], flag=[True, False], x=[1, 1.5, None])
     best = quiet(given, lambda settings: len(settings['widths']), method='grid').best
-    assert best['widths'] is given['widths']['a'] and best['opt_func'] is module.sgd and type(best['flag']) is bool
+    assert best['widths'] is given['widths']['a'] and best['opt_func'] is sgd and type(best['flag']) is bool
 
 
 def test_seconds():
@@ -127,7 +129,7 @@ def test_storage_of_another_training(other, says):
 
 def test_unknown_metric_is_refused_before_the_first_epoch(monkeypatch):
     seen = []
-    monkeypatch.setattr(module.ReportEpochs, 'after_epoch', lambda self: seen.append(self.epoch))
+    monkeypatch.setattr(search_module.ReportEpochs, 'after_epoch', lambda self: seen.append(self.epoch))
     with pytest.raises(CourseError, match="Did you mean 'accuracy'"): quiet(dict(lr=[1e-3]), tiny(metric='accurate'), n=1)
     quiet(dict(lr=[1e-3]), tiny(metric='accuracy'), n=1)
     assert seen == [0]
@@ -167,7 +169,7 @@ def test_failures_are_noted_and_learnt_from():
     assert (res.table.depth[10:] == 4).mean() < 0.25
 
 
-@pytest.mark.parametrize('value, says', [(None, 'train gave None'), (float('nan'), 'train gave nan'), ('good', "train gave 'good'")])
+@pytest.mark.parametrize('value, says', [(None, 'train must return a finite number, got None'), (float('nan'), 'train must return a finite number, got nan'), ('good', "train must return a finite number, got 'good'")])
 def test_no_number(value, says):
     with pytest.raises(CourseError, match=f'3 of 3 failed, the first with ValueError: {says}'): quiet(SPACE, lambda settings: value, n=3)
 
@@ -246,14 +248,14 @@ def test_killed_search_is_resumed():
 
 
 def test_another_machine_counts_as_lost_after_silence(monkeypatch):
-    monkeypatch.setattr(module, '_me', lambda: dict(place='elsewhere', pid=1, started='1'))
+    monkeypatch.setattr(trials_module, '_this_process', lambda: dict(place='elsewhere', pid=1, started='1'))
     def ends(settings): raise SystemExit
     with monkeypatch.context() as m, pytest.raises(SystemExit):
         m.setattr('optuna.study.Study.tell', lambda *args, **kwargs: None)
-        m.setattr('optuna.trial.Trial.set_user_attr', lambda self, k, v, f=module.optional('optuna', 'search').trial.Trial.set_user_attr: None if k == 'lost' else f(self, k, v))
+        m.setattr('optuna.trial.Trial.set_user_attr', lambda self, k, v, f=optional('optuna', 'search').trial.Trial.set_user_attr: None if k == 'lost' else f(self, k, v))
         quiet(SPACE, ends, n=2, storage='s')
     assert quiet(SPACE, plain, n=2, storage='s').table.state.tolist() == ['running', 'complete']
-    monkeypatch.setattr(module, 'silence', -1)
+    monkeypatch.setattr(trials_module, 'grace_period', -1)
     assert quiet(SPACE, plain, n=2, storage='s').table.state.tolist() == ['complete', 'complete']
 
 
@@ -270,7 +272,7 @@ def test_test_part_is_never_read(monkeypatch):
     @functools.wraps(dls_for)
     def kept(*args, **kwargs): return made.append(dls_for(*args, **kwargs)) or made[-1]
     monkeypatch.setattr(MemoryDL, '__iter__', noted)
-    monkeypatch.setattr(module, 'dls_for', kept)
+    monkeypatch.setattr(search_module, 'dls_for', kept)
     assert len(quiet(dict(lr=[1e-3, 1e-2]), tiny(), method='grid').complete) == 2
     parts = [[sum(o is dl for o in read) for dl in dls.loaders] for dls in made]
     assert len(parts) == 2 and all(train and valid and not test for train, valid, test in parts)
@@ -294,25 +296,25 @@ def test_value_is_that_of_learner_for():
 
 def test_value_with_early_stopping_is_that_of_the_kept_epoch():
     train = tiny(epochs=6, early_stopping=1, metric='valid_loss', schedule='flat')
-    assert not train.maximize and train(dict(lr=0.5)) == train.fitted(dict(lr=0.5)).history.valid_loss.min()
+    assert not train.maximize and train(dict(lr=0.5)) == train.fit(dict(lr=0.5)).history.valid_loss.min()
 
 
 # ---- around, study, plots ---------------------------------------------------------------------
 
-def test_around():
+def test_narrow_space():
     space = dict(lr=(1e-4, 1e-1, 'log'), depth=(1, 9), x=(0., 1.), bs=[64, 16, 32], norm=['batch', None])
-    near = {k: str(v) for k,v in around(dict(lr=1e-4, depth=9, x=0.5, bs=32, norm=None), space).items()}
+    near = {k: str(v) for k,v in narrow_space(dict(lr=1e-4, depth=9, x=0.5, bs=32, norm=None), space).items()}
     assert near == dict(lr='0.0001 to 0.000562341 log', depth='7 to 9 whole', x='0.25 to 0.75', bs='16|32|64', norm='None')
-    assert str(around(dict(depth=2), dict(depth=(1, 3)), share=0.1)['depth']) == '2'
-    for best, more, says in [({}, {}, 'best says nothing about lr'), (dict(lr=3), {}, '3 is none of the choices 1|2'), (dict(lr=1), dict(share=0), 'share is above 0')]:
-        with pytest.raises(CourseError) as e: around(best, dict(lr=[1, 2]), **more)
+    assert str(narrow_space(dict(depth=2), dict(depth=(1, 3)), share=0.1)['depth']) == '2'
+    for best, more, says in [({}, {}, 'best has no value for lr'), (dict(lr=3), {}, '3 is none of the choices 1|2'), (dict(lr=1), dict(share=0), 'share must be above 0')]:
+        with pytest.raises(CourseError) as e: narrow_space(best, dict(lr=[1, 2]), **more)
         assert says in str(e.value)
 
 
 def test_study():
     table = study('x', [0, 0.5, None, 'a'], lambda settings: settings['seed'] + (settings['x'] == 'a'), seeds=[1, 3], progress=False)
     assert list(table.index) == ['0', '0.5', 'None', 'a'] and table['mean'].tolist() == [2, 2, 2, 3] and table['std'].round(3).tolist() == [1.414]*4
-    for values, axis, says in [((0, 1), 'x', 'takes a list of values'), ([1], 'seed', 'seed itself is no axis')]:
+    for values, axis, says in [((0, 1), 'x', 'must be a list of values'), ([1], 'seed', 'axis must be a setting other than seed')]:
         with pytest.raises(CourseError, match=says): study(axis, values, plain, progress=False)
 
 
@@ -341,7 +343,7 @@ def test_plots():
     with pytest.raises(CourseError, match='no column mean'): plot_study(res.table)
 
 
-def test_space_of_itself(): assert space_of(space_of(SPACE)) == space_of(SPACE)
+def test_space_of_itself(): assert parse_space(parse_space(SPACE)) == parse_space(SPACE)
 
 
 # ---- the command line -------------------------------------------------------------------------
@@ -373,7 +375,7 @@ def test_command_after_ctrl_c(monkeypatch, capsys):
     assert capsys.readouterr().out.count('waiting') == 1
 
 
-@pytest.mark.parametrize('space, says', [('kernel=3|5', 'unknown setting of mlp'), ('lr=0.1:0.01', 'is no range'), ('opt_func=adm|sgd', "Did you mean 'adam'")])
+@pytest.mark.parametrize('space, says', [('kernel=3|5', 'unknown setting of mlp'), ('lr=0.1:0.01', 'is not a range'), ('opt_func=adm|sgd', "Did you mean 'adam'")])
 def test_command_refuses(space, says, capsys):
     assert main(['search', 'mlp', '--data', 'digits', '--space', space]) == 2
     assert says in capsys.readouterr().err

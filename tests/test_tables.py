@@ -11,7 +11,7 @@ from dlcourse.data.loader import renormalized
 from dlcourse.models.views import as_is, mirrored
 from dlcourse.models.zoo import model_for
 from dlcourse.training.learner import learner_for
-from dlcourse.training.transfer import feature_table, joined_tables
+from dlcourse.training.transfer import feature_table, concat_tables
 
 
 @pytest.fixture(scope='module')
@@ -73,8 +73,8 @@ def test_what_does_not_fit(dls, learn, tmp_path):
     others = dls_for('digits', size=32, bs=16, seed=3)
     with pytest.raises(CourseError, match='made of other images'):
         with small(others).on_table(table): pass
-    with pytest.raises(CourseError, match='same images in the same views'): joined_tables([table, feature_table(learn.model, others)])
-    with pytest.raises(CourseError, match='same images in the same views'): joined_tables([table, feature_table(learn.model, dls, views=(as_is, mirrored))])
+    with pytest.raises(CourseError, match='same images in the same views'): concat_tables([table, feature_table(learn.model, others)])
+    with pytest.raises(CourseError, match='same images in the same views'): concat_tables([table, feature_table(learn.model, dls, views=(as_is, mirrored))])
     in_files = dls_for('digits', size=32, n_per_class=12, bs=16, item_tfms=[lambda o: o])
     with pytest.raises(CourseError, match='images in memory'): feature_table(learn.model, in_files)
 

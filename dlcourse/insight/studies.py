@@ -13,7 +13,8 @@ import matplotlib.pyplot as plt, numpy as np, pandas as pd
 from matplotlib.figure import Figure
 from ..core import CourseError, choose
 from .curves import colours, panels, tidy
-from ..training.search import Choice, SearchResult
+from ..training.space import Choice
+from ..training.trials import SearchResult
 
 # %% ../../nbs/insight/08_studies.ipynb #ccfe8ae0
 def _completed(result):

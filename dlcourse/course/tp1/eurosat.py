@@ -18,7 +18,7 @@ from ...data.blocks import dls_for
 from ...data.transforms import BatchTransform
 from ...models.views import as_is, half_turned, mirrored, upside_down
 from ...training.learner import learner_for
-from ...training.transfer import feature_table, joined_tables
+from ...training.transfer import feature_table, concat_tables
 
 # %% ../../../nbs/course/tp1/02_eurosat.ipynb #49576c93
 shares = dict(valid=0.1) # Of the training part
@@ -64,7 +64,7 @@ def table_for(
     "The table of features that `learn` trains on"
     if '+' not in arch: return feature_table(learn.model, learn.dls, features_folder()/name.replace('NETWORK', arch) if name else None, views)
     alone = [with_weights(trial, o, learn.dls, head='mean') for o in arch.split('+')]
-    return joined_tables([table_for(trial, o, l, name, views) for o,l in zip(arch.split('+'), alone)])
+    return concat_tables([table_for(trial, o, l, name, views) for o,l in zip(arch.split('+'), alone)])
 
 def frozen(
     trial:Trial,

@@ -17,7 +17,7 @@ from ..experiment import experiment, judged, watched
 from .cifar10 import cifar_learner
 from ...data.transforms import CropFlip
 from ...models.views import OverViews, as_is, mirrored, shifted
-from ...training.callbacks import Lookahead
+from ...training.callbacks import LookaheadCallback
 
 # %% ../../../nbs/course/tp1/03_ninety_four.ipynb #654d13d2
 nesterov = partial(OptimWrapper, opt=partial(torch.optim.SGD, momentum=0.85, nesterov=True))
@@ -51,6 +51,6 @@ def ninety_four(trial):
     rates, decay = np.array([0.75, 64*0.75]), 1.33e-3
     learn = cifar_learner(trial, 'whitened', bs=trial.pick(64, 512), augment=CropFlip(2, mode='reflect'), opt_func=nesterov, splitter=weights_and_offsets,
                           label_smoothing=0.2, wd=[decay, decay/64]).to_bf16()
-    with watched(trial, learn): learn.fit(trial.pick(1, 16), cbs=[Lookahead(), FixBias(), triangle(rates)])
+    with watched(trial, learn): learn.fit(trial.pick(1, 16), cbs=[LookaheadCallback(), FixBias(), triangle(rates)])
     learn.model = OverViews(learn.model, six_views)
     return judged(learn, ('valid', 'test'))
