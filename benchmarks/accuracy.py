@@ -15,7 +15,7 @@ import json, time
 start = time.time()
 from dlcourse.all import *
 learn = learner_for("cnn", seed=SEED)
-with learn.no_bar(), learn.no_logging():
+with learn.quiet():
     learn.fit_one_cycle(3)
     test = learn.validate(ds_idx=2)[1]
 print(json.dumps(dict(test=test, own_seconds=time.time() - start)))
@@ -35,7 +35,7 @@ def mnist_run(arch, seed):
     from dlcourse.training.learner import learner_for
     budget = MNIST[arch]
     learn = learner_for(arch, data='mnist', n_per_class=300, seed=seed)
-    with learn.no_bar(), learn.no_logging():
+    with learn.quiet():
         learn.fit_one_cycle(budget['epochs'], budget['lr'])
         test = learn.validate(ds_idx=2)[1]
     return dict(test=test, valid=learn.history.accuracy.iloc[-1], seconds=float(learn.history.seconds.sum()))

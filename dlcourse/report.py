@@ -206,7 +206,7 @@ def judge(
     "Judge each entry on the test part, or all on the validation part where one has no test part"
     part = 'test' if all(len(o.learn.dls.loaders) > 2 for o in es) else 'valid'
     for o in es:
-        with o.learn.no_bar(), o.learn.no_logging(): o.ev = evaluate(o.learn, part)
+        with o.learn.quiet(): o.ev = evaluate(o.learn, part)
         if o.ev.vocab: o.ev.vocab = [short(printable(c), 24) or '…' for c in o.ev.vocab]
     if len({o.ev.vocab is None for o in es}) > 1: raise CourseError('one report is on classes or on numbers: these learners predict some of each')
 

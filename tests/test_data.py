@@ -1064,7 +1064,7 @@ def photos(tmp_path):
 @pytest.fixture(scope='module')
 def learn():
     learn = learner_for('mlp', data='digits', seed=1, lr=1e-2)
-    with learn.no_bar(), learn.no_logging(): learn.fit(2)
+    with learn.quiet(): learn.fit(2)
     return learn
 
 
@@ -1099,7 +1099,7 @@ def test_mixed_channels_in_files(photos):
 
 def test_folder_learns_and_predicts_a_file(photos):
     learn = learner_for('mlp', data=photos, bs=8, lr=1e-2, seed=1)
-    with learn.no_bar(), learn.no_logging(): learn.fit(3)
+    with learn.quiet(): learn.fit(3)
     label, _, probs = learn.predict(photos/'dark'/'00.png')
     assert label == 'dark' and probs.shape == (2,)
 
@@ -1146,13 +1146,13 @@ def test_export_leaves_the_images_behind(learn, tmp_path):
         warnings.simplefilter('ignore')
         loaded = load_learner(tmp_path/'export.pkl')
     image = learn.dls.valid_ds[0][0]
-    with loaded.no_bar(): assert torch.allclose(loaded.predict(image)[2], learn.predict(image)[2], atol=1e-6)
+    with loaded.quiet(): assert torch.allclose(loaded.predict(image)[2], learn.predict(image)[2], atol=1e-6)
 
 
 def test_stock_learner_takes_the_loader():
     learn = learner_for('mlp', data='digits')
     stock = Learner(learn.dls, learn.model, loss_func=learn.loss_func, opt_func=learn.opt_func, metrics=learn.metrics)
-    with stock.no_bar(), stock.no_logging(): stock.fit(1)
+    with stock.quiet(): stock.fit(1)
     assert stock.get_preds()[0].shape == (len(learn.dls.valid_ds), 10)
 
 

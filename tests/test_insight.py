@@ -10,7 +10,7 @@ import pytest
 import torch
 from fastai.basics import (BCEWithLogitsLossFlat, CategoryBlock, CrossEntropyLossFlat, DataBlock, DataLoaders, Learner, MSELossFlat,
                            RandomSplitter, accuracy, error_rate, set_seed)
-from fastai.callback.all import EarlyStoppingCallback, ProgressCallback, SaveModelCallback
+from fastai.callback.all import EarlyStoppingCallback, SaveModelCallback
 from fastai.data.transforms import Normalize
 from fastai.interpret import ClassificationInterpretation
 from fastai.tabular.all import TabularDataLoaders, tabular_learner
@@ -42,9 +42,8 @@ def close_figures():
 
 
 def quiet(learn, *epochs):
-    "`learn` without bar and log, after fitting"
-    learn.remove_cbs(ProgressCallback)
-    with learn.no_logging():
+    "Fit `learn` without bar and log"
+    with learn.quiet():
         for n in epochs: learn.fit(n, 0.01)
     return learn
 
@@ -245,7 +244,7 @@ def test_callbacks_that_watch_a_fit_may_stay(tmp_path):
 
 def test_our_own_learners():
     learn = learner_for('mlp', data='digits', seed=1, early_stopping=2)
-    with learn.no_bar(), learn.no_logging():
+    with learn.quiet():
         learn.fit(1, 1e-3)
         learn.fit(2, 1e-3)
     ev = evaluate(learn)
@@ -258,7 +257,7 @@ def test_our_own_learners():
 
 def test_our_own_regression():
     learn = learner_for('mlp', data='boston_housing', seed=1)
-    with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-3)
+    with learn.quiet(): learn.fit(1, 1e-3)
     ev = evaluate(learn, 'test')
     assert len(ev) == 102 and ev.report().r2.item() < 1
     with pytest.raises(CourseError, match='images'): ev.plot_top_losses(2)
@@ -367,7 +366,7 @@ def test_history_leaves_out_what_is_no_epoch():
     learn.recorder.values.append([1., 0.5])
     assert len(history(learn)) == 2
     learn = tensor_learner()
-    with learn.no_logging(): learn.lr_find(show_plot=False)
+    with learn.quiet(): learn.lr_find(show_plot=False)
     with pytest.raises(CourseError, match='no history'): history(learn)
 
 

@@ -14,7 +14,7 @@ from dlcourse.training.learner import learner_for
 
 
 def quiet(learn, n=1, fit='fit', **kw):
-    with learn.no_bar(), learn.no_logging(): getattr(learn, fit)(n, **kw)
+    with learn.quiet(): getattr(learn, fit)(n, **kw)
     return learn
 
 
@@ -87,7 +87,7 @@ def test_nan_stops_names_the_batch_and_keeps_the_best_weights():
 
 def test_bar_starts_at_any_epoch():
     learn = learner_for('mlp', data='digits', seed=5)
-    with learn.no_logging(): learn.fit_one_cycle(3, start_epoch=1)
+    with learn.quiet(): learn.fit_one_cycle(3, start_epoch=1)
     assert len(learn.history) == 2
 
 
@@ -112,7 +112,7 @@ def test_bad_networks_are_one_clear_error(arch, kw, match):
 
 def test_lr_find_leaves_no_file(tmp_path):
     learn = learner_for('mlp', data='digits', path=tmp_path, seed=1)
-    with learn.no_bar(): first = learn.lr_find(show_plot=False)
+    with learn.quiet(): first = learn.lr_find(show_plot=False)
     assert not list(tmp_path.iterdir()) and learn.opt is None
     assert torch.equal(flat(quiet(learn)), flat(quiet(learner_for('mlp', learn.dls, seed=1))))
     assert 1e-6 < first.valley < 10

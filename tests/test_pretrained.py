@@ -304,7 +304,7 @@ def learner(net, cls=Learner, opt_func=Adam, **kw):
 
 
 def quiet(learn, method, *args, **kw):
-    with learn.no_logging(), learn.no_bar(): getattr(learn, method)(*args, **kw)
+    with learn.quiet(): getattr(learn, method)(*args, **kw)
 
 
 def lean():

@@ -56,7 +56,7 @@ def plain(monkeypatch):
 def stock(dls, n=1, **kwargs):
     "A Learner as fastai makes it"
     learn = Learner(dls, nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), loss_func=nn.CrossEntropyLoss(), metrics=accuracy, **kwargs)
-    with learn.no_bar(), learn.no_logging(): learn.fit(n, 1e-2)
+    with learn.quiet(): learn.fit(n, 1e-2)
     return learn
 
 

@@ -55,7 +55,7 @@ def watched(
 ): # `learn`
     "Within the block `learn` is quiet but for the trial's own line"
     cbs = [ShowEpochs(trial.show)] if trial.show else []
-    with learn.no_bar(), learn.no_logging(), learn.added_cbs(cbs): yield learn
+    with learn.quiet(), learn.added_cbs(cbs): yield learn
 
 # %% ../../nbs/course/50_experiment.ipynb #305ac1b5
 def _on(learn, part):
@@ -68,7 +68,7 @@ def judged(
 )->dict: # Figures and curves
     "What there is to say of a trained classifier"
     found, curves = {}, learn.history
-    with learn.no_bar():
+    with learn.quiet():
         for o in parts:
             e, figures = _on(learn, o)
             found |= figures

@@ -17,7 +17,6 @@ from itertools import permutations
 from numbers import Integral
 import numpy as np, pandas as pd, torch
 import torch.nn.functional as F
-from fastai.callback.progress import ProgressCallback
 from fastai.learner import Learner
 from matplotlib.figure import Figure
 from torch import Tensor, nn
@@ -28,6 +27,7 @@ from .cost import flops_per_image, latency
 from .curves import colours, panels, tidy
 from .evaluation import _in_order, _no_trace, _part, evaluate
 from ..models.folding import answering
+from ..training import lean # for learn.quiet()
 
 # %% ../../nbs/insight/04_resolution.ipynb #3b9150a8
 def _sizes(sizes):
@@ -93,7 +93,7 @@ def preds_at(
     sizes, dl = _sizes(sizes), _loader(learn, ds_idx, dl)
     x = _few_images(learn, dl)
     for o in sizes: check_size(learn.model, x, o)
-    with learn.removed_cbs([o for o in learn.cbs if isinstance(o, ProgressCallback)]): found = [_evaluate_at(learn, dl, o) for o in sizes]
+    with learn.quiet(): found = [_evaluate_at(learn, dl, o) for o in sizes]
     flops = np.array([flops_per_image(learn.model, AtSize(o).apply(x)) for o in sizes])
     if found[0].vocab is None: raise CourseError('sizes are compared by accuracy, but this learner predicts numbers')
     return SizedPreds(sizes, torch.stack([o.preds for o in found]), found[0].targets, flops, x)

@@ -55,7 +55,7 @@ def errors(
     part:str, # 'train' or 'valid'
 )->tuple: # Mean squared and mean absolute error
     "How far the predictions are off"
-    with learn.no_bar(): o = evaluate(learn, part)
+    with learn.quiet(): o = evaluate(learn, part)
     off = o.preds.flatten() - o.targets.flatten()
     return off.square().mean().item(), off.abs().mean().item()
 
@@ -64,7 +64,7 @@ def house_figures(
 )->dict: # Figures; `dead` is 1 if all outputs are zero
     "Errors on both parts"
     train, valid = errors(learn, 'train'), errors(learn, 'valid')
-    with learn.no_bar(): dead = evaluate(learn, 'train').preds.max().item() == 0
+    with learn.quiet(): dead = evaluate(learn, 'train').preds.max().item() == 0
     return dict(train_mse=train[0], train_mae=train[1], val_mse=valid[0], val_mae=valid[1], gap_mse=valid[0] - train[0], dead=int(dead))
 
 # %% ../../../nbs/course/mba/04_boston.ipynb #2effd3a4

@@ -57,7 +57,7 @@ def judged(
     means:list, # Mean training loss of each epoch
 )->dict: # Figures
     "Loss and accuracy on all training and all test images"
-    with learn.no_bar(): train, test = evaluate(learn, 'train'), evaluate(learn, 'valid')
+    with learn.quiet(): train, test = evaluate(learn, 'train'), evaluate(learn, 'valid')
     return dict(train_loss=train.loss, train_accuracy=train.accuracy, test_loss=test.loss, test_accuracy=test.accuracy, loss_by_epoch=means)
 
 def as_set(
@@ -94,7 +94,7 @@ def ours(
     with watched(trial, learn): learn.fit_one_cycle(trial.pick(1, 100), 6e-3, cbs=only)
     figures = judged(learn, only.means)
     learn.model = OverViews(learn.model)
-    with learn.no_bar(): e = evaluate(learn, 'valid')
+    with learn.quiet(): e = evaluate(learn, 'valid')
     return dict(figures, test_accuracy_one_look=figures['test_accuracy'], test_loss=nll_loss(e.preds.log(), e.targets).item(), test_accuracy=e.accuracy)
 
 # %% ../../../nbs/course/mba/05_fashion800.ipynb #6c566570

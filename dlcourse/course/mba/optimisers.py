@@ -104,7 +104,7 @@ def trained(
 
 def on_test(learn):
     "Accuracy on the test part"
-    with learn.no_bar(): return evaluate(learn, 'test').accuracy
+    with learn.quiet(): return evaluate(learn, 'test').accuracy
 
 def scores(trial, dls, among, epochs):
     "Validation accuracy of each setting, and the processor's seconds that it all took"

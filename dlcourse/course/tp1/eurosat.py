@@ -81,7 +81,7 @@ def frozen(
     learn.freeze()
     table = table_for(trial, arch, learn, f'{data}-{size}-NETWORK-{len(views)}.safetensors' if trial.full and n_per_class is None else '', views)
     with learn.on_table(table), watched(trial, learn): learn.fit_one_cycle(trial.pick(1, head['epochs']), head['lr'])
-    with learn.on_table(table, average=True), learn.no_bar(): return judged(learn)
+    with learn.on_table(table, average=True), learn.quiet(): return judged(learn)
 
 # %% ../../../nbs/course/tp1/02_eurosat.ipynb #0f9c7840
 class Mirror(BatchTransform):
