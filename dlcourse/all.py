@@ -50,4 +50,4 @@ from dlcourse.training.settings import Settings
 from dlcourse.training.search import search, study, trainer
 from dlcourse.training.space import match_param_counts, narrow_space
 from dlcourse.training.transfer import *
-from dlcourse.report import Report, report
+from dlcourse.report.pages import Report, report

@@ -9,8 +9,11 @@ from conftest import needs_data
 from PIL import Image
 
 import dlcourse
-from dlcourse import cli
-from dlcourse.cli import commands, groups, main, parser, shares, value
+from dlcourse.cli import main
+from dlcourse.cli.parsing import commands, groups, parser
+from dlcourse.cli.studies import Progress
+from dlcourse.cli.train import settings_of
+from dlcourse.cli.values import shares, value
 
 MLP = 'train mlp --data digits --n-per-class 40 --set widths=16'
 EVERY = [o.name.split() for o in commands.values()]
@@ -303,7 +306,7 @@ def test_faults_of_ours_show_their_traceback(monkeypatch):
 
 
 def test_reader_that_goes_away():
-    code = "import sys; from dlcourse.cli import commands, main; commands['archs'].run = lambda args: print('x'); sys.exit(main(['archs']))"
+    code = "import sys; from dlcourse.cli import main; from dlcourse.cli.parsing import commands; commands['archs'].run = lambda args: print('x'); sys.exit(main(['archs']))"
     p = subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     p.stdout.close()
     err = p.stderr.read()
@@ -365,7 +368,7 @@ def test_transfer_options_reach_their_place(run, weights):
     ('mobilenet_v2', 'mobilenet_v2', {}, {}), ('--fuse alexnet+mobilenet_v2 --cache', 'alexnet+mobilenet_v2', {}, dict(cache=True)),
     ('alexnet+mobilenet_v2 --set how=late', 'alexnet+mobilenet_v2', dict(how='late'), {}), ('resnet18 --pretrained --weights IMAGENET1K_V1', 'resnet18', dict(pretrained=True, weights='IMAGENET1K_V1'), {})])
 def test_transfer_words(words, arch, model, learner):
-    s = cli._settings(parser().parse_args(['train', *words.split()]))
+    s = settings_of(parser().parse_args(['train', *words.split()]))
     assert (s.arch, s.model_args, s.learner_args) == (arch, model, learner)
 
 
@@ -590,7 +593,7 @@ def test_reproduce_looks_at_the_folder_first(run):
 
 def test_progress_of_a_terminal_keeps_the_trial(monkeypatch, capsys):
     monkeypatch.setattr('sys.stdout.isatty', lambda: True)
-    show = cli._Progress()
+    show = Progress()
     show('mba-7 seed 1'); show('epoch 1 of 3'); show('epoch 2 of 3'); show.clear()
     assert [o for o in re.split(r'\r\x1b\[K', capsys.readouterr().out) if o] == ['mba-7 seed 1', 'mba-7 seed 1, epoch 1 of 3', 'mba-7 seed 1, epoch 2 of 3']
 

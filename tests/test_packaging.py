@@ -56,7 +56,7 @@ def dist(tmp_path_factory):
 def package_files():
     "Every file of the package that belongs in a release"
     found = (o for o in LIB.rglob('*') if o.is_file() and '__pycache__' not in o.parts)
-    return {o.relative_to(ROOT).as_posix() for o in found if o.suffix == '.py' or o.parent == LIB/'data'/'files'}
+    return {o.relative_to(ROOT).as_posix() for o in found if o.suffix in ('.py', '.typ') or o.parent == LIB/'data'/'files'}
 
 
 def test_sdist_has_what_a_build_needs(dist):

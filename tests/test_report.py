@@ -9,11 +9,14 @@ from fastai.learner import Learner
 from fastai.metrics import accuracy
 from torch import nn
 
-from dlcourse import report as module
+from dlcourse.report import pages as module
 from dlcourse.cli import main
 from dlcourse.core import CourseError
 from dlcourse.data.blocks import dls_for
-from dlcourse.report import Contents, Fit, Printable, Report, Texts, Typeset, Wording, breakable, entries, first_words, fitted, judge, left_out, paragraphs, report, steps
+from dlcourse.report.entries import _options, entries, judge
+from dlcourse.report.layout import Fit, fitted, left_out, steps
+from dlcourse.report.pages import Contents, Texts, Typeset, report
+from dlcourse.report.wording import Printable, Wording, breakable, first_words, font_folder, paragraphs, phrases
 from dlcourse.training.learner import learner_for
 from dlcourse.training.progress import quiet
 from dlcourse.training.runs import Run, start
@@ -153,7 +156,7 @@ def test_class_names_with_dollars_and_dashes():
     assert 'svg' in data['matrix'] and data['by_class']['rows'][0][0] == '$a_b'
 
 
-FONTS = typst.Fonts(include_system_fonts=False, font_paths=[str(module._fonts)])
+FONTS = typst.Fonts(include_system_fonts=False, font_paths=[str(font_folder)])
 
 def drawn(c):
     page = b'#set page(width: 40pt, height: 40pt)\n#set text(font: ("Libertinus Serif", "DejaVu Sans"), size: 20pt)\n#sys.inputs.c'
@@ -162,7 +165,7 @@ def drawn(c):
 
 def test_no_glyph_is_missing():
     "Every letter of both languages looks like something else than a missing one"
-    letters = set(''.join(v for pair in module._words.values() for v in pair)) | set('áàâãçéêíóôõúüÁÀÂÃÇÉÊÍÓÔÕÚÜºª“”–—…→≤×²°') - {' '}
+    letters = set(''.join(v for pair in phrases.values() for v in pair)) | set('áàâãçéêíóôõúüÁÀÂÃÇÉÊÍÓÔÕÚÜºª“”–—…→≤×²°') - {' '}
     odd = drawn('\ue123'), drawn(' ')
     assert not [c for c in letters if not c.isspace() and drawn(c) in odd]
 
@@ -258,7 +261,7 @@ def test_no_figure_stays_open(learn):
 
 def test_options_name_no_folder():
     s = Settings('squeezenet1_1', 'digits', model_args=dict(weights='/secret/place/squeezenet1_1.pth'), data_args=dict(size=32), learner_args=dict(cache='/secret/c.safetensors'))
-    assert module._options(s, Wording()) == 'size = 32; weights = squeezenet1_1.pth; cache = c.safetensors'
+    assert _options(s, Wording()) == 'size = 32; weights = squeezenet1_1.pth; cache = c.safetensors'
 
 
 # ---- bad input ---------------------------------------------------------------------------------

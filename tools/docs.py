@@ -20,7 +20,8 @@ from nbdev.serve import proc_nbs
 ROOT = Path(__file__).resolve().parent.parent
 FIRST = ['index.ipynb', 'getting_started.ipynb', 'architecture.ipynb']
 ROOMS = {'course': 'Lessons', 'course/mac': 'MAC: plain and convolutional', 'course/mba': 'MBA: losses, optimisers, architectures', 'course/tp1': 'TP1: CIFAR-10 and transfer',
-         'course/pcs': 'PCS: exercises', 'datasets': 'Data sets', 'data': 'Data', 'models': 'Models', 'training': 'Training', 'insight': 'Insight'}
+         'course/pcs': 'PCS: exercises', 'datasets': 'Data sets', 'data': 'Data', 'models': 'Models', 'training': 'Training', 'insight': 'Insight',
+         'report': 'Report', 'cli': 'Command line'}
 PAGES, IMAGES = {'.ipynb', '.qmd', '.md'}, {'.png', '.jpg', '.jpeg', '.svg', '.gif', '.webp'}
 BADGE = 'https://colab.research.google.com/assets/colab-badge.svg'
 
