@@ -50,7 +50,7 @@ def contestants(arch, size, per_class):
     from fastai.learner import Learner
     from fastai.losses import CrossEntropyLossFlat
     from fastai.vision.learner import create_vision_model, default_split
-    from dlcourse.models.pretrained import backbone_of
+    from dlcourse.models.backbones import backbone_of
     from dlcourse.training.learner import learner_for
     dls = few_images(size, per_class, backbone_of(arch))
     def ours(epochs, **kwargs):
@@ -95,7 +95,7 @@ def speed_row(name, group, found, target, note=None):
 
 def same_rows(options):
     "The largest difference of probabilities after three epochs with and without cache, from the same weights in the same order"
-    from dlcourse.models.pretrained import backbone_of
+    from dlcourse.models.backbones import backbone_of
     from dlcourse.training.learner import learner_for
     preds, right = [], []
     for cache in (None, True):

@@ -35,9 +35,13 @@ from dlcourse.models.cnn import *
 from dlcourse.models.folding import fold_batchnorm
 from dlcourse.models.fusion import *
 from dlcourse.models.mlp import *
+from dlcourse.models.backbones import *
 from dlcourse.models.nets import *
+from dlcourse.models.heads import *
 from dlcourse.models.pretrained import *
+from dlcourse.models.registry import *
 from dlcourse.models.views import *
+from dlcourse.models.weights import *
 from dlcourse.models.whitened import *
 from dlcourse.models.zoo import *
 from dlcourse.insight.embedding import activations, fisher_ratio, plot_embedding, probe_accuracy # activations the function, and not the names of models.blocks

@@ -14,11 +14,11 @@ from dlcourse.models.blocks import (act_layer, conv_layer, count_params, dry_run
 from dlcourse.models.cnn import cnn, cnn_base
 from dlcourse.models.mlp import affordable, mlp, power_widths, spread_widths
 from dlcourse.models.nets import all_conv, inception, residual
-from dlcourse.models.zoo import (archs, backbones, find_arch, match_params, model_for, register, registry, size_of,
-                                 smallest_input)
+from dlcourse.models.registry import backbones, register, registry
+from dlcourse.models.zoo import archs, find_arch, match_params, model_for, size_of, smallest_input
 
 GREY, RGB = (1, 28, 28), (3, 32, 32)
-NAMES = ['mlp', 'cnn', 'cnn_base', 'cnn_v2', 'cnn_v3', 'all_conv', 'residual', 'inception', 'whitened']
+NAMES = ['all_conv', 'cnn', 'cnn_base', 'cnn_v2', 'cnn_v3', 'inception', 'mlp', 'residual', 'whitened']
 
 
 # Exact counts
@@ -297,7 +297,7 @@ def test_a_function_or_a_class_makes_the_model():
 
 
 @pytest.mark.parametrize('call, message', [
-    (lambda: model_for('resnet', GREY, 10), "unknown architecture 'resnet'.*There are: mlp, cnn"),
+    (lambda: model_for('resnet', GREY, 10), "unknown architecture 'resnet'.*There are: all_conv, cnn"),
     (lambda: model_for('cnn', GREY, 10, filter=3), "unknown argument of cnn 'filter'. Did you mean 'filters'"),
     (lambda: model_for('mlp', GREY, 10, kernel=3), "unknown argument of mlp 'kernel'.*There are: widths, activation"),
     (lambda: model_for(nn.Linear(784, 9), 784, 10), 'Linear has 9 outputs for each example, but the data need 10'),
@@ -320,7 +320,7 @@ def test_a_function_or_a_class_makes_the_model():
     (lambda: cnn(GREY, 10, filters=0), 'at least one block with one filter'),
     (lambda: cnn(GREY, 10, depth=0), 'at least one block with one filter'),
     (lambda: cnn(GREY, 10, filters=(8, 16), depth=3), 'are for 2 blocks'),
-    (lambda: cnn(GREY, 10, dropout=1), 'from 0 to below 1, not 1'),
+    (lambda: cnn(GREY, 10, dropout=1), 'from 0 to below 1, got 1'),
     (lambda: cnn(GREY, 10, head='average'), "unknown head 'average'. Did you mean 'avg'"),
     (lambda: cnn(GREY, 10, init='kaimin'), "Did you mean 'kaiming'"),
     (lambda: residual(GREY, 10, blocks=0), 'at least one block, not blocks=0'),

@@ -20,11 +20,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from dlcourse.core import CourseError, seed_all
-from dlcourse.models import pretrained
+from dlcourse.models import weights as weights_module
 from dlcourse.models.blocks import chain, count_params
 from dlcourse.models.fusion import FusionBody, Rescale, fusion_net
-from dlcourse.models.pretrained import (TransferNet, backbone_of, cut_net, fastai_head, find_weights, library_of, linear_head,
-                                        read_weights, smallest_side, transfer_net, transfer_splitter)
+from dlcourse.models.backbones import backbone_of, cut_net, library_of, smallest_side
+from dlcourse.models.heads import fastai_head, linear_head
+from dlcourse.models.pretrained import TransferNet, transfer_net, transfer_splitter
+from dlcourse.models.weights import find_weights, read_weights
 from dlcourse.models.zoo import archs, find_arch, match_params, model_for, size_of, smallest_input
 
 SIZE = (3, 64, 64)
@@ -37,7 +39,7 @@ def no_other_weights(monkeypatch, tmp_path):
     for k in ('DLCOURSE_WEIGHTS', 'DLCOURSE_DATA'): monkeypatch.delenv(k, raising=False)
     monkeypatch.setenv('TORCH_HOME', str(tmp_path/'hub'))
     monkeypatch.setattr('torch.hub.urlopen', unreachable)
-    monkeypatch.setattr(pretrained, 'urlopen', unreachable)
+    monkeypatch.setattr(weights_module, 'urlopen', unreachable)
 
 
 def small_net(head='linear', n_out=4):
@@ -166,7 +168,7 @@ def test_smallest_side_of_a_network_for_multiples():
     (lambda: model_for('alexnet', 13, 10), 'alexnet needs images'),
     (lambda: model_for('alexnet', SIZE, 0), 'n_out must be a whole number'),
     (lambda: model_for('resnet18', SIZE, 10, pretrained=False, head='fast'), "Did you mean 'fastai'"),
-    (lambda: model_for('resnet18', SIZE, 10, pretrained=False, dropout=1.), 'dropout is a share'),
+    (lambda: model_for('resnet18', SIZE, 10, pretrained=False, dropout=1.), 'dropout must be a share'),
     (lambda: model_for('resnet18', SIZE, 10, pretrained=False, weights='x'), 'pretrained=False')])
 def test_refused(call, message):
     with pytest.raises(CourseError, match=message): call()

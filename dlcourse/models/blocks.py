@@ -12,6 +12,7 @@ __all__ = ['activations', 'norms', 'poolings', 'inits', 'chain', 'make', 'act_la
 # %% ../../nbs/models/01_blocks.ipynb #f50c5f5e
 import math, operator
 from copy import deepcopy
+from numbers import Real
 import torch
 from fastcore.basics import is_iter, listify
 from torch import nn
@@ -97,7 +98,7 @@ def drop_layer(
     p:float, # Share of values set to zero, 0 to below 1
 )->nn.Dropout|None:
     "Dropout, or nothing when `p` is 0"
-    if not 0 <= p < 1: raise CourseError(f'dropout is a share from 0 to below 1, not {p}')
+    if not (isinstance(p, Real) and 0 <= p < 1): raise CourseError(f'dropout must be a share from 0 to below 1, got {p!r}')
     return nn.Dropout(p) if p else None
 
 # %% ../../nbs/models/01_blocks.ipynb #80ecac38

@@ -13,6 +13,7 @@ from fastcore.meta import delegates
 from torch import nn
 from ..core import choose
 from .blocks import block_filters, body_head, chain, conv_layer, dense_layer, dry_run, each, image_shape
+from .registry import register
 
 # %% ../../nbs/models/03_cnn.ipynb #eb34b95c
 def conv_block(
@@ -55,6 +56,7 @@ def conv_head(
     return chain(pool=pool(tuple(hw)) if pool else None, flatten=nn.Flatten(), **hidden, out=nn.Linear(sizes[-1], n_out))
 
 # %% ../../nbs/models/03_cnn.ipynb #0fd2badb
+@register('blocks of convolution, normalisation, activation, pooling', 'mac-3a, mac-4f, pcs-6.2, pcs-7.1', 'filters')
 def cnn(
     n_in, # (channels, height, width)
     n_out:int, # Number of outputs
@@ -84,6 +86,7 @@ def cnn(
     return body_head(body, conv_head(shape, n_out, head, grid, dense, dense_dropout, activation), init)
 
 # %% ../../nbs/models/03_cnn.ipynb #39e3da35
+@register('three convolutions, no pooling, large dense layer', 'tp1-1.2', 'filters')
 @delegates(cnn, but=['dropout', 'filters', 'depth'])
 def cnn_base(
     n_in, # (channels, height, width)
@@ -97,6 +100,7 @@ def cnn_base(
     return cnn(n_in, n_out, filters=filters, **{**own, **kwargs})
 
 # %% ../../nbs/models/03_cnn.ipynb #404cbe89
+@register('four convolutions with batch norm and pooling', 'tp1-1.3', 'filters')
 @delegates(cnn, but=['dropout', 'filters', 'depth'])
 def cnn_v2(
     n_in, # (channels, height, width), at least 9×9 pixels
@@ -110,6 +114,7 @@ def cnn_v2(
     return cnn(n_in, n_out, filters=filters, **{**own, **kwargs})
 
 # %% ../../nbs/models/03_cnn.ipynb #12fd17e4
+@register('five convolutions with batch norm, pooling, dropout', 'tp1-1.4, tp1-1.5', 'filters')
 @delegates(cnn, but=['dropout', 'filters', 'depth'])
 def cnn_v3(
     n_in, # (channels, height, width), at least 17×17 pixels

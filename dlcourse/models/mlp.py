@@ -13,6 +13,7 @@ from fastcore.basics import listify
 from torch import nn
 from ..core import CourseError
 from .blocks import act_layer, body_head, chain, dense_layer, each, n_features
+from .registry import register
 
 # %% ../../nbs/models/02_mlp.ipynb #d2ca2ee5
 def dense_count(
@@ -35,6 +36,7 @@ def affordable(
     return sizes
 
 # %% ../../nbs/models/02_mlp.ipynb #25d48507
+@register('dense layers one after the other', 'mac-3a, pcs-2.1, pcs-4.1, mba-7', 'widths')
 def mlp(
     n_in, # Number of features, or a shape such as (channels, height, width), which is flattened
     n_out:int, # Number of outputs

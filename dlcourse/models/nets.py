@@ -14,8 +14,10 @@ from ..core import CourseError
 from .blocks import (InceptionModule, ResidualBlock, block_filters, body_head, chain, conv_layer, dry_run, each, image_shape,
                                     pool_layer)
 from .cnn import conv_head
+from .registry import register
 
 # %% ../../nbs/models/04_nets.ipynb #7a03524b
+@register('convolutions and reshape only', 'pcs-6.4', 'filters')
 def all_conv(
     n_in, # (channels, height, width)
     n_out:int, # Number of outputs
@@ -37,6 +39,7 @@ def all_conv(
     return body_head(body, chain(out=nn.Conv2d(c, n_out, (h, w)), reshape=nn.Flatten()), init)
 
 # %% ../../nbs/models/04_nets.ipynb #71431832
+@register('residual blocks', 'mba-6, mba-10, pcs-6.5, pcs-7.5', 'filters')
 def residual(
     n_in, # (channels, height, width)
     n_out:int, # Number of outputs
@@ -65,6 +68,7 @@ def residual(
     return body_head(body, conv_head(dry_run(body, n_in).shape[1:], n_out, grid=grid), init, head_init)
 
 # %% ../../nbs/models/04_nets.ipynb #2e0770f0
+@register('Inception modules', 'mba-6, mba-10', 'modules')
 def inception(
     n_in, # (channels, height, width)
     n_out:int, # Number of outputs

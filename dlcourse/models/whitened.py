@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from ..core import CourseError
 from .blocks import act_layer, block_filters, chain, image_shape
+from .registry import register
 
 # %% ../../nbs/models/04b_whitened.ipynb #6c9458ea
 def whitening_filters(
@@ -87,6 +88,7 @@ class ScaledLinear(nn.Linear):
     def forward(self, x): return super().forward(x)*self.scale
 
 # %% ../../nbs/models/04b_whitened.ipynb #24cdf8d3
+@register('a whitening layer, six convolutions', 'tp1-1.4', 'filters')
 def whitened(
     n_in, # (channels, height, width)
     n_out:int, # Number of outputs
