@@ -134,7 +134,6 @@ def test_evaluate(run):
 def test_predict(run):
     "Images of other sizes and colours, in the order given; the same answer as for the test image itself"
     from dlcourse.data.sources import load
-    from dlcourse.training.progress import quiet
     from dlcourse.training.runs import Run
     run(f'{MLP} --epochs 3')
     x = load('digits').x_test[:3, 0].numpy()
@@ -146,7 +145,7 @@ def test_predict(run):
         image.save(f'a picture {i}.png')
         files.append(f'a picture {i}.png')
     code, out, _ = run(f"predict mlp-digits-1 {' '.join(map(shlex.quote, files))}")
-    probs = quiet(Run('mlp-digits-1').learner()).get_preds(ds_idx=2)[0][:2]
+    probs = Run('mlp-digits-1').learner().get_preds(ds_idx=2)[0][:2]
     assert code == 0 and [o.partition('  ')[0] for o in out] == files
     for line, p in zip(out, probs):
         name, prob, top = re.fullmatch(r'a picture \d\.png  (\d)  (\S+)  \((.*)\)', line).groups()
@@ -345,12 +344,11 @@ def test_pretrained_from_training_to_prediction(run, weights):
     weights.unlink()
     assert run('evaluate squeezenet1_1-digits-1')[1][-1] == out[-1]
     from dlcourse.data.sources import load
-    from dlcourse.training.progress import quiet
     from dlcourse.training.runs import Run
     Image.fromarray(load('digits').x_test[0, 0].numpy()).save('a.png')
     code, said, err = run('predict squeezenet1_1-digits-1 a.png')
     assert (code, err, len(said)) == (0, [], 1), err
-    p = quiet(Run('squeezenet1_1-digits-1').learner()).get_preds(ds_idx=2)[0][0]
+    p = Run('squeezenet1_1-digits-1').learner().get_preds(ds_idx=2)[0][0]
     assert said[0].split()[1] == str(p.argmax().item()) and float(said[0].split()[2]) == pytest.approx(p.max().item(), abs=1e-3)
 
 

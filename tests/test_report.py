@@ -18,7 +18,6 @@ from dlcourse.report.layout import Fit, fitted, left_out, steps
 from dlcourse.report.pages import Contents, Texts, Typeset, report
 from dlcourse.report.wording import Printable, Wording, breakable, first_words, font_folder, paragraphs, phrases
 from dlcourse.training.learner import learner_for
-from dlcourse.training.progress import quiet
 from dlcourse.training.runs import Run, start
 from dlcourse.training.settings import Settings
 
@@ -34,7 +33,6 @@ def home(tmp_path_factory):
         m.chdir(path)
         for n in (8, 32):
             run = start(Settings('mlp', 'digits', epochs=2, seed=1, data_args=dict(n_per_class=60), model_args=dict(widths=[n])))
-            quiet(run.learner())
             run.train()
     return path
 

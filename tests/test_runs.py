@@ -13,7 +13,6 @@ from dlcourse.core import CourseError, lock_for, whole_file
 from dlcourse.training import checkpoints as C
 from dlcourse.training import runs as R
 from dlcourse.training.checkpoints import load_tensors, load_weights, save_tensors
-from dlcourse.training.progress import quiet
 from dlcourse.training.runs import Run, start
 from dlcourse.training.settings import Settings, schedules
 
@@ -36,13 +35,11 @@ class Stop(Callback):
 
 def begin(folder=None, **kwargs):
     run = start(Settings('mlp', 'digits', **{'epochs': 5, **SMALL, **kwargs}), folder)
-    quiet(run.learner())
     return run
 
 
 def resume(folder):
     run = Run(folder)
-    quiet(run.learner())
     run.train()
     return run
 
@@ -78,7 +75,6 @@ CASES = [dict(schedule=o) for o in schedules] + [
 def test_resumed_is_uninterrupted(case):
     def begin(folder):
         run = start(Settings(**{'arch': 'mlp', 'data': 'digits', 'epochs': 5, **SMALL, **case}), folder)
-        quiet(run.learner())
         return run
     begin('whole').train()
     run = begin('cut')
@@ -113,10 +109,8 @@ def test_interrupted_several_times():
     begin('whole').train()
     run = begin('cut')
     for epoch in (1, 2, 4):
-        quiet(run.learner())
         with pytest.raises(KeyboardInterrupt, match=f'{epoch} of 5 epochs are kept in cut'): run.train(cbs=[Stop(epoch, 'after_batch')])
         assert len(run.rows) == epoch
-    quiet(run.learner())
     run.train()
     assert_same(Run('whole'), run)
 
@@ -133,14 +127,12 @@ def test_killed_process_carries_on():
     code = f"""
 import os, sys
 from fastai.callback.core import Callback
-from dlcourse.training.progress import quiet
 from dlcourse.training.runs import start
 from dlcourse.training.settings import Settings
 class Die(Callback):
     def after_batch(self):
         if self.learn.epoch == 2: os._exit(9)
 run = start(Settings('mlp', 'digits', epochs=5, **{SMALL!r}), 'cut')
-quiet(run.learner())
 run.train(cbs=[Die()])"""
     assert subprocess.run([sys.executable, '-W', 'ignore', '-c', code]).returncode == 9
     Path('cut/weights.safetensors.99.part').write_bytes(b'half')
@@ -182,7 +174,7 @@ def test_what_an_interrupted_run_has_can_be_used():
     run = begin('cut')
     with pytest.raises(KeyboardInterrupt): run.train(cbs=[Stop(3, 'after_batch')])
     run = Run('cut')
-    loss, accuracy = quiet(run.learner()).validate()
+    loss, accuracy = run.learner().validate()
     assert (loss, accuracy) == pytest.approx((run.rows[2]['valid_loss'], run.rows[2]['accuracy']))
     assert not run.finished and repr(run) == 'Run cut: mlp on digits, 3 of 5 epochs'
 
@@ -193,7 +185,7 @@ def test_early_stopping_keeps_the_best():
     best = min(run.rows, key=lambda o: o['valid_loss'])
     assert len(run.rows) == best['epoch'] + 3 < 40
     again = Run(run.folder)
-    assert quiet(again.learner()).validate()[0] == pytest.approx(best['valid_loss'])
+    assert again.learner().validate()[0] == pytest.approx(best['valid_loss'])
     assert again.learner().best_epoch == best['epoch'] and again.finished
 
 
@@ -205,7 +197,7 @@ def test_weights_while_early_stopping_waits_are_the_best():
             if self.learn.epoch > self.learn.best_epoch: raise KeyboardInterrupt
     with pytest.raises(KeyboardInterrupt): run.train(cbs=[Waits()])
     run = Run('cut')
-    assert quiet(run.learner()).validate()[0] == pytest.approx(min(o['valid_loss'] for o in run.rows))
+    assert run.learner().validate()[0] == pytest.approx(min(o['valid_loss'] for o in run.rows))
 
 
 def test_found_learning_rate_is_kept():
@@ -245,7 +237,7 @@ def test_nan_later_keeps_the_best():
     run = Run('mlp-digits-1')
     best = min(o['valid_loss'] for o in run.rows)
     assert run.finished and len(run.rows) == 3
-    assert quiet(run.learner()).validate()[0] == pytest.approx(best)
+    assert run.learner().validate()[0] == pytest.approx(best)
 
 
 def disk_full(monkeypatch, n):
@@ -278,13 +270,13 @@ def test_really_full_disk():
     code = """
 import resource
 from dlcourse.core import CourseError
-from dlcourse.training.progress import quiet
 from dlcourse.training.runs import start
 from dlcourse.training.settings import Settings
 run = start(Settings('mlp', 'digits', epochs=2))
-quiet(run.learner())
+learn = run.learner()
 resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
-try: run.train()
+try:
+    with learn.quiet(): run.train()
 except CourseError as e: print(e)"""
     out = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True)
     assert out.stdout == 'cannot write runs/mlp-digits-1/checkpoint.safetensors: File too large\n', out.stderr
@@ -422,7 +414,6 @@ def image_folder(root, n=10):
 def test_data_that_changed():
     image_folder('photos')
     run = start(Settings('mlp', 'photos', epochs=1, data_args=dict(bs=8)))
-    quiet(run.learner())
     run.train()
     assert run.folder == Path('runs/mlp-photos-1') and Path(run.settings.data).is_absolute()
     Path('photos/dark/0.png').unlink(), Path('photos/bright/0.png').unlink()
@@ -483,7 +474,6 @@ def transfer(folder=None, arch='squeezenet1_1', **kwargs):
     small = dict(epochs=3, lr=1e-2, data_args=dict(n_per_class=10, bs=20, size=32), model_args=dict(weights='given'))
     given = {**small, **{k: {**small.get(k, {}), **v} if isinstance(v, dict) else v for k,v in kwargs.items()}}
     run = start(Settings(arch, 'digits', **given), folder)
-    quiet(run.learner())
     return run
 
 
@@ -527,7 +517,7 @@ def test_fine_tuning_interrupted_around_its_second_fit(n, own_weights):
 def test_fine_tuning_is_that_of_fastai(own_weights):
     run = transfer('run', epochs=2, fine_tune=2)
     ours = run.train().model.state_dict()
-    learn = quiet(run.settings.learner())
+    learn = run.settings.learner()
     learn.fine_tune(2, 1e-2, freeze_epochs=2)
     assert all(torch.equal(v, ours[k]) for k,v in learn.model.state_dict().items())
     assert repr(Run('run')).endswith('squeezenet1_1 on digits, 4 of 4 epochs (finished)') and Run('run').learner().best_epoch == run.learner().best_epoch
@@ -562,7 +552,7 @@ def test_interrupted_frozen_run_can_be_used(own_weights):
     shutil.rmtree(own_weights)
     assert names('cut') == ['checkpoint.safetensors', 'frozen.safetensors', 'history.csv', 'settings.json', 'weights.safetensors']
     assert not any('body.' in k for k in [*weights(run), *load_tensors('cut/checkpoint.safetensors')[0]])
-    assert quiet(Run('cut').learner()).validate()[0] == pytest.approx(run.rows[1]['valid_loss'], rel=1e-4)
+    assert Run('cut').learner().validate()[0] == pytest.approx(run.rows[1]['valid_loss'], rel=1e-4)
     Path('cut/frozen.safetensors').unlink()
     with pytest.raises(CourseError, match='cut/weights.safetensors does not fit the network: body'): Run('cut').learner()
 
@@ -574,7 +564,7 @@ def test_opened_again_it_says_and_reads_nothing(own_weights, capsys):
     was, out = run.learner(), capsys.readouterr().out.splitlines()
     assert len(out) == 1 and out[0].startswith('squeezenet1_1 (torchvision), weights: squeezenet1_1.safetensors')
     shutil.rmtree(own_weights)
-    now = quiet(Run('run').learner())
+    now = Run('run').learner()
     assert capsys.readouterr().out == ''
     assert torch.equal(now.get_preds(ds_idx=2)[0], was.get_preds(ds_idx=2)[0]) and now.model.frozen
     assert str(now.model.backbone) == str(was.model.backbone) and [type(o) for o in now.model.head] == [type(o) for o in was.model.head]

@@ -18,11 +18,10 @@ from .train import evaluate_run
 def trained_run(name, device):
     "The run called `name`, with its Learner"
     from dlcourse.core import CourseError
-    from dlcourse.training.progress import quiet
     from dlcourse.training.runs import Run
     run = Run(name)
     if not run.has('weights.safetensors'): raise CourseError(f'{run.folder} has no weights yet: dlcourse train --resume {shlex.quote(run.folder.as_posix())} trains it')
-    quiet(run.learner(device))
+    run.learner(device)
     return run
 
 # %% ../../nbs/cli/05_runs.ipynb #70e62f76
@@ -55,7 +54,8 @@ def _predictions(learn, files):
 def predict_command(args):
     "Predict the class of image files: file, class, probability, and the three likeliest classes"
     learn = trained_run(args.run_name, args.device).learner()
-    probs, vocab = _predictions(learn, args.images), [str(o) for o in learn.dls.vocab]
+    with learn.quiet(): probs = _predictions(learn, args.images)
+    vocab = [str(o) for o in learn.dls.vocab]
     wide, wide_class = max(map(len, args.images)), max(map(len, vocab))
     for file, row in zip(args.images, probs):
         top = [(vocab[i], row[i].item()) for i in row.argsort(descending=True)[:3]]

@@ -121,7 +121,7 @@ def evaluate_run(run, part=None):
     learn = run.learner()
     has_test = len(learn.dls.loaders) > 2
     main_part = 'test' if has_test else 'valid'
-    ev = evaluate(learn, part or main_part)
+    with learn.quiet(): ev = evaluate(learn, part or main_part)
     _report_files(run, ev, '' if ev.part == main_part else f'_{ev.part}')
     save_figure(plot_curves(learn), run.folder/'curves.png')
     _metrics(run, ev)
@@ -146,10 +146,11 @@ def _resumed(args):
               'dlcourse train --resume runs/cnn-fashion_mini-1'])
 def train_command(args):
     "Train a network, judge it on the test part, and keep everything in a run folder"
-    from dlcourse.training.progress import TextProgress, quiet
+    from dlcourse.training.progress import TextProgress
     from dlcourse.training.runs import start
     run = args.kept = _resumed(args) if args.resume else start(settings_of(args), args.out)
-    quiet(run.learner())
+    learn = run.learner()
     print(run, flush=True)
-    if not run.finished or run.has('metrics.json'): run.train(cbs=[TextProgress()])
+    if not run.finished or run.has('metrics.json'):
+        with learn.quiet(): run.train(cbs=[TextProgress()])
     print(evaluate_run(run)[1])

@@ -19,7 +19,6 @@ from ..insight.evaluation import Evaluation, evaluate
 from .wording import Wording, short
 from ..training.callbacks import BestWeights
 from ..training.lean import SeedEpochs
-from ..training.progress import quiet
 from ..training.runs import Run
 from ..training.settings import Settings, backbone_facts, examples_of
 
@@ -62,7 +61,7 @@ def _entry(name, o):
     if not isinstance(o, (str, Path, Run)): raise CourseError(f'a report is on Learners, Runs or names of run folders, not on a {type(o).__name__}')
     run = o if isinstance(o, Run) else Run(o)
     if not run.has('weights.safetensors'): raise CourseError(f'{run.folder} has no weights yet: there is nothing to report')
-    return Entry(name or run.folder.name, quiet(run.learner()), run)
+    return Entry(name or run.folder.name, run.learner(), run)
 
 def entries(
     learners, # A run folder or its name, a `Run`, or a `Learner`; a list of these; or a dictionary of name -> one of these

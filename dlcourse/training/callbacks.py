@@ -1,4 +1,4 @@
-"""Keeping the best weights, stopping early, stopping at once when the loss is no number, averaging weights while they are learnt, and bfloat16 on any device
+"""Callbacks that keep the best weights, stop early, stop at a loss that is NaN or infinite, average the weights during training, and compute in bfloat16 on any device
 
 Docs: https://dlcourse.github.io/dlcourse/training/callbacks.html.md"""
 
@@ -26,19 +26,22 @@ class BestWeights(Callback):
 
     def __init__(self,
         monitor:str='valid_loss', # Name of a loss (smaller is better) or metric, as in `learn.history`
-        restore:bool=True, # Whether the fit ends with the best weights, or only remembers which they were
+        restore:bool=True, # Put the best weights back when the fit ends; otherwise only `learn.best_epoch` is kept
         min_delta:float=0., # An epoch counts as better only by more than this
         smaller:bool=None, # Whether smaller is better; by default for losses and errors only
     ):
         self.monitor, self.restore, self.min_delta = monitor, restore, abs(min_delta)
-        self.sign = -1 if smaller or (smaller is None and any(o in monitor for o in ('loss', 'error', 'mse', 'mae'))) else 1
+        if smaller is None: smaller = any(o in monitor for o in ('loss', 'error', 'mse', 'mae'))
+        self.sign = -1 if smaller else 1
 
     def before_fit(self):
-        "Begin with the weights there are"
+        "Begin with the present weights"
         self.run = _in_training(self.learn)
         if not self.run: return
         names = list(self.learn.recorder.metric_names[1:])
-        if self.monitor not in names: raise CourseError(f'cannot watch {self.monitor!r}; this learner measures: {", ".join(o for o in names if o != "time")}')
+        if self.monitor not in names:
+            measured = ', '.join(o for o in names if o != 'time')
+            raise CourseError(f'cannot watch {self.monitor!r}; this learner measures: {measured}')
         self.column, self.best, self.learn.best_epoch = names.index(self.monitor), -np.inf, None
         self.keep()
 
@@ -70,7 +73,7 @@ class EarlyStopping(BestWeights):
     order = 63
 
     def __init__(self,
-        monitor:str='valid_loss', # As in `BestWeights`
+        monitor:str='valid_loss', # Name of a loss or metric, as for `BestWeights`
         patience:int=3, # Epochs without a better one after which the fit ends
         **kwargs, # Further arguments of `BestWeights`
     ):
@@ -103,16 +106,18 @@ class StopOnNaN(Callback):
 
     def look(self):
         "Look at the losses since the last look"
-        bad = [i for i,o in enumerate(torch.stack(self._seen).isfinite().tolist()) if not o] if self._seen else []
-        first, self._seen = self.learn.iter + 1 - len(self._seen), []
-        if not bad: return
-        self.learn.fault = self.message(first + bad[0])
+        if not self._seen: return
+        finite, first = torch.stack(self._seen).isfinite().tolist(), self.learn.iter + 1 - len(self._seen)
+        self._seen = []
+        if all(finite): return
+        self.learn.fault = self.message(first + finite.index(False))
         raise CancelFitException
 
     def message(self, batch):
         lr, best = self.opt.hypers[-1]['lr'], getattr(self.learn, 'best_epoch', None)
         kept = 'the weights of before the fit' if best is None else f'the weights of epoch {best}, the best,'
-        return f'the training loss is not a finite number at epoch {self.epoch}, batch {batch} (learning rate {lr:.2g}); {kept} are back: try a smaller learning rate'
+        where = f'epoch {self.epoch}, batch {batch} (learning rate {lr:.2g})'
+        return f'the training loss is not a finite number at {where}; {kept} are back: try a smaller learning rate'
 
 # %% ../../nbs/training/03_callbacks.ipynb #6d7fac51
 class LookaheadCallback(Callback):
@@ -120,10 +125,11 @@ class LookaheadCallback(Callback):
     order, run_valid = 55, False
 
     def __init__(self,
-        every:int=5, # Batches between two looks
-        decay:float=0.95, # Of the average, a batch, at the end of the fit: 0 to below 1
+        every:int=5, # Batches between two averages
+        decay:float=0.95, # Decay of the average for each batch, reached at the end of the fit: 0 to below 1
     ):
-        if every < 1 or not 0 <= decay < 1: raise CourseError(f'every is a number of batches from 1, and decay is from 0 to below 1; every={every!r} and decay={decay!r} were given')
+        if every < 1: raise CourseError(f'every must be a number of batches from 1, got {every!r}')
+        if not 0 <= decay < 1: raise CourseError(f'decay must be from 0 to below 1, got {decay!r}')
         self.every, self.decay = every, decay
 
     def before_fit(self):
@@ -131,7 +137,7 @@ class LookaheadCallback(Callback):
         self.slow = [o.clone() for o in self.weights()] if self.run else None
 
     def weights(self):
-        "What is averaged: weights and buffers that aren't whole numbers"
+        "Tensors to average: weights and buffers that aren't whole numbers"
         return [o.detach() for o in self.learn.model.state_dict().values() if o.is_floating_point()]
 
     def look(self, pull):
@@ -154,6 +160,7 @@ class Bfloat16(MixedPrecision):
         super().before_fit()
         self.autocast = torch.autocast(next(self.learn.model.parameters()).device.type, dtype=torch.bfloat16)
 
+# %% ../../nbs/training/03_callbacks.ipynb #72056a54
 @patch
 def to_bf16(self:LeanLearner):
     "Compute in bfloat16 where that is precise enough"

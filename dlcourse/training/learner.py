@@ -24,13 +24,17 @@ from .losses import CrossEntropy, SquaredError
 from .transfer import TransferLearner
 
 # %% ../../nbs/training/05_learner.ipynb #ad9871f0
-def _names(f, *but): return [o for o in inspect.signature(f).parameters if o not in ('self', 'kwargs', *but)]
+def _names(f, *but):
+    "Parameters of `f` except those in `but`"
+    return [o for o in inspect.signature(f).parameters if o not in ('self', 'kwargs', *but)]
 
-def _sorted_out(kwargs, data_too):
-    "`kwargs` as (for the data, for the Learner, for the network)"
+# %% ../../nbs/training/05_learner.ipynb #0c5038a8
+def _split_kwargs(kwargs, data_too):
+    "Split `kwargs` into arguments of the data, the Learner and the network"
     for_data  = _names(dls_for, 'data', 'path', 'seed') + ['data_path'] if data_too else []
-    for_learn = _names(Learner.__init__, 'dls', 'model', 'loss_func', 'opt_func', 'metrics', 'cbs', 'default_cbs') + ['cache', 'copies']
-    pick = lambda names: {k: kwargs.pop(k) for k in names if k in kwargs}
+    own = ('dls', 'model', 'loss_func', 'opt_func', 'metrics', 'cbs', 'default_cbs')
+    for_learn = _names(Learner.__init__, *own) + ['cache', 'copies']
+    def pick(names): return {k: kwargs.pop(k) for k in names if k in kwargs}
     data, learn = pick(for_data), pick(for_learn)
     if 'data_path' in data: data['path'] = data.pop('data_path')
     return data, learn, kwargs
@@ -46,17 +50,20 @@ def sizes_of(
     return (shape if len(shape) > 1 else shape[0]), n_out
 
 # %% ../../nbs/training/05_learner.ipynb #583f07d2
-def _usual(dls, label_smoothing):
+def _default_loss(dls, label_smoothing):
     "Loss function and metrics for the targets of `dls`"
-    if not 0 <= label_smoothing <= 1: raise CourseError(f'label_smoothing is from 0 to 1; {label_smoothing!r} was given')
+    if not 0 <= label_smoothing <= 1: raise CourseError(f'label_smoothing must be from 0 to 1, got {label_smoothing!r}')
     if getattr(dls, 'vocab', None) is None: return SquaredError(), [mse, mae]
     return CrossEntropy(label_smoothing=label_smoothing), [accuracy]
 
-def _watchers(cbs, early_stopping):
+# %% ../../nbs/training/05_learner.ipynb #d9d61ce5
+def _default_callbacks(cbs, early_stopping):
     "Callbacks that keep the best weights and stop at NaN, unless `cbs` brings its own"
-    if early_stopping is not None and early_stopping < 1: raise CourseError(f'early_stopping is a number of epochs from 1; {early_stopping!r} was given')
+    if early_stopping is not None and early_stopping < 1:
+        raise CourseError(f'early_stopping must be a number of epochs from 1, got {early_stopping!r}')
     if any(isinstance(cb, BestWeights) for cb in listify(cbs)): return [StopOnNaN()]
-    return [StopOnNaN(), BestWeights(restore=False) if early_stopping is None else EarlyStopping(patience=early_stopping)]
+    best = BestWeights(restore=False) if early_stopping is None else EarlyStopping(patience=early_stopping)
+    return [StopOnNaN(), best]
 
 # %% ../../nbs/training/05_learner.ipynb #e9720964
 def _with_weights(arch, pretrained):
@@ -75,31 +82,32 @@ def _transfer_learner(dls, model, pretrained, frozen, train_bn=False, **kwargs):
 
 # %% ../../nbs/training/05_learner.ipynb #6686bf0b
 def learner_for(
-    arch='cnn', # A name of `archs()`, a torchvision or timm name, several joined by `+`, a module, or a function of input shape and number of outputs
+    arch='cnn', # A name of `archs()`, torchvision or timm, several joined by `+`, a module, or a function of input shape and number of outputs
     dls=None, # `DataLoaders`; by default they are made from `data`
     *,
-    data=None, # As in `dls_for`: a name, a folder, arrays; `fashion_mini` if nothing is given
-    pretrained:bool=True, # Whether a torchvision or timm network comes with its weights
-    frozen:bool=True, # Whether a pretrained network begins with only its head trainable
+    data=None, # Data as for `dls_for`: a name, a folder, arrays; by default `fashion_mini`
+    pretrained:bool=True, # Load the weights of a torchvision or timm network
+    frozen:bool=True, # Begin with only the head of a pretrained network trainable
     loss_func=None, # By default cross-entropy for classes and squared error for numbers
     opt_func=adamw, # A fastai optimiser; by default torch's fused AdamW with fastai's settings
     metrics=None, # By default accuracy, or the mean squared and absolute error
     seed:int=None, # Seeds the weights, the choice of data and each epoch
-    early_stopping:int=None, # Epochs to wait for a better validation loss before stopping with the best weights; `cbs=EarlyStopping('accuracy')` watches something else
-    label_smoothing:float=0., # Of the default cross-entropy
+    early_stopping:int=None, # Epochs without a better validation loss before stopping with the best weights; for a metric, pass `cbs=EarlyStopping('accuracy')`
+    label_smoothing:float=0., # Label smoothing of the default cross-entropy, 0 to 1
     cbs=None, # Further callbacks
     **kwargs, # Arguments of `dls_for` (with `data_path` for its `path`), `Learner`, `TransferLearner` and the network
 )->LeanLearner: # A fastai `Learner`
     "A `Learner` for `arch` on `data` or `dls`; raises `CourseError` for unknown names and sizes that don't fit"
     if dls is not None and not isinstance(dls, DataLoaders): dls, data = None, dls
-    for_data, for_learn, for_model = _sorted_out(kwargs, dls is None)
+    for_data, for_learn, for_model = _split_kwargs(kwargs, dls is None)
     seeded = {} if seed is None else dict(seed=seed)
     if dls is None: dls = dls_for('fashion_mini' if data is None else data, **seeded, **for_data)
     if seed is not None: seed_all(seed, dls)
     model = model_for(arch, *sizes_of(dls), **_with_weights(arch, pretrained), **for_model)
-    loss, measures = _usual(dls, label_smoothing)
-    cbs = listify(cbs) + _watchers(cbs, early_stopping) + ([] if seed is None else [SeedEpochs(seed)])
-    shared = dict(loss_func=loss_func or loss, opt_func=opt_func, metrics=measures if metrics is None else metrics, cbs=cbs, **for_learn)
+    loss, default_metrics = _default_loss(dls, label_smoothing)
+    cbs = listify(cbs) + _default_callbacks(cbs, early_stopping) + ([] if seed is None else [SeedEpochs(seed)])
+    metrics = default_metrics if metrics is None else metrics
+    shared = dict(loss_func=loss_func or loss, opt_func=opt_func, metrics=metrics, cbs=cbs, **for_learn)
     if isinstance(model, TransferNet): return _transfer_learner(dls, model, pretrained, frozen, **shared)
-    if 'cache' in for_learn: raise CourseError('cache keeps what the frozen part of a pretrained network gives; this network has none')
+    if 'cache' in for_learn: raise CourseError('cache needs a pretrained network (any torchvision or timm name): this network has no frozen part')
     return LeanLearner(dls, model, **shared)

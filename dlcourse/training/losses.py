@@ -35,6 +35,7 @@ def _pair(p, y):
     if p.shape != y.shape: raise CourseError(f'each probability needs its own target: these have the shapes {tuple(p.shape)} and {tuple(y.shape)}')
     return p, y
 
+# %% ../../nbs/training/01_losses.ipynb #7f8fddf3
 def _reduced(loss, reduction):
     "The `loss` of each entry, or their mean or sum"
     return loss if choose(reduction, ['mean', 'sum', 'none'], 'reduction') == 'none' else getattr(loss, reduction)()
@@ -49,6 +50,7 @@ def zero_one(
     p, y = _pair(p, y)
     return _reduced(((p >= 0.5) != (y >= 0.5)).to(p.dtype), reduction)
 
+# %% ../../nbs/training/01_losses.ipynb #a4b875b5
 def quadratic(
     p, # Probability of class 1, or any prediction, any shape
     y, # What is true, the same shape
@@ -68,6 +70,7 @@ def cross_entropy(
     p, y = _pair(p, y)
     return _reduced(nn.functional.binary_cross_entropy(p, y, reduction='none'), reduction)
 
+# %% ../../nbs/training/01_losses.ipynb #694e35a4
 def hinge(
     p, # Probability of class 1, any shape
     y, # 0 or 1, the same shape
@@ -104,6 +107,7 @@ class Brier(nn.Module):
     def activation(self, x): return x.softmax(-1)
     def decodes(self, x): return x.argmax(-1)
 
+# %% ../../nbs/training/01_losses.ipynb #8d8a2296
 class MultiHinge(nn.MultiMarginLoss):
     "torch's hinge loss of logits (N, C) and labels (N,); takes `margin`, `p`, `weight`, `reduction`"
     def activation(self, x): return x.softmax(-1)

@@ -22,7 +22,7 @@ from .callbacks import BestWeights
 from .checkpoints import frozen_names, load_optimizer, load_tensors, load_weights, optimizer_tensors, save_tensors
 from .checkpoints import with_prefix, within_prefix, without
 from .lean import LeanLearner
-from .progress import TextProgress, quiet
+from .progress import TextProgress
 from .settings import Settings, backbone_facts, examples_of
 
 # %% ../../nbs/training/09_runs.ipynb #5d541495

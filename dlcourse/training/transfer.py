@@ -41,7 +41,8 @@ class FeatureDL(MemoryDL):
     def new(self, dataset=None, cls=None, **kwargs):
         "The same features in other batches or in another order"
         base = self.base.new(**{k: v for k,v in kwargs.items() if k in ('bs', 'shuffle', 'drop_last')})
-        return FeatureDL(self.dataset, base, self.features, self.labels, bs=base.bs, shuffle=base.shuffle, drop_last=base.drop_last, device=self.device, do_setup=False)
+        return FeatureDL(self.dataset, base, self.features, self.labels, bs=base.bs, shuffle=base.shuffle, drop_last=base.drop_last,
+                         device=self.device, do_setup=False)
 
     def get_idxs(self): return self.base.get_idxs()
     def _steps(self): return []
@@ -52,17 +53,14 @@ class FeatureDL(MemoryDL):
         return [x, self.labels, torch.arange(len(x), device=x.device)]
 
 # %% ../../nbs/training/04_transfer.ipynb #9538d9d8
-def _long(dl): return len(dl.dataset) > 5000 and (IN_NOTEBOOK or sys.stdout.isatty())
+def _shown(dl):
+    "`dl` with a progress bar, if it is long and somebody can see the bar"
+    long = len(dl.dataset) > 5000 and (IN_NOTEBOOK or sys.stdout.isatty())
+    return progress_bar(dl, leave=False) if long else dl
 
-@torch.no_grad()
-def _one_pass(model, dl):
-    "Features and labels of all items of `dl`, in the order of its dataset"
-    plain = dl.new(shuffle=False, drop_last=False, bs=max(dl.bs, 128))
-    both = ((model.features(x.as_subclass(torch.Tensor)), y.as_subclass(torch.Tensor)) for x,y in (progress_bar(plain, leave=False) if _long(dl) else plain))
-    return _joined(both, len(dl.dataset))
-
-def _joined(batches, n):
-    "The tensors of `batches` one below the other, `n` rows: written in place, since small results kept between large passing ones tear memory to shreds"
+# %% ../../nbs/training/04_transfer.ipynb #4c83bcd9
+def _stacked(batches, n):
+    "Stack the tensors of `batches` into `n` rows, written in place: many small results kept between large batches would fragment the memory"
     res, at = None, 0
     for b in batches:
         if res is None: res = [o.new_empty(n, *o.shape[1:]) for o in b]
@@ -70,13 +68,21 @@ def _joined(batches, n):
         at += len(b[0])
     return res
 
+# %% ../../nbs/training/04_transfer.ipynb #28fc7fa3
+@torch.no_grad()
+def _one_pass(model, dl):
+    "Features and labels of all items of `dl`, in the order of its dataset"
+    plain = dl.new(shuffle=False, drop_last=False, bs=max(dl.bs, 128))
+    both = ((model.features(x.as_subclass(torch.Tensor)), y.as_subclass(torch.Tensor)) for x,y in _shown(plain))
+    return _stacked(both, len(dl.dataset))
+
 # %% ../../nbs/training/04_transfer.ipynb #c5065219
 def features_of(
     model, # A `TransferNet`
     dls, # `DataLoaders` of images
-    copies:int=1, # Draws of the augmentation of the training images
+    copies:int=1, # Number of draws of the augmentation of the training images
 )->list: # For the training and the validation loader: (features of each copy, labels)
-    "Compute what the frozen part of `model` makes of the images of `dls`"
+    "Compute the features of the images of `dls` with the frozen part of `model`"
     was = model.training
     model.eval().to(dls.device)
     with kept_rng(dls), model.quickly():
@@ -88,11 +94,13 @@ def features_of(
 # %% ../../nbs/training/04_transfer.ipynb #6d2b446b
 def feature_dls(
     dls, # `DataLoaders` of images
-    found:list, # What `features_of` gave
+    found:list, # Features from `features_of`
 )->DataLoaders: # Loaders with features in place of images, validation last
-    "`DataLoaders` that stand in for `dls` with features computed already"
-    stand_in = lambda dl, o: FeatureDL(dl.dataset, base=dl, features=o[0], labels=o[1], bs=dl.bs, shuffle=dl.shuffle, drop_last=dl.drop_last, device=dls.device, do_setup=False)
-    return type(dls)(*[stand_in(dl, o) for dl,o in zip(dls.loaders, found)], device=dls.device)
+    "`DataLoaders` like `dls`, with computed features in place of images"
+    def replaced(dl, features, labels):
+        return FeatureDL(dl.dataset, base=dl, features=features, labels=labels, bs=dl.bs, shuffle=dl.shuffle, drop_last=dl.drop_last,
+                         device=dls.device, do_setup=False)
+    return type(dls)(*[replaced(dl, *o) for dl,o in zip(dls.loaders, found)], device=dls.device)
 
 # %% ../../nbs/training/04_transfer.ipynb #78f30f6c
 class FeatureTable:
@@ -100,32 +108,44 @@ class FeatureTable:
     def __init__(self,
         rows, # Row numbers, int64 (n,), ascending
         xs, # Their features in each view, (n, ...)
-    ): self.at, self.rows, self.xs = torch.full((int(rows.max()) + 1,), -1).index_put_((rows,), torch.arange(len(rows))), rows, list(xs)
+    ):
+        self.rows, self.xs = rows, list(xs)
+        self.at = torch.full((int(rows.max()) + 1,), -1)
+        self.at[rows] = torch.arange(len(rows))
 
     def of(self, items):
         "The features of the rows `items` in each view; raises `CourseError` if one of the rows isn't there"
         rows = torch.as_tensor(np.asarray(items)).long()
-        found = self.at[rows] if len(rows) and int(rows.max()) < len(self.at) else torch.tensor([-1])
+        known = len(rows) and int(rows.max()) < len(self.at)
+        found = self.at[rows] if known else torch.tensor([-1])
         if len(rows) and int(found.min()) < 0: raise CourseError('this table of features was made of other images: it lacks some of the rows')
         return [x[found] for x in self.xs]
 
+# %% ../../nbs/training/04_transfer.ipynb #9e2a46f9
 def concat_tables(
     tables, # `FeatureTable`s of the same images in the same views
-)->FeatureTable: # What the late fusion of their networks gives
-    "The features of several networks side by side"
-    if any(not torch.equal(o.rows, tables[0].rows) or len(o.xs) != len(tables[0].xs) for o in tables): raise CourseError('tables of features are joined only if they are of the same images in the same views')
-    return FeatureTable(tables[0].rows, [torch.cat(o, 1) for o in zip(*[t.xs for t in tables])])
+)->FeatureTable: # Features for the late fusion of their networks
+    "Join the features of several networks, image by image; raises `CourseError` for other images or views"
+    first = tables[0]
+    if not all(torch.equal(o.rows, first.rows) and len(o.xs) == len(first.xs) for o in tables):
+        raise CourseError('tables of features can be joined only if they are of the same images in the same views')
+    views = zip(*[o.xs for o in tables])
+    return FeatureTable(first.rows, [torch.cat(o, 1) for o in views])
 
 # %% ../../nbs/training/04_transfer.ipynb #4e1099ab
-def _rows_of(dls): return torch.as_tensor(np.unique(np.concatenate([np.asarray(dl.dataset.items) for dl in dls.loaders]))).long()
+def _rows_of(dls):
+    "Row numbers of all images of `dls`, ascending"
+    items = [np.asarray(dl.dataset.items) for dl in dls.loaders]
+    return torch.as_tensor(np.unique(np.concatenate(items))).long()
 
+# %% ../../nbs/training/04_transfer.ipynb #cc4de777
 def _plain_batches(dls, rows):
-    "The images of `rows` as validation sees them, few at a time"
+    "Images of `rows` as validation sees them, few at a time"
     store, steps = dls.valid.store, dls.valid._steps()
     for part in (rows[rows < store.n], rows[rows >= store.n]):
         if not len(part): continue
-        x, y, rows = store.rows(part.numpy(), torch.device(dls.device))
-        for o in rows.split(32):
+        x, y, at = store.rows(part.numpy(), torch.device(dls.device))
+        for o in at.split(32):
             b = x[o], y[o]
             for f in steps: b = f(b)
             yield b[0].as_subclass(torch.Tensor)
@@ -136,83 +156,108 @@ def feature_table(
     model, # A `TransferNet`
     dls, # `DataLoaders` of images in memory
     file=None, # A `.safetensors` file that keeps the table
-    views=(as_is,), # Functions of a batch of normalised images, the first one for judging
+    views=(as_is,), # Functions of a batch of normalised images; evaluation uses the first
 )->FeatureTable: # On the CPU
-    "Compute what the frozen part of `model` makes of every image of `dls`, or read it from `file`; raises `CourseError` if that was made from something else"
-    if not isinstance(dls.valid, MemoryDL): raise CourseError('a table of features is made of images in memory: use cache=True for these')
+    "Compute the features of every image of `dls`, or read them from `file`; raises `CourseError` if that was made from something else"
+    if not isinstance(dls.valid, MemoryDL): raise CourseError('a table of features needs images in memory: use cache=True for these')
     rows = _rows_of(dls)
     origin = _table_origin(model, dls, rows, views)
-    if file and Path(file).exists(): return FeatureTable(rows, _kept(file, origin, None).values())
+    if file and Path(file).exists(): return FeatureTable(rows, _load_tensors(file, origin, None).values())
     was = model.training
     model.eval().to(dls.device)
-    with model.quickly(): xs = _joined(([model.features(f(o)).cpu() for f in views] for o in _plain_batches(dls, rows)), len(rows))
+    def features(x): return [model.features(f(x)).cpu() for f in views]
+    with model.quickly(): xs = _stacked(map(features, _plain_batches(dls, rows)), len(rows))
     model.train(was)
-    if file: _keep({f'x.{i}': x for i,x in enumerate(xs)}, file, origin)
+    if file: _save_tensors({f'x.{i}': x for i,x in enumerate(xs)}, file, origin)
     return FeatureTable(rows, xs)
 
 # %% ../../nbs/training/04_transfer.ipynb #fd254703
 def _digest(*parts):
+    "Hash of `parts`, which are bytes or texts"
     h = hashlib.sha256()
     for o in parts: h.update(o if isinstance(o, (bytes, memoryview)) else str(o).encode())
     return h.hexdigest()
 
-def _weights(model): return _digest(model.fixed_layers(), *[o for k,v in model.body.state_dict().items() for o in (k.encode(), _bytes(v))])
+# %% ../../nbs/training/04_transfer.ipynb #d34e5c20
+def _bytes(t):
+    "Tensor `t` as bytes"
+    return memoryview(t.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
 
-def _bytes(t): return memoryview(t.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+# %% ../../nbs/training/04_transfer.ipynb #2aaa1f23
+def _hash_of_weights(model):
+    "Hash of the frozen part of `model`"
+    weights = [(k.encode(), _bytes(v)) for k,v in model.body.state_dict().items()]
+    return _digest(model.fixed_layers(), *[o for pair in weights for o in pair])
 
 # %% ../../nbs/training/04_transfer.ipynb #e95fe539
-def feature_origin(
-    model, # A `TransferNet`
-    dls, # `DataLoaders` of images
-    copies:int=1, # As in `features_of`
-)->dict: # A hash of each: weights, images, transforms
-    "What the features of `model` on `dls` depend on"
-    images = _digest(*[_pixels(dl) for dl in dls.loaders[:2]])
-    return dict(weights=_weights(model), images=images, transforms=_digest(*[str(dl.after_item) + str(dl.after_batch) for dl in dls.loaders[:2]], copies))
-
 def _pixels(dl):
-    "The images behind `dl` as bytes, or the files with their sizes and times"
+    "Images behind `dl` as bytes, or their files with sizes and times"
     items = dl.dataset.items
     if isinstance(dl, MemoryDL):
         x, _, rows = dl.store.rows(np.asarray(items), torch.device('cpu'))
         return _bytes(x[rows])
     files = getattr(dl.dataset.tls[0].tfms.fs[0].store, 'files', items)
-    return _digest(*[f'{f} {Path(f).stat().st_size} {Path(f).stat().st_mtime_ns}' for f in (files[i] for i in items)]).encode()
+    stats = [(files[i], Path(files[i]).stat()) for i in items]
+    return _digest(*[f'{file} {o.st_size} {o.st_mtime_ns}' for file,o in stats]).encode()
+
+# %% ../../nbs/training/04_transfer.ipynb #fbffe1aa
+def feature_origin(
+    model, # A `TransferNet`
+    dls, # `DataLoaders` of images
+    copies:int=1, # Number of draws of the augmentation, as for `features_of`
+)->dict: # 'weights', 'images', 'transforms' -> hash
+    "Hashes of everything that the features of `model` on `dls` depend on"
+    loaders = dls.loaders[:2]
+    transforms = [str(dl.after_item) + str(dl.after_batch) for dl in loaders]
+    images = _digest(*[_pixels(dl) for dl in loaders])
+    return dict(weights=_hash_of_weights(model), images=images, transforms=_digest(*transforms, copies))
 
 # %% ../../nbs/training/04_transfer.ipynb #10801eef
-def _keep(tensors, file, origin):
+def _save_tensors(tensors, file, origin):
+    "Write `tensors` with their `origin` to `file` in one step"
     with whole_file(file, 'wb') as f: f.write(save({k: v.contiguous() for k,v in tensors.items()}, metadata=origin))
 
+# %% ../../nbs/training/04_transfer.ipynb #416baace
 def save_features(
-    found:list, # What `features_of` gave
+    found:list, # Features from `features_of`
     file, # A `.safetensors` file
-    origin:dict, # What `feature_origin` gave
+    origin:dict, # Hashes from `feature_origin`
 ):
-    "Keep features in `file`, written in one step; raises `CourseError` if the disk refuses"
-    _keep({f'{part}.{name}.{i}': t for part,(xs, y) in zip(('train', 'valid'), found) for name,ts in (('x', xs), ('y', [y])) for i,t in enumerate(ts)}, file, origin)
+    "Write features to `file` in one step; raises `CourseError` if it can't be written"
+    tensors = {}
+    for part,(xs, y) in zip(('train', 'valid'), found):
+        tensors |= {f'{part}.x.{i}': x for i,x in enumerate(xs)} | {f'{part}.y.0': y}
+    _save_tensors(tensors, file, origin)
 
-def _kept(file, origin, device):
+# %% ../../nbs/training/04_transfer.ipynb #f1e353a3
+def _load_tensors(file, origin, device):
+    "Read the tensors of `file`; raises `CourseError` if it is damaged or its origin isn't `origin`"
     try:
-        with safe_open(file, 'pt', device=str(device or 'cpu')) as f: meta, tensors = f.metadata(), {k: f.get_tensor(k) for k in f.keys()}
+        with safe_open(file, 'pt', device=str(device or 'cpu')) as f:
+            meta, tensors = f.metadata() or {}, {k: f.get_tensor(k) for k in f.keys()}
     except (SafetensorError, OSError) as e: raise CourseError(f'{file} is not a file of features that can be read: {e}') from e
-    changed = [k for k in origin if (meta or {}).get(k) != origin[k]]
+    changed = [k for k in origin if meta.get(k) != origin[k]]
     if changed: raise CourseError(f"{file} was made from other {' and '.join(changed)}: remove it, or name another file")
     return tensors
 
+# %% ../../nbs/training/04_transfer.ipynb #06491707
 def load_features(
     file, # A `.safetensors` file
-    origin:dict, # What the features must have been made from
-    device=None, # Where to put them
-)->list: # As from `features_of`
-    "Read features back; raises `CourseError` if `file` is damaged or was made from something else"
-    tensors = _kept(file, origin, device)
-    part = lambda p: ([tensors[k] for k in sorted(tensors) if k.startswith(f'{p}.x.')], tensors[f'{p}.y.0'])
+    origin:dict, # Hashes that the features must have been made from
+    device=None, # Device to put them on; by default the CPU
+)->list: # For the training and the validation loader: (features of each copy, labels)
+    "Read features from `file`; raises `CourseError` if it is damaged or was made from something else"
+    tensors = _load_tensors(file, origin, device)
+    def part(name): return [tensors[k] for k in sorted(tensors) if k.startswith(f'{name}.x.')], tensors[f'{name}.y.0']
     return [part('train'), part('valid')]
 
 # %% ../../nbs/training/04_transfer.ipynb #04844faf
 def _table_origin(model, dls, rows, views):
+    "Hashes of everything that a table of features depends on"
     dl = dls.valid
-    return dict(weights=_weights(model), images=_digest(_bytes(rows), *[_bytes(x) for x,_ in dl.store.parts]), transforms=_digest(str(dl.after_item) + str(dl.after_batch), *[f.__name__ for f in views]))
+    images = _digest(_bytes(rows), *[_bytes(x) for x,_ in dl.store.parts])
+    transforms = _digest(str(dl.after_item) + str(dl.after_batch), *[f.__name__ for f in views])
+    return dict(weights=_hash_of_weights(model), images=images, transforms=transforms)
 
 # %% ../../nbs/training/04_transfer.ipynb #2fe9de9c
 class TransferLearner(LeanLearner):
@@ -230,7 +275,7 @@ class TransferLearner(LeanLearner):
 # %% ../../nbs/training/04_transfer.ipynb #357d7166
 @patch
 def _features(self:TransferLearner):
-    "The features of the present weights and images, computed, kept from the last fit or read from the file"
+    "Features of the present weights and images: from the last fit, from the file, or computed"
     origin = feature_origin(self.model, self.dls, self.copies)
     if self._found and self._found[0] == origin: return self._found[1]
     file = self.cache if isinstance(self.cache, (str, Path)) else None
@@ -241,6 +286,7 @@ def _features(self:TransferLearner):
     self._found = origin, found
     return found
 
+# %% ../../nbs/training/04_transfer.ipynb #dadc22f7
 @patch
 @contextmanager
 def on_features(self:TransferLearner):
@@ -253,21 +299,30 @@ def on_features(self:TransferLearner):
 
 # %% ../../nbs/training/04_transfer.ipynb #ce7f1200
 class MeanOfViews(torch.nn.Module):
-    "The mean of what `model` says to the views of an image, as log-probabilities"
-    def __init__(self, model): super().__init__(); self.model = model
-    def forward(self, x): return self.model(x.flatten(0, 1)).log_softmax(1).unflatten(0, x.shape[:2]).mean(1)
+    "Average the model's predictions over several views of each image; returns log-probabilities"
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
 
+    def forward(self, x):
+        logits = self.model(x.flatten(0, 1))
+        return logits.log_softmax(1).unflatten(0, x.shape[:2]).mean(1)
+
+# %% ../../nbs/training/04_transfer.ipynb #c454c366
 def _table_part(table, dl, i, average):
     "Features for the loader `dl`, number `i`, and its labels"
     items = np.asarray(dl.dataset.items)
     xs = table.of(items)
-    return [torch.stack(xs, 1)] if average else xs if i == 0 else xs[:1], torch.as_tensor(dl.store.labels(items))
+    if average: xs = [torch.stack(xs, 1)]
+    elif i > 0: xs = xs[:1]
+    return xs, torch.as_tensor(dl.store.labels(items))
 
+# %% ../../nbs/training/04_transfer.ipynb #04be612d
 @patch
 @contextmanager
 def on_table(self:TransferLearner,
-    table:FeatureTable,
-    average:bool=False, # For judging: whether the answer for an image is the mean over its views
+    table:FeatureTable, # Features of all images of the data
+    average:bool=False, # Average the predictions over the views of each image, for evaluation
 ): # The learner
     "Within the block the learner's data, the test part included, are features of `table`, and its model takes them"
     images, net, device = self.dls, self.model, self.dls.device
