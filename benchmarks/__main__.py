@@ -3,10 +3,9 @@
 Loops are timed in one process, one contestant after the other in each round, in CPU seconds (on a GPU, seconds on the wall);
 imports and set-up in fresh processes, in seconds on the wall. A ratio is the median over the rounds of ours divided by the peer's
 in the same round; its spread is the two quartiles. Targets are upper bounds."""
-import argparse, datetime, json, os, platform, subprocess, sys, time
-from importlib.metadata import PackageNotFoundError, version
+import argparse, json, os, sys, time
 
-from .measure import ROOT
+from .measure import RESULTS, ROOT
 
 GROUPS = {'import': 'start-up: dlcourse --help, dlcourse.all, torch, fastai.vision.all',
           'million': 'set-up of one million 28×28 images: time and memory',
@@ -16,7 +15,7 @@ GROUPS = {'import': 'start-up: dlcourse --help, dlcourse.all, torch, fastai.visi
           'fit-mlp-512': 'training a small MLP, batches of 512',
           'fit-cnn-64': 'training a small CNN, batches of 64'}
 NO_DEVICE = ('import', 'million') # What has nothing to do with a GPU
-PACKAGES = 'dlcourse torch fastai torchvision lightning skorch numpy'.split()
+PACKAGES = 'dlcourse torch fastai torchvision lightning skorch numpy'
 
 
 def arguments(args=None):
@@ -28,12 +27,12 @@ def arguments(args=None):
     p.add_argument('--threads', type=int, default=1, metavar='N', help='threads that torch may use (1)')
     p.add_argument('--device', choices=['cpu', 'cuda'], default='cpu')
     p.add_argument('--quick', action='store_true', help='a dry run: tiny sizes, one round, nothing judged')
-    p.add_argument('-o', '--output', metavar='FILE', help='where the JSON goes; by default results/bench-DEVICE.json, unless --rows or --quick is given')
+    p.add_argument('-o', '--output', metavar='FILE', help='where the JSON goes; by default results/benchmarks/bench-DEVICE.json, unless --rows or --quick is given')
     options = p.parse_args(args)
     options.groups = chosen(p, options)
     options.warm_up = 0 if options.quick else 1
     if options.quick: options.repeats = options.starts = 1
-    if options.output is None and not (options.rows or options.quick): options.output = ROOT/'results'/f'bench-{options.device}.json'
+    if options.output is None and not (options.rows or options.quick): options.output = RESULTS/f'bench-{options.device}.json'
     return options
 
 
@@ -55,39 +54,13 @@ def measure(group, options):
     return [r.judge(not options.quick) for r in rows], detail
 
 
-def git(*args):
-    out = subprocess.run(['git', *args], cwd=ROOT, capture_output=True, text=True)
-    return out.stdout.strip() if out.returncode == 0 else None
-
-
-def cpu_model():
-    "The processor as Linux names it, or as Python does"
-    try: lines = open('/proc/cpuinfo', encoding='utf-8').read().splitlines()
-    except OSError: return platform.processor()
-    return next((o.split(':', 1)[1].strip() for o in lines if o.startswith('model name')), platform.processor())
-
-
-def hardware(device):
-    import torch
-    gpu = torch.cuda.get_device_name() if device == 'cuda' else None
-    return dict(cpu=cpu_model(), cores=os.cpu_count(), gpu=gpu)
-
-
-def versions():
-    found = dict(python=platform.python_version())
-    for o in PACKAGES:
-        try: found[o] = version(o)
-        except PackageNotFoundError: found[o] = None
-    return found
-
-
-def provenance(options, start, load):
-    "What was run where"
-    changed = git('status', '--porcelain', '--', 'dlcourse', 'benchmarks')
-    return dict(command='python -m benchmarks ' + ' '.join(sys.argv[1:]), commit=git('rev-parse', 'HEAD'), uncommitted_changes=bool(changed),
-                date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds'), device=options.device, hardware=hardware(options.device),
-                threads=options.threads, rounds=options.repeats, starts=options.starts, quick=options.quick, keeps_memory=getattr(options, 'keeps_memory', False), versions=versions(),
-                system=f'{platform.system()} {platform.release()}', load_before=load, load_after=list(os.getloadavg()), seconds=time.time() - start)
+def run_facts(options, start, load):
+    "What was run where: the package's `provenance`, and how this suite was called"
+    from dlcourse.provenance import provenance
+    about = provenance(options.device, PACKAGES, paths=('.', ROOT/'benchmarks'))
+    how = dict(rounds=options.repeats, starts=options.starts, quick=options.quick, keeps_memory=getattr(options, 'keeps_memory', False))
+    return dict(command=' '.join(['python -m benchmarks', *sys.argv[1:]]), **about | dict(threads=options.threads), **how,
+                load_before=load, load_after=list(os.getloadavg()), seconds=time.time() - start)
 
 
 def cell(v, form): return '' if v is None else format(v, form)
@@ -126,7 +99,7 @@ def main(args=None):
         found, groups[o] = measure(o, options)
         rows += [r.plain() for r in found]
     print(table(rows))
-    results = dict(rows=rows, groups=rounded(groups), provenance=rounded(provenance(options, start, load)))
+    results = dict(rows=rows, groups=rounded(groups), provenance=rounded(run_facts(options, start, load)))
     if options.output: write(results, options.output)
 
 

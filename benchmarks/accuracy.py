@@ -7,8 +7,8 @@ import argparse, csv, json, os, statistics, subprocess, sys, time
 from pathlib import Path
 from types import SimpleNamespace
 
-from .__main__ import provenance, write
-from .measure import ROOT, rounded
+from .__main__ import run_facts, write
+from .measure import RESULTS, rounded
 
 FIRST = '''
 import json, time
@@ -63,7 +63,7 @@ def run_folder(folder):
 def main(args=None):
     p = argparse.ArgumentParser('python -m benchmarks.accuracy', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--seeds', type=int, default=3, metavar='N', help='seeds 1 to N (3)')
-    p.add_argument('-o', '--output', default=ROOT/'results'/'accuracy.json', metavar='FILE')
+    p.add_argument('-o', '--output', default=RESULTS/'accuracy.json', metavar='FILE')
     p.add_argument('--run', nargs='+', default=[], metavar='FOLDER', help='finished run folders to record beside')
     options = p.parse_args(args)
     start, load, seeds = time.time(), list(os.getloadavg()), range(1, options.seeds + 1)
@@ -75,7 +75,7 @@ def main(args=None):
     rows += [run_folder(o) for o in options.run]
     import torch
     output, options = options.output, SimpleNamespace(device='cpu', repeats=1, starts=1, threads=torch.get_num_threads(), quick=False)
-    about = provenance(options, start, load)
+    about = run_facts(options, start, load)
     about['command'] = 'python -m benchmarks.accuracy ' + ' '.join(sys.argv[1:])
     write(dict(rows=rounded(rows), provenance=rounded(about)), output)
 

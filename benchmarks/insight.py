@@ -8,8 +8,8 @@ import argparse, os, sys, time
 from pathlib import Path
 from types import SimpleNamespace
 
-from .__main__ import provenance, table, write
-from .measure import ROOT, compare, interleaved, keep_memory, rounded, silent
+from .__main__ import run_facts, table, write
+from .measure import RESULTS, compare, interleaved, keep_memory, rounded, silent
 
 N, TARGET = 64, 1.1
 NETS = {'cnn': dict(size=28), 'residual': dict(size=28), 'mobilenet_v2': dict(size=96, frozen=True)}
@@ -40,7 +40,7 @@ def arguments(args=None):
     p = argparse.ArgumentParser('python -m benchmarks.insight', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--repeats', type=int, default=25, metavar='N', help='rounds that count; two more warm up (25)')
     p.add_argument('--threads', type=int, default=1, metavar='N', help='threads that torch may use (1)')
-    p.add_argument('-o', '--output', default=ROOT/'results'/'bench-insight.json', metavar='FILE')
+    p.add_argument('-o', '--output', default=RESULTS/'bench-insight.json', metavar='FILE')
     return p.parse_args(args)
 
 
@@ -54,7 +54,7 @@ def main(args=None):
     o = SimpleNamespace(device='cpu', warm_up=2, repeats=options.repeats, starts=1, threads=options.threads, quick=False, keeps_memory=kept)
     rows = [row(arch, o, **kwargs).plain() for arch,kwargs in NETS.items()]
     print(table(rows))
-    about = dict(provenance(o, start, load), command=' '.join(['python -m benchmarks.insight', *sys.argv[1:]]))
+    about = dict(run_facts(o, start, load), command=' '.join(['python -m benchmarks.insight', *sys.argv[1:]]))
     Path(options.output).parent.mkdir(exist_ok=True)
     write(dict(rows=rows, groups={'grad-cam': dict(images=N, networks=NETS)}, provenance=rounded(about)), options.output)
 

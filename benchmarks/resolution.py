@@ -11,8 +11,8 @@ import argparse, json, os, statistics, sys, time
 from pathlib import Path
 from types import SimpleNamespace
 
-from .__main__ import provenance, write
-from .measure import ROOT, rounded
+from .__main__ import run_facts, write
+from .measure import RESULTS, rounded
 
 GROUPS = dict(photographs='CIFAR-10: trained on whole pictures and on random parts, judged at six sizes',
               clothing='Fashion-MNIST, the shipped part: trained on random parts, judged at five sizes',
@@ -89,14 +89,14 @@ def main(args=None):
                                 epilog='groups:\n' + '\n'.join(f'  {k:12} {v}' for k,v in GROUPS.items()))
     p.add_argument('--rows', nargs='+', choices=GROUPS, default=list(GROUPS), metavar='GROUP', help='measure only these groups')
     p.add_argument('--seeds', type=int, default=3, metavar='N', help='seeds 1 to N (3)')
-    p.add_argument('-o', '--output', default=ROOT/'results'/'resolution.json', metavar='FILE')
+    p.add_argument('-o', '--output', default=RESULTS/'resolution.json', metavar='FILE')
     options = p.parse_args(args)
     os.environ.update(OMP_NUM_THREADS='1', MKL_NUM_THREADS='1')
     import torch
     torch.set_num_threads(1)
     start, load, seeds = time.time(), list(os.getloadavg()), range(1, options.seeds + 1)
     rows = [row for o in options.rows for row in globals()[o](seeds)]
-    about = provenance(SimpleNamespace(device='cpu', repeats=1, starts=1, threads=1, quick=False), start, load)
+    about = run_facts(SimpleNamespace(device='cpu', repeats=1, starts=1, threads=1, quick=False), start, load)
     about.update(command='python -m benchmarks.resolution ' + ' '.join(sys.argv[1:]), measured=options.rows)
     about['command'] = about['command'].strip()
     write(dict(rows=kept(options.output, options.rows) + dated(rounded(rows), about), provenance=rounded(about)), options.output)

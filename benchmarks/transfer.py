@@ -9,8 +9,8 @@ from functools import lru_cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 
-from .__main__ import provenance, write
-from .measure import ROOT, Row, compare, interleaved, keep_memory, rounded, silent
+from .__main__ import run_facts, write
+from .measure import RESULTS, Row, compare, interleaved, keep_memory, rounded, silent
 
 GROUPS = dict(epoch='a frozen epoch on images against fastai',
               cached64='five epochs of MobileNetV2 at 64 px, features computed once, against fastai',
@@ -157,7 +157,7 @@ def arguments(args=None):
     p.add_argument('--rows', nargs='+', metavar='GROUP', choices=GROUPS, default=list(GROUPS), help='measure only these groups')
     p.add_argument('--rounds', type=int, default=3, metavar='N', help='rounds of what is timed (3)')
     p.add_argument('--threads', type=int, default=1, metavar='N', help='threads that torch may use (1)')
-    p.add_argument('-o', '--output', default=ROOT/'results'/'transfer.json', metavar='FILE')
+    p.add_argument('-o', '--output', default=RESULTS/'transfer.json', metavar='FILE')
     options = p.parse_args(args)
     return options
 
@@ -177,7 +177,7 @@ def main(args=None):
     import torch
     torch.set_num_threads(options.threads)
     for group,kept,rows in measured(options):
-        about = provenance(SimpleNamespace(device='cpu', repeats=options.rounds, starts=1, threads=options.threads, quick=False, keeps_memory=kept), start, load)
+        about = run_facts(SimpleNamespace(device='cpu', repeats=options.rounds, starts=1, threads=options.threads, quick=False, keeps_memory=kept), start, load)
         about['command'] = 'python -m benchmarks.transfer ' + ' '.join(sys.argv[1:])
         Path(options.output).parent.mkdir(exist_ok=True)
         write(merged(options.output, group, rows, about), options.output)

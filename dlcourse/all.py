@@ -10,7 +10,8 @@ from fastai.vision.core import *
 from fastai.vision.data import *
 
 from dlcourse.core import *
-from dlcourse.course.experiment import beside, by_class, experiments, recorded, reproduce, reproduction, verdict_table
+from dlcourse.course.experiment import experiments, recorded, reproduce, reproduction
+from dlcourse.course.records import by_class, reported_and_obtained, verdict_table
 from dlcourse.data.arrays import *
 from dlcourse.data.folders import *
 from dlcourse.data.sources import *

@@ -8,7 +8,7 @@ from fastcore.nbio import read_nb
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT)) # benchmarks is not installed
-RESULTS = [o for d in ('cpu', 'cuda') if (o := ROOT/'results'/f'bench-{d}.json').exists()]
+RESULTS = [o for d in ('cpu', 'cuda') if (o := ROOT/'results'/'benchmarks'/f'bench-{d}.json').exists()]
 ROW = 'name group unit clock ours peer ratio spread rounds target met note'.split()
 FROM = 'command commit uncommitted_changes date device hardware threads quick versions seconds'.split()
 GROUPS = ['import', 'million', 'loader', 'augment', 'fit-mlp-64', 'fit-mlp-512', 'fit-cnn-64']
@@ -51,7 +51,7 @@ def test_help_of_transfer():
 
 
 def test_recorded_explanations():
-    results = json.loads((ROOT/'results'/'bench-insight.json').read_text(encoding='utf-8'))
+    results = json.loads((ROOT/'results'/'benchmarks'/'bench-insight.json').read_text(encoding='utf-8'))
     holds_the_schema(results)
     for row in results['rows']: assert row['target'] == 1.1 and row['met'] == (row['ratio'] <= 1.1)
 

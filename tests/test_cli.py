@@ -548,15 +548,15 @@ def test_reproduce_lists_runs_and_records(run):
     "A list without names; a quick run of one part; the record; nothing left to do the second time"
     code, out, _ = run('reproduce -o records')
     assert code == 0 and any('tp1-1.3' in o and 'not measured' in o for o in out) and not Path('records').exists()
-    code, out, _ = run('reproduce tp1-1.3 --part ours -o records')
+    code, out, _ = run('reproduce tp1-1.3 --variant ours -o records')
     assert code == 0 and out[0] == 'tp1-1.3 ours seed 1 (1 of 1)' and out[-1] == 'records: records' and names('records') == ['tp1-1.3.quick.json']
     text = Path('records/tp1-1.3.quick.json').read_text()
-    code, out, _ = run('reproduce tp1-1.3 --part ours -o records')
+    code, out, _ = run('reproduce tp1-1.3 --variant ours -o records')
     assert code == 0 and out[0].startswith('tp1-1.3: ') and Path('records/tp1-1.3.quick.json').read_text() == text
 
 
-@pytest.mark.parametrize('line, message', [('reproduce mba-77', "unknown experiment 'mba-77'"), ('reproduce tp1-1.3 --part our', "unknown part 'our'. Did you mean 'ours'"),
-                                           ('reproduce tp1-1.3 tp1-1.4 --part ours', '--part goes with one experiment'), ('reproduce tp1-1.1 --device tpu', "unknown device 'tpu'")])
+@pytest.mark.parametrize('line, message', [('reproduce mba-77', "unknown experiment 'mba-77'"), ('reproduce tp1-1.3 --variant our', "unknown variant 'our'. Did you mean 'ours'"),
+                                           ('reproduce tp1-1.3 tp1-1.4 --variant ours', '--variant goes with one experiment'), ('reproduce tp1-1.1 --device tpu', "unknown device 'tpu'")])
 def test_reproduce_refuses(run, line, message):
     code, _, err = run(f'{line} -o records')
     assert code == 2 and err[0].startswith('error: ') and message in err[0] and not Path('records').exists()

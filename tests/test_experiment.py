@@ -3,21 +3,21 @@ import json
 
 import pytest
 from dlcourse.core import CourseError
-from dlcourse.course import experiment as ex
+from dlcourse.course import experiment as ex, records as rc
 
 
-def exp(run, **kwargs): return ex.Experiment('test-1', 'A test', run, **{**dict(parts=('a', 'b'), seeds=2), **kwargs})
-def simple(t): return dict(acc=t.seed + (t.part == 'b'), curve=[1, 2.5])
+def exp(run, **kwargs): return ex.Experiment('test-1', 'A test', run, **{**dict(variants=('a', 'b'), seeds=2), **kwargs})
+def simple(t): return dict(acc=t.seed + (t.variant == 'b'), curve=[1, 2.5])
 
 
 def test_crash_loses_the_trial_in_flight_only(tmp_path):
     ran = []
     def run(t):
-        ran.append((t.part, t.seed))
+        ran.append((t.variant, t.seed))
         if t.seed == 2 and len(ran) < 5: raise RuntimeError('power cut')
         return simple(t)
     with pytest.raises(RuntimeError): ex.reproduce(exp(run), full=True, folder=tmp_path)
-    assert [(r['part'], r['seed']) for r in ex.read_record(tmp_path/'test-1.json')['rows']] == [('a', 1), ('b', 1)]
+    assert [(r['variant'], r['seed']) for r in rc.read_record(tmp_path/'test-1.json')['rows']] == [('a', 1), ('b', 1)]
     ran += [None, None]
     assert len(ex.reproduce(exp(run), full=True, folder=tmp_path)['rows']) == 4
     assert ran == [('a', 1), ('b', 1), ('a', 2), None, None, ('a', 2), ('b', 2)]
@@ -31,10 +31,10 @@ def test_more_seeds_keep_the_old_ones_and_fewer_drop_none(tmp_path):
     assert len(record['rows']) == 6 and record['seeds'] == 3 and record['rows'][0] == first['rows'][0]
 
 
-def test_seeds_by_part(tmp_path):
+def test_seeds_by_variant(tmp_path):
     e = exp(simple, seeds=dict(a=1, b=3))
     record = ex.reproduce(e, full=True, folder=tmp_path)
-    assert [(r['part'], r['seed']) for r in record['rows']] == [('a', 1), ('b', 1), ('b', 2), ('b', 3)] and record['trials'] == 4
+    assert [(r['variant'], r['seed']) for r in record['rows']] == [('a', 1), ('b', 1), ('b', 2), ('b', 3)] and record['trials'] == 4
     assert record['command'] == 'dlcourse reproduce test-1 --full' and ex.reproduce(e, full=True, seeds=4, folder=tmp_path)['command'].endswith('--seeds 4')
 
 
@@ -42,7 +42,7 @@ def test_again_measures_anew_what_is_asked_for(tmp_path):
     values = iter(range(100))
     run = lambda t: dict(n=next(values))
     ex.reproduce(exp(run), full=True, folder=tmp_path)
-    record = ex.reproduce(exp(run), full=True, folder=tmp_path, parts=['b'], again=True)
+    record = ex.reproduce(exp(run), full=True, folder=tmp_path, variants=['b'], again=True)
     assert [r['figures']['n'] for r in record['rows']] == [0, 2, 4, 5]
 
 
@@ -50,25 +50,25 @@ def test_quick_and_full_lie_apart(tmp_path):
     run = lambda t: dict(n=t.pick(1, 2))
     ex.reproduce(exp(run), folder=tmp_path)
     assert ex.reproduce(exp(run), full=True, folder=tmp_path)['summary'][0]['mean'] == 2
-    quick = ex.read_record(tmp_path/'test-1.quick.json')
+    quick = rc.read_record(tmp_path/'test-1.quick.json')
     assert quick['summary'][0]['mean'] == 1 and quick['verdicts'] == [] and len(quick['rows']) == 2
 
 
 def test_mean_spread_and_verdicts(tmp_path):
-    e = exp(simple, expects={'b better': lambda r: r['b']['acc'] > r['a']['acc'], 'each seed': lambda r: r.each['a']['acc'] == [1, 2], 'c': lambda r: r['c']['acc'] > 0, 'wrong': lambda r: r['a']['acc'] > 5})
+    e = exp(simple, expects={'b better': lambda r: r['b']['acc'] > r['a']['acc'], 'each seed': lambda r: r.by_seed['a']['acc'] == [1, 2], 'c': lambda r: r['c']['acc'] > 0, 'wrong': lambda r: r['a']['acc'] > 5})
     record = ex.reproduce(e, full=True, folder=tmp_path)
-    assert record['summary'] == [dict(part='a', figure='acc', mean=1.5, spread=pytest.approx(0.5**0.5), n=2), dict(part='b', figure='acc', mean=2.5, spread=pytest.approx(0.5**0.5), n=2)]
-    assert [o['holds'] for o in record['verdicts']] == [True, True, None, False]
-    assert ex.verdict_table(record).holds.tolist() == ['yes', 'yes', 'not measured', 'no']
+    assert record['summary'] == [dict(variant='a', figure='acc', mean=1.5, spread=pytest.approx(0.5**0.5), n=2), dict(variant='b', figure='acc', mean=2.5, spread=pytest.approx(0.5**0.5), n=2)]
+    assert [o['met'] for o in record['verdicts']] == [True, True, None, False]
+    assert rc.verdict_table(record)['came true'].tolist() == ['yes', 'yes', 'not measured', 'no']
 
 
 def test_not_measured_is_said_and_tried_again(tmp_path):
     def run(t):
-        if t.part == 'b' and not (tmp_path/'weights').exists(): raise ex.NotMeasured('weights are missing: put them there')
+        if t.variant == 'b' and not (tmp_path/'weights').exists(): raise ex.NotMeasured('weights are missing: put them there')
         return simple(t)
     record = ex.reproduce(exp(run, reported=dict(b=dict(acc=9))), full=True, folder=tmp_path)
     assert [r.get('not_measured') for r in record['rows']] == [None, None] + 2*['weights are missing: put them there']
-    assert ex.beside(record).loc[('b', 'acc')].tolist() == [9, 'not measured', 0]
+    assert rc.reported_and_obtained(record).loc[('b', 'acc')].tolist() == [9, 'not measured', 0]
     (tmp_path/'weights').touch()
     assert all('figures' in r for r in ex.reproduce(exp(run), full=True, folder=tmp_path)['rows'])
 
@@ -88,22 +88,22 @@ def test_edited_records_are_refused(tmp_path, change, message):
     record = json.loads(file.read_text())
     change(record)
     file.write_text(json.dumps(record))
-    for f in (lambda: ex.read_record(file), lambda: ex.reproduce(exp(simple), full=True, folder=tmp_path)):
+    for f in (lambda: rc.read_record(file), lambda: ex.reproduce(exp(simple), full=True, folder=tmp_path)):
         with pytest.raises(CourseError, match=message): f()
     assert json.loads(file.read_text()) == record
 
 
 def test_no_json_and_no_file(tmp_path):
     (tmp_path/'a.json').write_text('{')
-    with pytest.raises(CourseError, match='is not a record'): ex.read_record(tmp_path/'a.json')
-    with pytest.raises(CourseError, match='there is no record'): ex.read_record(tmp_path/'b.json')
+    with pytest.raises(CourseError, match='is not a record'): rc.read_record(tmp_path/'a.json')
+    with pytest.raises(CourseError, match='there is no record'): rc.read_record(tmp_path/'b.json')
     (tmp_path/'c.json').write_text('[1]')
-    with pytest.raises(CourseError, match='is not a record'): ex.read_record(tmp_path/'c.json')
+    with pytest.raises(CourseError, match='is not a record'): rc.read_record(tmp_path/'c.json')
 
 
 def test_unknown_names(tmp_path):
     with pytest.raises(CourseError, match='unknown experiment'): ex.find_experiments(['mba-777'])
-    with pytest.raises(CourseError, match="unknown part 'c'"): ex.reproduce(exp(simple), parts=['c'], folder=tmp_path)
+    with pytest.raises(CourseError, match="unknown variant 'c'"): ex.reproduce(exp(simple), variants=['c'], folder=tmp_path)
     with pytest.raises(CourseError, match="unknown device 'tpu'"): ex.reproduce(exp(simple), device='tpu', folder=tmp_path)
     assert not list(tmp_path.iterdir())
 
@@ -135,23 +135,22 @@ def test_drawing(tmp_path):
 
 def test_every_experiment_of_the_package_is_complete():
     for e in ex.experiments().values():
-        assert e.title and e.run and e.parts and all(e.seeds_of(p) > 0 for p in e.parts) and set(e.reported) <= set(e.parts), e.id
+        assert e.title and e.run and e.variants and all(e.seeds_of(p) > 0 for p in e.variants) and set(e.reported) <= set(e.variants), e.id
 
 
 def test_every_record_is_whole_and_of_an_experiment():
     from pathlib import Path
     there = ex.experiments()
-    for f in (Path(__file__).parent.parent/'results').glob('*.json'):
+    for f in (Path(__file__).parent.parent/'results').glob('experiments/*.json'):
         record = json.loads(f.read_text())
-        if 'checksum' not in record: continue
-        assert there[ex.read_record(f)['id']].id == f.stem
+        assert there[rc.read_record(f)['id']].id == f.stem
 
 
 def test_a_damaged_record_is_measured_anew_only_on_request(tmp_path):
     file = tmp_path/'test-1.json'
     file.write_text('{"half')
     with pytest.raises(CourseError): ex.reproduce(exp(simple), full=True, folder=tmp_path)
-    with pytest.raises(CourseError): ex.reproduce(exp(simple), full=True, again=True, parts=['a'], folder=tmp_path)
+    with pytest.raises(CourseError): ex.reproduce(exp(simple), full=True, again=True, variants=['a'], folder=tmp_path)
     assert len(ex.reproduce(exp(simple), full=True, again=True, folder=tmp_path)['rows']) == 4
     assert (tmp_path/'test-1.damaged').read_text() == '{"half'
 
@@ -164,7 +163,7 @@ def test_a_damaged_record_does_not_hide_the_others(tmp_path):
 
 def test_progress_counts_what_is_left(tmp_path):
     said = []
-    ex.reproduce(exp(simple), parts=['a'], folder=tmp_path)
+    ex.reproduce(exp(simple), variants=['a'], folder=tmp_path)
     ex.reproduce(exp(simple), seeds=2, folder=tmp_path, show=said.append)
     assert said == ['test-1 b seed 1 (1 of 3)', 'test-1 a seed 2 (2 of 3)', 'test-1 b seed 2 (3 of 3)']
 
@@ -178,10 +177,10 @@ def test_fewer_seeds_than_usual_are_not_all(tmp_path):
 
 @pytest.mark.parametrize('run', [lambda t: dict(acc=1.), lambda t: dict(curve_by_epoch=[1, 2])])
 def test_every_record_can_be_drawn(run, tmp_path):
-    record = ex.reproduce(exp(run, parts=('',), reported={'': dict(acc=0.5)}), folder=tmp_path)
-    assert len(ex.draw_record(record).axes) == 1
+    record = ex.reproduce(exp(run, variants=('',), reported={'': dict(acc=0.5)}), folder=tmp_path)
+    assert len(rc.draw_record(record).axes) == 1
 
 
 def test_whole_numbers_are_written_out(tmp_path):
-    record = ex.reproduce(exp(lambda t: dict(parameters=4_218_842), parts=('',), seeds=1), full=True, folder=tmp_path)
-    assert ex.beside(record).obtained.tolist() == ['4,218,842']
+    record = ex.reproduce(exp(lambda t: dict(parameters=4_218_842), variants=('',), seeds=1), full=True, folder=tmp_path)
+    assert rc.reported_and_obtained(record).obtained.tolist() == ['4,218,842']

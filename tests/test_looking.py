@@ -10,11 +10,11 @@ from dlcourse.insight.explain import Explanation
 from dlcourse.training.learner import learner_for
 
 
-def quick(part): return Trial(part, 1, False, 'cpu')
+def quick(variant): return Trial(variant, 1, False, 'cpu')
 
 
 @pytest.fixture(scope='module')
-def cnn(): return looking.trained(quick('ink'), 'cnn')
+def cnn(): return looking.train_network(quick('ink'), 'cnn')
 
 
 def explanation(images, maps, preds, targets):
@@ -23,10 +23,10 @@ def explanation(images, maps, preds, targets):
 
 
 def test_networks_of_one_size():
-    mlp, cnn = (looking.looked_at(quick(o), o).model for o in looking.nets)
+    mlp, cnn = (looking.untrained_learner(quick(o), o).model for o in looking.architectures)
     sizes = [sum(p.numel() for p in o.parameters()) for o in (mlp, cnn)]
     assert abs(sizes[0]/sizes[1] - 1) < 0.02
-    with pytest.raises(CourseError, match="Did you mean 'cnn'"): looking.looked_at(quick('cn'), 'cn')
+    with pytest.raises(CourseError, match="Did you mean 'cnn'"): looking.untrained_learner(quick('cn'), 'cn')
 
 
 def test_heat_on_the_ink_and_beside_it():
@@ -83,14 +83,14 @@ def test_captum_agrees(cnn):
 
 def test_without_captum_one_part_is_not_measured(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, 'captum.attr', None)
-    ink, captum = reproduce('mac-4e', folder=tmp_path, parts=['ink', 'captum'])['rows']
+    ink, captum = reproduce('mac-4e', folder=tmp_path, variants=['ink', 'captum'])['rows']
     assert 'figures' in ink and 'pip install captum' in captum['not_measured'] and 'figures' not in captum
     with pytest.raises(NotMeasured): looking.captum_maps(nn.Identity(), torch.zeros(1, 1, 2, 2), torch.zeros(1, 1), '')
 
 
 def test_quick_separation(tmp_path):
     record = reproduce('mac-4c-layers', folder=tmp_path)
-    assert [r['part'] for r in record['rows']] == ['mlp', 'cnn']
+    assert [r['variant'] for r in record['rows']] == ['mlp', 'cnn']
     for r in record['rows']:
         f = r['figures']
         assert {f'{o}_{k}' for o in ('input', 'hidden') for k in looking.scores} <= f.keys()

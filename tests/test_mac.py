@@ -3,8 +3,9 @@ import numpy as np
 import pytest
 import torch
 from dlcourse.core import CourseError
-from dlcourse.course.experiment import Trial, experiments, find_experiments, record_file, recorded, reproduce, verdicts
-from dlcourse.course.mac import hyperparameters, imbalance, perturbed, recipe, similar_size, stopping, views
+from dlcourse.course.experiment import Trial, experiments, find_experiments, recorded, reproduce
+from dlcourse.course.records import obtained_table, record_file, verdicts
+from dlcourse.course.mac import hyperparameters, imbalance, pair, perturbed, recipe, similar_size, stopping, views
 from dlcourse.data.blocks import dls_for
 from dlcourse.models.zoo import size_of
 
@@ -13,13 +14,13 @@ SOME = {'mac-3c': ['NN 30', 'CNN 300'], 'mac-3d': ['NN stopped', 'CNN to the end
 OURS = ['mac-3a', 'mac-3c', 'mac-3d', 'mac-3e', 'mac-4a', 'mac-4b', 'mac-4c', 'mac-4d', 'mac-4f', 'mac-recipe']
 
 
-def quick(part, seed=1): return Trial(part, seed, False, 'cpu')
+def quick(variant, seed=1): return Trial(variant, seed, False, 'cpu')
 
 
 @pytest.mark.parametrize('id', OURS)
 def test_quick_runs_are_measured_and_drawn(id, tmp_path):
-    record = reproduce(id, parts=SOME.get(id), folder=tmp_path)
-    assert len(record['rows']) == len(SOME.get(id, record['parts'])) and all(r['figures'] for r in record['rows'])
+    record = reproduce(id, variants=SOME.get(id), folder=tmp_path)
+    assert len(record['rows']) == len(SOME.get(id, record['variants'])) and all(r['figures'] for r in record['rows'])
     assert record_file(id, False, tmp_path).with_suffix('.svg').exists()
 
 
@@ -27,8 +28,8 @@ def test_quick_runs_are_measured_and_drawn(id, tmp_path):
 def test_records_are_whole_and_their_verdicts_follow_from_the_rows(id):
     exp, record = find_experiments([id])[0], recorded(id)
     if not record['rows']: pytest.skip(f'{id} has not been measured')
-    assert {(r['part'], r['seed']) for r in record['rows'] if 'figures' in r} == {(p, s) for p in exp.parts for s in range(1, exp.seeds + 1)}
-    assert verdicts(exp, record['rows']) == record['verdicts'] and None not in [o['holds'] for o in record['verdicts']]
+    assert {(r['variant'], r['seed']) for r in record['rows'] if 'figures' in r} == {(p, s) for p in exp.variants for s in range(1, exp.seeds + 1)}
+    assert verdicts(exp.expects, record['rows']) == record['verdicts'] and None not in [o['met'] for o in record['verdicts']]
     assert not any(r['provenance']['uncommitted_changes'] for r in record['rows'])
 
 
@@ -36,15 +37,15 @@ def test_records_are_whole_and_their_verdicts_follow_from_the_rows(id):
 def test_nothing_measured_is_drawn_too(id):
     empty = dict(recorded(id), rows=[], summary=[])
     assert find_experiments([id])[0].draw(empty).axes
-    assert (similar_size.table_of(empty, ['test']) == 'not measured').all(axis=None)
+    assert (obtained_table(empty, ['test']) == 'not measured').all(axis=None)
 
 
 def test_every_item_is_there(): assert set(OURS) <= set(experiments())
 
 
 @pytest.mark.parametrize('shape', [(1, 28, 28), (3, 32, 32), (1, 8, 8)])
-def test_twins_have_one_size(shape):
-    made = similar_size.twins(shape, 10)
+def test_matched_pair_have_one_size(shape):
+    made = pair.matched_pair(shape, 10)
     nn, cnn = (size_of(arch, shape, 10, **args) for arch, args in made.values())
     assert abs(nn/cnn - 1) <= 0.02
 
@@ -79,7 +80,7 @@ def test_the_tail_and_its_repairs():
 
 def test_recalls_are_those_of_the_report():
     dls = imbalance.variant_data(quick(''), '5 classes')
-    ev = similar_size.judged(similar_size.net_for(quick(''), 'NN', dls))
+    ev = pair.evaluate_on(pair.trial_learner(quick(''), 'NN', dls))
     assert np.allclose(imbalance.recalls(ev), ev.report().recall[:5])
 
 
@@ -90,7 +91,7 @@ def test_worst_pairs():
 
 def test_every_value_of_every_axis_makes_a_network():
     dls = dls_for('fashion_mini', n_per_class=20, seed=1)
-    for net in similar_size.nets:
+    for net in pair.nets:
         arch, args = hyperparameters.base[net]
         for options in hyperparameters.axes(net).values():
             for o in options.values():

@@ -9,7 +9,7 @@ from dlcourse.core import CourseError
 from dlcourse.course.experiment import Trial, find_experiments, one_trial, recorded
 from dlcourse.course.mba.architectures import three_nets, ways
 from dlcourse.course.mba.boston import Decay, epochs_for, house_net
-from dlcourse.course.mba.losses import fitted, four, points, truth
+from dlcourse.course.mba.losses import four, logistic_probabilities, points, truth
 from dlcourse.course.mba.optimisers import adam_rule, by_hand_and_torch, rank_correlation, sgd_rule
 from dlcourse.models.blocks import count_params
 from dlcourse.models.zoo import model_for
@@ -29,10 +29,10 @@ def test_all_ten_are_there(): assert set(MBA) == {f'mba-{i}' for i in range(1, 1
 @pytest.mark.parametrize('id', MBA)
 def test_quick_run(id):
     exp = find_experiments([id])[0]
-    for part in exp.parts[::4] if id == 'mba-8' else exp.parts:
-        figures = one_trial(exp, Trial(part, 1, False, 'cpu'))['figures']
+    for variant in exp.variants[::4] if id == 'mba-8' else exp.variants:
+        figures = one_trial(exp, Trial(variant, 1, False, 'cpu'))['figures']
         assert figures and all(v is not None for v in figures.values())
-        assert set(exp.reported.get(part, {})) <= set(figures), 'what the document reports is measured'
+        assert set(exp.reported.get(variant, {})) <= set(figures), 'what the document reports is measured'
 
 
 @pytest.mark.parametrize('id', MBA)
@@ -43,7 +43,7 @@ def test_records_are_whole(id):
 
 @pytest.mark.parametrize('name', four)
 def test_losses_equal_the_printed_ones(name):
-    each = four[name](fitted(points, truth), torch.tensor(truth), 'none')
+    each = four[name](logistic_probabilities(points, truth), torch.tensor(truth), 'none')
     assert torch.allclose(each, torch.tensor(SAID[name], dtype=each.dtype), atol=.0011), 'the last printed digit of one is cut, not rounded'
 
 

@@ -17,7 +17,7 @@ from dlcourse.models.zoo import model_for
 from dlcourse.training.learner import learner_for
 
 ROOT = Path(__file__).resolve().parent.parent
-RECORD = ROOT/'results'/'resolution.json'
+RECORD = ROOT/'results'/'benchmarks'/'resolution.json'
 SHAPE = (1, 28, 28)
 
 

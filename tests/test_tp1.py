@@ -10,13 +10,13 @@ from dlcourse.course.tp1.cifar10 import l2_adam
 from dlcourse.course.tp1.eurosat import images
 from dlcourse.course.experiment import Trial
 
-PARTS = [(k, p) for k,e in experiments().items() if k.startswith(('tp1', 'extra')) for p in e.parts if 'alexnet' not in p]
+VARIANTS = [(k, p) for k,e in experiments().items() if k.startswith('tp1') for p in e.variants if 'alexnet' not in p]
 
 
-@pytest.mark.parametrize('id, part', PARTS, ids=[f'{k} {p}' for k,p in PARTS])
-def test_quick(tmp_path, id, part):
-    record = reproduce(id, parts=[part], folder=tmp_path)
-    assert [(r['part'], r['seed']) for r in record['rows']] == [(part, 1)] and record['rows'][0]['figures']
+@pytest.mark.parametrize('id, variant', VARIANTS, ids=[f'{k} {p}' for k,p in VARIANTS])
+def test_quick(tmp_path, id, variant):
+    record = reproduce(id, variants=[variant], folder=tmp_path)
+    assert [(r['variant'], r['seed']) for r in record['rows']] == [(variant, 1)] and record['rows'][0]['figures']
 
 
 def test_decay_goes_through_the_gradient():

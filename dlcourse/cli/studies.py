@@ -30,7 +30,7 @@ class Progress:
 
 # %% ../../nbs/cli/06_studies.ipynb #b0ebed6a
 def _records(folder):
-    from dlcourse.course.experiment import record_file
+    from dlcourse.course.records import record_file
     print(f"records: {record_file('', folder=folder).parent.as_posix()}")
 
 def _list_experiments(folder):
@@ -38,17 +38,18 @@ def _list_experiments(folder):
     table = reproduction(folder=folder)
     usual = [f'about {o.minutes:g}' if o.minutes else '' for o in experiments().values()]
     table['minutes'] = table.minutes.astype(object).where(table.minutes.notna(), usual)
-    print(table.rename(columns=dict(expected_and_found='holds')).fillna('').to_string())
+    print(table.rename(columns=dict(came_true='came true')).fillna('').to_string())
     _records(folder)
 
 # %% ../../nbs/cli/06_studies.ipynb #6b7c3c01
 def _show_record(record):
-    "Print what was reported beside what was obtained, and the verdicts"
-    from dlcourse.course.experiment import beside, verdict_table
+    "Print reported and obtained figures side by side, and the verdicts"
+    from dlcourse.course.records import reported_and_obtained, verdict_table
     print(f"{record['id']}: {record['title']}" + ('' if record['full'] else ' (a quick run, which shows that the code works; --full measures)'))
-    print(beside(record).to_string())
-    for text,holds in verdict_table(record).holds.items(): print(f'  {holds}: {text}')
-    for part,why in dict.fromkeys((r['part'], r['not_measured']) for r in record['rows'] if 'not_measured' in r): print(f'  not measured: {part} {why}')
+    print(reported_and_obtained(record).to_string())
+    for text,answer in verdict_table(record)['came true'].items(): print(f'  {answer}: {text}')
+    missing = dict.fromkeys((r['variant'], r['not_measured']) for r in record['rows'] if 'not_measured' in r)
+    for variant,why in missing: print(f'  not measured: {variant} {why}')
 
 # %% ../../nbs/cli/06_studies.ipynb #742f2db3
 def check_writable(folder):
@@ -67,24 +68,25 @@ def _check_data(names, found):
 @command('reproduce', arg('names', nargs='*', metavar='ID', help='an experiment such as mba-7, a document (mac, mba, tp1), or all; none to list them'),
     arg('--full', action='store_true', help="run at the full budget, minutes to hours (default: a run of seconds that shows no more than that the code works)"),
     arg('--seeds', type=above_zero, metavar='N', help='seeds 1 to N (default: as many as the experiment needs)'),
-    arg('--part', action='append', metavar='NAME', help='only this part of one experiment; may be given again'),
+    arg('--variant', action='append', metavar='NAME', help='only this variant of one experiment; may be given again'),
     arg('--device', metavar='NAME', help='cpu or cuda (default: the GPU if there is one)'),
     arg('--again', action='store_true', help='measure anew what is recorded already'),
-    arg('-o', '--output', metavar='FOLDER', help='where records lie (default: $DLCOURSE_RESULTS, or results here or above)'),
+    arg('-o', '--output', metavar='FOLDER', help='where records lie (default: $DLCOURSE_RESULTS, or experiments in results here or above)'),
     examples=['dlcourse reproduce', 'dlcourse reproduce mba-7 --full', 'dlcourse reproduce mac --full --seeds 5'])
 def reproduce_command(args):
-    "Run the course's experiments and set what was reported beside what is obtained"
+    "Run the course's experiments; print reported and obtained figures side by side"
     from dlcourse.core import CourseError
     if not args.names: return _list_experiments(args.output)
     from dlcourse.course import experiment
+    from dlcourse.course.records import record_file
     found = experiment.find_experiments(args.names)
-    if args.part and len(found) > 1: raise CourseError('--part goes with one experiment')
-    check_writable(experiment.record_file('', folder=args.output).parent)
+    if args.variant and len(found) > 1: raise CourseError('--variant goes with one experiment')
+    check_writable(record_file('', folder=args.output).parent)
     if args.full: _check_data(args.names, found)
     args.carry_on = f"the same command carries on{' if --again is left out' * args.again}"
     for o in found:
         show = Progress()
-        try: record = experiment.reproduce(o, args.full, args.seeds, args.part, args.device, args.output, args.again, show)
+        try: record = experiment.reproduce(o, args.full, args.seeds, args.variant, args.device, args.output, args.again, show)
         finally: show.clear()
         _show_record(record)
         if not show.trial: print('  nothing was left to run; --again measures anew')

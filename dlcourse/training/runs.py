@@ -8,7 +8,7 @@ Docs: https://dlcourse.github.io/dlcourse/training/runs.html.md"""
 __all__ = ['format_version', 'find_run', 'Run', 'start', 'KeepRun']
 
 # %% ../../nbs/training/09_runs.ipynb #4b9eff5d
-import csv, json, math, platform
+import csv, json, math
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
@@ -18,6 +18,7 @@ import pandas as pd
 from fastai.callback.core import Callback
 from fastcore.basics import patch
 from ..core import CourseError, choose, lock_for, save_figure, seed_all, whole_file
+from ..provenance import versions
 from .callbacks import BestWeights
 from .checkpoints import frozen_names, load_optimizer, load_tensors, load_weights, optimizer_tensors, save_tensors
 from .checkpoints import with_prefix, within_prefix, without
@@ -127,15 +128,13 @@ def start(
     return run
 
 # %% ../../nbs/training/09_runs.ipynb #cd21d3ed
-def _versions(): return {'python': platform.python_version(), **{o: version(o) for o in ('dlcourse', 'torch', 'fastai', 'numpy')}}
-
 def _write_json(path, d):
     with whole_file(path) as f: json.dump(d, f, indent=1)
 
 def _write_settings(folder, s, learn):
     n = sum(o.numel() for o in learn.model.parameters())
     _write_json(folder/_settings, dict(format=format_version, settings=asdict(s), examples=examples_of(learn.dls), parameters=n,
-                                       backbone=backbone_facts(learn.model), trained_on=str(learn.dls.device), versions=_versions()))
+                                       backbone=backbone_facts(learn.model), trained_on=str(learn.dls.device), versions=versions('dlcourse torch fastai numpy')))
 
 # %% ../../nbs/training/09_runs.ipynb #d0163336
 def _remove(folders):

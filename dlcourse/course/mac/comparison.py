@@ -10,7 +10,8 @@ __all__ = ['aspects', 'draw_comparison', 'comparison']
 # %% ../../../nbs/course/mac/04_comparison.ipynb #b755a9bf
 from ..experiment import experiment, watched
 from .convergence import first_below, known
-from .similar_size import data_for, dots, net_for, nets, values
+from ..records import dots, values
+from .pair import nets, trial_data, trial_learner
 from .stopping import gaps
 from ...insight.curves import colours, panels, step_losses, tidy
 from ...models.blocks import count_params
@@ -33,13 +34,13 @@ def draw_comparison(
     return axs[0].figure
 
 # %% ../../../nbs/course/mac/04_comparison.ipynb #0e975b7c
-@experiment('mac-3e', 'What differs between NN and CNN', parts=nets, needs=('mnist',), minutes=2, draw=draw_comparison, expects={
-    'the CNN is more accurate on the test images': lambda r: min(r.each['CNN']['test']) > max(r.each['NN']['test']),
+@experiment('mac-3e', 'What differs between NN and CNN', variants=nets, needs=('mnist',), minutes=2, draw=draw_comparison, expects={
+    'the CNN is more accurate on the test images': lambda r: min(r.by_seed['CNN']['test']) > max(r.by_seed['NN']['test']),
     'the CNN needs fewer steps to learn the training images': lambda r: r['CNN']['first_below'] < r['NN']['first_below'],
     'the gap in the loss is smaller for the CNN': lambda r: r['CNN']['loss_gap'] < r['NN']['loss_gap'],
     'an epoch of the CNN takes at least three times as long': lambda r: r['CNN']['seconds_per_epoch'] > 3*r['NN']['seconds_per_epoch']})
 def comparison(trial):
-    learn = net_for(trial, trial.part, data_for(trial), early_stopping=5)
+    learn = trial_learner(trial, trial.variant, trial_data(trial), early_stopping=5)
     with watched(trial, learn): learn.fit(trial.pick(3, 40), 1e-3)
     return dict(parameters=count_params(learn.model, trainable=True), **gaps(learn), epochs=len(learn.history), best_epoch=learn.best_epoch,
                 first_below=first_below(step_losses(learn), known), seconds_per_epoch=learn.history.seconds.median())

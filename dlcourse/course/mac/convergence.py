@@ -10,7 +10,8 @@ __all__ = ['sizes', 'known', 'set_apart', 'first_below', 'settling', 'draw_conve
 # %% ../../../nbs/course/mac/02_convergence.ipynb #16943577
 import numpy as np
 from ..experiment import Trial, experiment, watched
-from .similar_size import data_for, mean_line, net_for, nets, values
+from ..records import mean_line, values
+from .pair import nets, trial_data, trial_learner
 from ...data.sources import source
 from ...insight.curves import colours, convergence, panels, step_losses, tidy
 
@@ -36,7 +37,7 @@ def first_below(
     return below[0] + 1 if len(below) else float('nan')
 
 def settling(
-    learn, # A fitted `Learner`
+    learn, # A trained `Learner`
     points:int=100, # How much of the curve to keep
 )->dict: # Figures
     "What `convergence` reads off the training loss, and the curve itself"
@@ -63,14 +64,14 @@ def draw_convergence(
 # %% ../../../nbs/course/mac/02_convergence.ipynb #90b68231
 def _reached(r): return [n for n in sizes if all('first_below' in r[f'{net} {n}'] for net in nets)]
 
-@experiment('mac-3c', 'Convergence of the training loss', parts=tuple(f'{net} {n}' for n in sizes for net in nets), needs=('mnist',), minutes=7, draw=draw_convergence, expects={
-    'every run learns its training images (loss below 0.1 at the end)': lambda r: all(max(r.each[f'{net} {n}']['final_level']) < known for net in nets for n in sizes),
+@experiment('mac-3c', 'Convergence of the training loss', variants=tuple(f'{net} {n}' for n in sizes for net in nets), needs=('mnist',), minutes=7, draw=draw_convergence, expects={
+    'every run learns its training images (loss below 0.1 at the end)': lambda r: all(max(r.by_seed[f'{net} {n}']['final_level']) < known for net in nets for n in sizes),
     'where both get there, the CNN needs fewer steps than the NN': lambda r: all(r[f'CNN {n}']['first_below'] < r[f'NN {n}']['first_below'] for n in _reached(r)),
     'and more images take more steps': lambda r: all(r[f'{net} {a}']['first_below'] < r[f'{net} {b}']['first_below'] for net in nets for a,b in zip(_reached(r), _reached(r)[1:])),
     'no mean curve has settled': lambda r: all(r[f'{net} {n}']['settled'] < 0.5 for net in nets for n in sizes)})
 def converging(trial):
-    net, n = trial.part.split()
-    dls = data_for(trial, n_per_class=trial.pick(int(n)//10, int(n)), valid=set_apart(trial, 100), bs=trial.pick(8, 32))
-    learn = net_for(trial, net, dls)
+    net, n = trial.variant.split()
+    dls = trial_data(trial, n_per_class=trial.pick(int(n)//10, int(n)), valid=set_apart(trial, 100), bs=trial.pick(8, 32))
+    learn = trial_learner(trial, net, dls)
     with watched(trial, learn): learn.fit(trial.pick(2, 15), 1e-3)
     return settling(learn)

@@ -9,7 +9,8 @@ __all__ = ['sets', 'larger', 'harder_data', 'draw_harder', 'harder']
 
 # %% ../../../nbs/course/mac/08_harder.ipynb #9b4ab5cb
 from ..experiment import Trial, experiment
-from .similar_size import dots, fitted, judged, net_for, nets, values
+from ..records import dots, values
+from .pair import evaluate_on, nets, train_one_cycle, trial_learner
 from ...data.blocks import dls_for
 from ...insight.curves import colours, panels, tidy
 from ...models.blocks import count_params
@@ -39,10 +40,10 @@ def draw_harder(
     return ax.figure
 
 # %% ../../../nbs/course/mac/08_harder.ipynb #cda4ad02
-@experiment('mac-4d', 'CIFAR-10, EuroSAT and a folder of images', parts=tuple(f'{net} {o}' for o in sets for net in nets), needs=('cifar10', 'eurosat'), minutes=8, draw=draw_harder, expects={
+@experiment('mac-4d', 'CIFAR-10, EuroSAT and a folder of images', variants=tuple(f'{net} {o}' for o in sets for net in nets), needs=('cifar10', 'eurosat'), minutes=8, draw=draw_harder, expects={
     'the CNN is better by ten points or more on both': lambda r: all(r[f'CNN {o}']['test'] > r[f'NN {o}']['test'] + 0.1 for o in sets),
     'both stay below 60 % on CIFAR-10': lambda r: max(r[f'{net} CIFAR-10']['test'] for net in nets) < 0.6})
 def harder(trial):
-    net, name = trial.part.split()
-    learn = fitted(trial, net_for(trial, net, harder_data(trial, name), larger), 10)
-    return dict(parameters=count_params(learn.model, trainable=True), **{o: judged(learn, o).accuracy for o in ('train', 'valid', 'test')})
+    net, name = trial.variant.split()
+    learn = train_one_cycle(trial, trial_learner(trial, net, harder_data(trial, name), larger), 10)
+    return dict(parameters=count_params(learn.model, trainable=True), **{o: evaluate_on(learn, o).accuracy for o in ('train', 'valid', 'test')})

@@ -14,7 +14,8 @@ from fastai.optimizer import OptimWrapper
 from functools import partial
 from ..experiment import Trial, experiment, watched
 from .convergence import set_apart
-from .similar_size import data_for, dots, judged, lenet, nets, values
+from ..records import dots, values
+from .pair import evaluate_on, lenet_args, nets, trial_data
 from ...data.transforms import CropFlip
 from ...insight.curves import colours, panels, tidy
 from ...models.mlp import dense_count
@@ -59,7 +60,7 @@ def axes(
     return {**own_axes[net], **shared_axes}
 
 # %% ../../../nbs/course/mac/09_hyperparameters.ipynb #9402c914
-base = dict(NN=('mlp', dict(widths=(121, 61))), CNN=('cnn', lenet))
+base = dict(NN=('mlp', dict(widths=(121, 61))), CNN=('cnn', lenet_args))
 
 def score(
     trial:Trial,
@@ -71,10 +72,10 @@ def score(
 )->float: # Accuracy on 2,000 validation images
     "Train four epochs with some settings changed; nothing is learnt where the loss stops being a number"
     arch, args = base[net]
-    dls = data_for(trial, valid=set_apart(trial, trial.pick(200, 2000)), bs=min(bs, trial.pick(64, bs)), augment=augment)
+    dls = trial_data(trial, valid=set_apart(trial, trial.pick(200, 2000)), bs=min(bs, trial.pick(64, bs)), augment=augment)
     learn = learner_for(arch, dls, seed=trial.seed, **{**args, **kwargs})
     with watched(trial, learn): learn.fit_flat_cos(trial.pick(1, 4), lr)
-    return judged(learn, 'valid').accuracy
+    return evaluate_on(learn, 'valid').accuracy
 
 # %% ../../../nbs/course/mac/09_hyperparameters.ipynb #8febbaa4
 def draw_axes(
@@ -99,7 +100,7 @@ def draw_axes(
 # %% ../../../nbs/course/mac/09_hyperparameters.ipynb #a72cb36d
 def _best(r, part): return max(r[part].values())
 
-@experiment('mac-4f', 'A study over every hyper-parameter', parts=tuple(f'{net} {axis}' for net in nets for axis in axes(net)), seeds=2, needs=('mnist',), minutes=8, draw=draw_axes, expects={
+@experiment('mac-4f', 'A study over every hyper-parameter', variants=tuple(f'{net} {axis}' for net in nets for axis in axes(net)), seeds=2, needs=('mnist',), minutes=8, draw=draw_axes, expects={
     'weights that are all zero learn nothing': lambda r: max(r[f'{net} initialisation']['zeros'] for net in nets) < 0.2,
     'the learning rate matters more than the activation': lambda r: all(spread(r, f'{net} learning rate') > spread(r, f'{net} activation') for net in nets),
     'a kernel of one pixel is the worst': lambda r: min(r['CNN kernel size'], key=r['CNN kernel size'].get) == '1',
@@ -107,7 +108,7 @@ def _best(r, part): return max(r[part].values())
     'ten times the parameters gain less than five points': lambda r: all(spread(r, f'{net} parameters') < 0.05 for net in nets),
     'with the epochs fixed, the largest batch is the worst': lambda r: all(min(r[f'{net} batch size'], key=r[f'{net} batch size'].get) == '512' for net in nets)})
 def hyperparameters(trial):
-    net, axis = trial.part.split(maxsplit=1)
+    net, axis = trial.variant.split(maxsplit=1)
     options = axes(net)[axis]
     return {k: score(trial, net, **o) for k,o in options.items()}
 

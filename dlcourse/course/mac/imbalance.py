@@ -12,7 +12,8 @@ __all__ = ['ratio', 'repairs', 'tails', 'groups', 'tail_data', 'variant_data', '
 import numpy as np
 from ..experiment import Trial, experiment, watched
 from .convergence import set_apart
-from .similar_size import data_for, dots, judged, mean_line, net_for, nets, values
+from ..records import dots, mean_line, values
+from .pair import evaluate_on, nets, trial_data, trial_learner
 from ...data.sampling import class_weights, long_tail
 from ...insight.curves import colours, panels, tidy
 from ...training.losses import CrossEntropy
@@ -29,8 +30,8 @@ def tail_data(
 ): # `DataLoaders`
     "Classes of 300 images down to 6, as they are or each repeated until all are equal; or as many images in classes of one size"
     n, valid = trial.pick(100, 300), set_apart(trial, trial.pick(100, 1000))
-    if variant == 'balanced': return data_for(trial, n_per_class=int(long_tail([n]*10, ratio).sum()//10), valid=valid)
-    return data_for(trial, n_per_class=n, imbalance=ratio, oversample=variant == 'oversampling', valid=valid)
+    if variant == 'balanced': return trial_data(trial, n_per_class=int(long_tail([n]*10, ratio).sum()//10), valid=valid)
+    return trial_data(trial, n_per_class=n, imbalance=ratio, oversample=variant == 'oversampling', valid=valid)
 
 def variant_data(
     trial:Trial,
@@ -38,7 +39,7 @@ def variant_data(
 ): # `DataLoaders`
     "The data of a variant"
     if variant in tails: return tail_data(trial, variant)
-    return data_for(trial, classes=list(groups[variant]), valid=set_apart(trial, trial.pick(100, 1000)))
+    return trial_data(trial, classes=list(groups[variant]), valid=set_apart(trial, trial.pick(100, 1000)))
 
 # %% ../../../nbs/course/mac/06_imbalance.ipynb #c2dc3a0e
 def trained_for(
@@ -47,10 +48,10 @@ def trained_for(
     dls, # `DataLoaders`
     weighted:bool, # Whether the loss is weighted by class
     steps:int=470, # Of a full run
-): # A fitted `Learner`
+): # A trained `Learner`
     "Train for a number of steps, whatever the number of images"
     loss = CrossEntropy(weight=class_weights(dls.labels(), dls.c).to(dls.device)) if weighted else None
-    learn = net_for(trial, net, dls, loss_func=loss)
+    learn = trial_learner(trial, net, dls, loss_func=loss)
     with watched(trial, learn): learn.fit_one_cycle(max(1, round(trial.pick(5, steps)/len(dls.train))), 3e-3)
     return learn
 
@@ -82,7 +83,7 @@ def draw_imbalance(
 # %% ../../../nbs/course/mac/06_imbalance.ipynb #18c4e503
 def _all_nets(f): return lambda r: all(f(r, net) for net in nets)
 
-@experiment('mac-4b', 'Unbalanced classes and fewer classes', parts=tuple(f'{net} {o}' for net in nets for o in (*tails, *groups)), needs=('mnist',), minutes=6, draw=draw_imbalance, expects={
+@experiment('mac-4b', 'Unbalanced classes and fewer classes', variants=tuple(f'{net} {o}' for net in nets for o in (*tails, *groups)), needs=('mnist',), minutes=6, draw=draw_imbalance, expects={
     'imbalance lowers the recall of the three rarest classes by more than 10 points, with equally many images':
         _all_nets(lambda r, net: r[f'{net} unbalanced']['rare'] < r[f'{net} balanced']['rare'] - 0.1),
     'and raises that of the three most frequent': _all_nets(lambda r, net: r[f'{net} unbalanced']['frequent'] > r[f'{net} balanced']['frequent']),
@@ -91,9 +92,9 @@ def _all_nets(f): return lambda r: all(f(r, net) for net in nets)
     'the CNN loses less on the rarest than the NN': lambda r: r['CNN balanced']['rare'] - r['CNN unbalanced']['rare'] < r['NN balanced']['rare'] - r['NN unbalanced']['rare'],
     '4 and 9 are recognised best where there is nothing else': _all_nets(lambda r, net: r[f'{net} 2 classes']['pair_recall'] > r[f'{net} 10 classes']['pair_recall'])})
 def unbalanced(trial):
-    net, variant = trial.part.split(maxsplit=1)
+    net, variant = trial.variant.split(maxsplit=1)
     dls = variant_data(trial, variant)
-    ev = judged(trained_for(trial, net, dls, variant == 'class weights'))
+    ev = evaluate_on(trained_for(trial, net, dls, variant == 'class weights'))
     recall = recalls(ev)
     pair = [i for i,o in enumerate(groups.get(variant, range(10))) if o in (4, 9)]
     return dict(images=len(dls.train_ds), accuracy=ev.accuracy, rare=recall[-3:].mean(), frequent=recall[:3].mean(), pair_recall=recall[pair].mean(), recall=recall.tolist())

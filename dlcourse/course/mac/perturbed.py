@@ -12,7 +12,8 @@ __all__ = ['strengths', 'units', 'change', 'all_strengths', 'small_set', 'change
 from dataclasses import replace
 from ...core import choose
 from ..experiment import Trial, experiment
-from .similar_size import fitted, judged, mean_line, net_for, nets, values
+from ..records import mean_line, values
+from .pair import evaluate_on, nets, train_one_cycle, trial_learner
 from ...data.blocks import dls_for
 from ...data.sampling import n_per_class
 from ...data.arrays import Examples
@@ -60,14 +61,14 @@ def changed_test(
 
 # %% ../../../nbs/course/mac/05_perturbed.ipynb #6b42ea2f
 def accuracies(
-    learn, # A fitted `Learner`
+    learn, # A trained `Learner`
     ex:Examples, # What it was trained on
     kind:str, # 'size', 'position' or 'noise'
     seed:int, # As the learner's data
 )->dict: # 'kind strength' -> accuracy
     "Test accuracy at each strength of a change"
     def at(s): return dls_for(changed_test(ex, kind, s, seed), seed=seed, device=learn.dls.device).test
-    return {f'{kind} {s:g}': judged(learn, dl=at(s)).accuracy for s in strengths[kind]}
+    return {f'{kind} {s:g}': evaluate_on(learn, dl=at(s)).accuracy for s in strengths[kind]}
 
 def draw_perturbed(
     record:dict, # Of mac-4a
@@ -89,7 +90,7 @@ def draw_perturbed(
 def _last(kind): return f'{kind} {strengths[kind][-1]:g}'
 def _first(kind): return f'{kind} {strengths[kind][0]:g}'
 
-@experiment('mac-4a', 'Digits of other sizes, in other places, with noise', parts=tuple(f'{net} {o}' for net in nets for o in ('clean', *strengths)), needs=('mnist',), minutes=7, draw=draw_perturbed, expects={
+@experiment('mac-4a', 'Digits of other sizes, in other places, with noise', variants=tuple(f'{net} {o}' for net in nets for o in ('clean', *strengths)), needs=('mnist',), minutes=7, draw=draw_perturbed, expects={
     'at the largest strength, training with the change gains at least 20 points, for both networks and all changes':
         lambda r: all(r[f'{net} {k}'][_last(k)] > r[f'{net} clean'][_last(k)] + 0.2 for net in nets for k in strengths),
     'trained clean, the CNN bears each change better than the NN (mean over the strengths)':
@@ -99,8 +100,8 @@ def _first(kind): return f'{kind} {strengths[kind][0]:g}'
     'training with a change costs the CNN less than two points on unchanged digits':
         lambda r: all(r[f'CNN {k}'][_first(k)] > r['CNN clean'][_first(k)] - 0.02 for k in strengths)})
 def perturbed(trial):
-    net, how = trial.part.split()
+    net, how = trial.variant.split()
     ex = small_set(trial)
     dls = dls_for(ex, seed=trial.seed, device=trial.device, batch_tfms=[] if how == 'clean' else all_strengths(how))
-    learn = fitted(trial, net_for(trial, net, dls), 15)
+    learn = train_one_cycle(trial, trial_learner(trial, net, dls), 15)
     return {k: v for kind in (strengths if how == 'clean' else [how]) for k,v in accuracies(learn, ex, kind, trial.seed).items()}

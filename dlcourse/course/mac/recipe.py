@@ -9,7 +9,8 @@ __all__ = ['recipes', 'slightly_moved', 'by_recipe', 'draw_recipe', 'recipe']
 
 # %% ../../../nbs/course/mac/10_recipe.ipynb #ee0764a7
 from ..experiment import Trial, experiment, watched
-from .similar_size import data_for, dots, judged, nets, values
+from ..records import dots, values
+from .pair import evaluate_on, nets, trial_data
 from ...data.transforms import BatchAffine
 from ...insight.curves import colours, panels, tidy
 from ...models.blocks import count_params
@@ -25,11 +26,11 @@ def by_recipe(
     trial:Trial,
     net:str, # 'NN' or 'CNN'
     **kwargs, # What is to differ from the recipe
-): # A fitted `Learner`
+): # A trained `Learner`
     "Train a network by our recipe"
     r = {**recipes[net], **kwargs}
     epochs, lr, augment = r.pop('epochs'), r.pop('lr'), r.pop('augment', slightly_moved())
-    learn = learner_for(r.pop('arch'), data_for(trial, augment=augment, **r.pop('data', {})), seed=trial.seed, **{'label_smoothing': 0.1, **r})
+    learn = learner_for(r.pop('arch'), trial_data(trial, augment=augment, **r.pop('data', {})), seed=trial.seed, **{'label_smoothing': 0.1, **r})
     with watched(trial, learn): learn.fit_one_cycle(trial.pick(1, epochs), lr)
     return learn
 
@@ -46,9 +47,9 @@ def draw_recipe(
     return axs[0].figure
 
 # %% ../../../nbs/course/mac/10_recipe.ipynb #993cbf81
-@experiment('mac-recipe', 'Our recipe at 300 images of each digit', parts=nets, needs=('mnist',), minutes=6, draw=draw_recipe, expects={
+@experiment('mac-recipe', 'Our recipe at 300 images of each digit', variants=nets, needs=('mnist',), minutes=6, draw=draw_recipe, expects={
     'NN: at least 95 % on the test images': lambda r: r['NN']['test'] >= 0.95,
     'CNN: at least 98.5 % on the test images': lambda r: r['CNN']['test'] >= 0.985})
 def recipe(trial):
-    learn = by_recipe(trial, trial.part)
-    return dict(parameters=count_params(learn.model, trainable=True), epochs=len(learn.history), **{o: judged(learn, o).accuracy for o in ('valid', 'test')})
+    learn = by_recipe(trial, trial.variant)
+    return dict(parameters=count_params(learn.model, trainable=True), epochs=len(learn.history), **{o: evaluate_on(learn, o).accuracy for o in ('valid', 'test')})

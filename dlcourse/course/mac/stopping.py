@@ -9,26 +9,27 @@ __all__ = ['runs', 'gaps', 'trained_long', 'draw_stopping', 'stopping']
 
 # %% ../../../nbs/course/mac/03_stopping.ipynb #ba5f83c0
 from ..experiment import Trial, experiment, watched
-from .similar_size import data_for, judged, mean_line, net_for, nets, values
+from ..records import mean_line, values
+from .pair import evaluate_on, nets, trial_data, trial_learner
 from ...insight.curves import colours, panels, tidy
 
 # %% ../../../nbs/course/mac/03_stopping.ipynb #ef632bad
 def gaps(
-    learn, # A fitted `Learner`
+    learn, # A trained `Learner`
 )->dict: # Loss and accuracy on the training and the validation images, their gaps, and the accuracy on the test images
     "How much better the network is on the images it has learnt from"
-    train, valid = judged(learn, 'train'), judged(learn, 'valid')
+    train, valid = evaluate_on(learn, 'train'), evaluate_on(learn, 'valid')
     return dict(train_loss=train.loss, valid_loss=valid.loss, loss_gap=valid.loss - train.loss, train=train.accuracy,
-                valid=valid.accuracy, accuracy_gap=train.accuracy - valid.accuracy, test=judged(learn).accuracy)
+                valid=valid.accuracy, accuracy_gap=train.accuracy - valid.accuracy, test=evaluate_on(learn).accuracy)
 
 # %% ../../../nbs/course/mac/03_stopping.ipynb #586ffc8a
 def trained_long(
     trial:Trial,
     net:str, # 'NN' or 'CNN'
     **kwargs, # Of `learner_for`, such as `early_stopping`
-): # A fitted `Learner`
+): # A trained `Learner`
     "Train for 40 epochs with a constant learning rate, unless something stops it"
-    learn = net_for(trial, net, data_for(trial), **kwargs)
+    learn = trial_learner(trial, net, trial_data(trial), **kwargs)
     with watched(trial, learn): learn.fit(trial.pick(3, 40), 1e-3)
     return learn
 
@@ -51,14 +52,14 @@ def draw_stopping(
     return axs[0].figure
 
 # %% ../../../nbs/course/mac/03_stopping.ipynb #6e5ebf63
-@experiment('mac-3d', 'Over-fitting and early stopping', parts=tuple(f'{net} {o}' for net in nets for o in runs), needs=('mnist',), minutes=4, draw=draw_stopping, expects={
-    'the validation loss of every run to the end is well above its smallest (by a tenth or more)': lambda r: all(min(r.each[f'{net} to the end']['risen']) > 1.1 for net in nets),
-    'early stopping puts the weights of the best epoch back': lambda r: all(max(r.each[f'{net} stopped']['restored_difference']) < 1e-4 for net in nets),
+@experiment('mac-3d', 'Over-fitting and early stopping', variants=tuple(f'{net} {o}' for net in nets for o in runs), needs=('mnist',), minutes=4, draw=draw_stopping, expects={
+    'the validation loss of every run to the end is well above its smallest (by a tenth or more)': lambda r: all(min(r.by_seed[f'{net} to the end']['risen']) > 1.1 for net in nets),
+    'early stopping puts the weights of the best epoch back': lambda r: all(max(r.by_seed[f'{net} stopped']['restored_difference']) < 1e-4 for net in nets),
     'stopping makes the gap in the loss smaller': lambda r: all(r[f'{net} stopped']['loss_gap'] < r[f'{net} to the end']['loss_gap'] for net in nets),
     'stopping costs less than a point of test accuracy': lambda r: all(r[f'{net} stopped']['test'] > r[f'{net} to the end']['test'] - 0.01 for net in nets),
     'the gap in accuracy of the CNN is smaller than that of the NN': lambda r: all(r[f'CNN {o}']['accuracy_gap'] < r[f'NN {o}']['accuracy_gap'] for o in runs)})
 def stopping(trial):
-    net, how = trial.part.split(maxsplit=1)
+    net, how = trial.variant.split(maxsplit=1)
     learn = trained_long(trial, net, early_stopping=5 if how == 'stopped' else None)
     hist, found = learn.history, gaps(learn)
     best = hist.valid_loss.min()

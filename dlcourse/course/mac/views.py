@@ -10,7 +10,8 @@ __all__ = ['mean_confusion', 'draw_confusion', 'draw_views', 'mistakes_of', 'vie
 # %% ../../../nbs/course/mac/07_views.ipynb #56279a89
 import numpy as np
 from ..experiment import experiment, watched
-from .similar_size import data_for, judged, mean_line, net_for, nets, values
+from ..records import mean_line, values
+from .pair import evaluate_on, nets, trial_data, trial_learner
 from ...insight.curves import colours, panels, tidy
 
 # %% ../../../nbs/course/mac/07_views.ipynb #ac7272a1
@@ -60,15 +61,15 @@ def mistakes_of(
     C = np.reshape(confusion, 2*[round(len(confusion)**0.5)])
     return C[pair] + C[pair[::-1]]
 
-@experiment('mac-4c', 'Loss curves and confusion matrices', parts=nets, needs=('mnist',), minutes=1, draw=draw_views, expects={
-    '4 and 9 are among the three pairs that the NN takes for each other most often': lambda r: (4, 9) in worst_pairs(np.mean(r.each['NN']['confusion'], 0)),
+@experiment('mac-4c', 'Loss curves and confusion matrices', variants=nets, needs=('mnist',), minutes=1, draw=draw_views, expects={
+    '4 and 9 are among the three pairs that the NN takes for each other most often': lambda r: (4, 9) in worst_pairs(np.mean(r.by_seed['NN']['confusion'], 0)),
     'the CNN takes 4 and 9 for each other at most half as often':
-        lambda r: 2*np.mean([mistakes_of(o, (4, 9)) for o in r.each['CNN']['confusion']]) <= np.mean([mistakes_of(o, (4, 9)) for o in r.each['NN']['confusion']]),
-    'the validation loss of the CNN ends below that of the NN': lambda r: max(o[-1] for o in r.each['CNN']['valid_curve']) < min(o[-1] for o in r.each['NN']['valid_curve'])})
+        lambda r: 2*np.mean([mistakes_of(o, (4, 9)) for o in r.by_seed['CNN']['confusion']]) <= np.mean([mistakes_of(o, (4, 9)) for o in r.by_seed['NN']['confusion']]),
+    'the validation loss of the CNN ends below that of the NN': lambda r: max(o[-1] for o in r.by_seed['CNN']['valid_curve']) < min(o[-1] for o in r.by_seed['NN']['valid_curve'])})
 def views(trial):
-    learn = net_for(trial, trial.part, data_for(trial))
+    learn = trial_learner(trial, trial.variant, trial_data(trial))
     with watched(trial, learn): learn.fit_one_cycle(trial.pick(2, 15), 3e-3)
-    ev, hist = judged(learn), learn.history
+    ev, hist = evaluate_on(learn), learn.history
     return dict(accuracy=ev.accuracy, train_curve=hist.train_loss.tolist(), valid_curve=hist.valid_loss.tolist(), confusion=ev.confusion_matrix().ravel().tolist())
 
 # %% ../../../nbs/course/mac/07_views.ipynb #cf2000fc

@@ -56,13 +56,13 @@ def _then(first, second):
     return _either({a + b: n*m} for a,n in first.items() for b,m in second.items())
 
 # %% ../../../nbs/course/mba/03_architectures.ipynb #8c1a024a
-@experiment('mba-6', 'VGG, Inception and ResNet: ways through three small networks', parts=('VGG', 'Inception', 'ResNet'), seeds=1, draw=draw_three,
+@experiment('mba-6', 'VGG, Inception and ResNet: ways through three small networks', variants=('VGG', 'Inception', 'ResNet'), seeds=1, draw=draw_three,
             expects={'VGG is a sequence: one way': lambda r: r['VGG']['ways'] == 1,
                      'Inception is parallel: several ways, none past a module': lambda r: r['Inception']['ways'] > 1 and r['Inception']['fewest_layers'] > r['Inception']['modules'],
                      'ResNet skips: a way with fewer layers than blocks': lambda r: r['ResNet']['fewest_layers'] < r['ResNet']['modules'],
                      'all three are of one size, within a factor of two': lambda r: max(r[k]['parameters'] for k in three_nets()) < 2*min(r[k]['parameters'] for k in three_nets())}, minutes=.1)
 def structure(trial):
-    model = three_nets()[trial.part]
+    model = three_nets()[trial.variant]
     found = ways(model)
     return dict(parameters=count_params(model), ways=sum(found.values()), fewest_layers=min(found), most_layers=max(found),
                 modules=sum('block' in k or 'module' in k for k,_ in model[0].named_children()), outputs=dry_run(model, (1, 28, 28)).shape[1])

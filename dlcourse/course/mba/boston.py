@@ -68,7 +68,7 @@ def house_figures(
     return dict(train_mse=train[0], train_mae=train[1], val_mse=valid[0], val_mae=valid[1], gap_mse=valid[0] - train[0], dead=int(dead))
 
 # %% ../../../nbs/course/mba/04_boston.ipynb #2effd3a4
-@experiment('mba-7', 'Boston: default learning rate against 0.02 with decay', parts=('A', 'B', 'A, linear output', 'B, linear output'), seeds=5,
+@experiment('mba-7', 'Boston: default learning rate against 0.02 with decay', variants=('A', 'B', 'A, linear output', 'B, linear output'), seeds=5,
             reported={'A': dict(train_mse=21.5, train_mae=3.41, val_mse=28.3, val_mae=4.15),
                       'B': dict(train_mse=7.25, train_mae=1.91, val_mse=23.3, val_mae=3.07)},
             expects={'B errs less than A on the validation rows, MSE and MAE': lambda r: r['B']['val_mse'] < r['A']['val_mse'] and r['B']['val_mae'] < r['A']['val_mae'],
@@ -78,8 +78,8 @@ def house_figures(
                      'with a linear output B errs less too, and A is closer': lambda r: r['B, linear output']['val_mse'] < r['A, linear output']['val_mse'] and r['A, linear output']['gap_mse'] < r['B, linear output']['gap_mse']},
             minutes=2)
 def rates_compared(trial):
-    learn = house_learner(trial, 32, 'linear' if 'linear' in trial.part else 'relu')
-    lr, cbs = (.001, []) if trial.part[0] == 'A' else (.02, [Decay(.05, 10)])
+    learn = house_learner(trial, 32, 'linear' if 'linear' in trial.variant else 'relu')
+    lr, cbs = (.001, []) if trial.variant[0] == 'A' else (.02, [Decay(.05, 10)])
     with watched(trial, learn): learn.fit(trial.pick(2, 50), lr, cbs=cbs)
     return dict(house_figures(learn), valid_loss_by_epoch=learn.history.valid_loss.tolist())
 
@@ -90,8 +90,8 @@ def by_seed(
 ): # `DataFrame`, parts by seeds
     "Each seed's value of `figure`"
     rows = [r for r in record['rows'] if figure in r.get('figures', {})]
-    table = pd.DataFrame([(r['part'], r['seed'], r['figures'][figure]) for r in rows], columns=['part', 'seed', figure])
-    return table.pivot(index='part', columns='seed', values=figure).reindex(record['parts']) if rows else table
+    table = pd.DataFrame([(r['variant'], r['seed'], r['figures'][figure]) for r in rows], columns=['variant', 'seed', figure])
+    return table.pivot(index='variant', columns='seed', values=figure).reindex(record['variants']) if rows else table
 
 # %% ../../../nbs/course/mba/04_boston.ipynb #ef6bae7a
 batches = (2, 4, 8, 16, 32, 64, 128, 256)
@@ -108,14 +108,14 @@ def worst_two(r):
 # %% ../../../nbs/course/mba/04_boston.ipynb #cb62ab43
 said = dict(zip(batches, (22.5, 19.1, 23.9, 21.6, 25.3, 23.7, 30.7, 129.8)))
 
-@experiment('mba-8', 'Boston: batch size', parts=tuple(map(str, batches)), seeds=5,
+@experiment('mba-8', 'Boston: batch size', variants=tuple(map(str, batches)), seeds=5,
             reported={str(k): dict(test_mse=v) for k,v in said.items()},
             expects={'128 and 256 are the worst': lambda r: worst_two(r) == {128, 256},
                      '256 is worse than twice any batch up to 64': lambda r: r['256']['test_mse'] > 2*max(r[str(b)]['test_mse'] for b in batches[:6]),
                      '4 and 16 are the best': lambda r: {b for _,b in sorted((r[str(b)]['test_mse'], b) for b in batches)[:2]} == {4, 16}},
             minutes=3)
 def batches_compared(trial):
-    bs = int(trial.part)
+    bs = int(trial.variant)
     learn = house_learner(trial, bs)
     with watched(trial, learn): learn.fit(trial.pick(1, epochs_for(bs)), .02, cbs=Decay(.1, 6))
     got = house_figures(learn)
@@ -136,11 +136,11 @@ def validation_error(
     return errors(learn, 'valid')[0]
 
 # %% ../../../nbs/course/mba/04_boston.ipynb #ed8a0f02
-@experiment('mba-9', 'Boston: what a search over learning rate and batch size gains', parts=('default settings', 'searched'), seeds=3,
+@experiment('mba-9', 'Boston: what a search over learning rate and batch size gains', variants=('default settings', 'searched'), seeds=3,
             expects={'the search finds settings with a smaller test error': lambda r: r['searched']['test_mse'] < r['default settings']['test_mse']}, minutes=3)
 def search_pays(trial):
     lr, bs, cbs, found = .001, 32, [], {}
-    if trial.part == 'searched':
+    if trial.variant == 'searched':
         tried = {o: validation_error(trial, *o) for o in trial.pick(searched[:2], searched)}
         (lr, bs), cbs = min(tried, key=tried.get), [Decay(.05, 10)]
         found = dict(lr=lr, batch=bs, validation_mse=tried[lr, bs])

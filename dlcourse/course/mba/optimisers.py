@@ -6,7 +6,7 @@ Docs: https://dlcourse.github.io/dlcourse/course/mba/optimisers.html.md"""
 
 # %% auto #0
 __all__ = ['steepness', 'pairs', 'settings', 'optimisers', 'sgd_rule', 'adam_rule', 'by_hand_and_torch', 'hand_and_torch',
-           'trained', 'on_test', 'scores', 'rank_correlation', 'coarse_then_fine']
+           'train_setting', 'on_test', 'scores', 'rank_correlation', 'coarse_then_fine']
 
 # %% ../../../nbs/course/mba/02_optimisers.ipynb #3b8b5977
 import math, time
@@ -73,12 +73,12 @@ pairs = {'SGD': (partial(sgd_rule, .01), partial(torch.optim.SGD, lr=.01)),
          'Adam': (partial(adam_rule, .01), partial(torch.optim.Adam, lr=.01)),
          "Adam with Keras' ε": (partial(adam_rule, .01, eps=1e-7), partial(torch.optim.Adam, lr=.01, eps=1e-7))}
 
-@experiment('mba-4', 'SGD and Adam by hand and in torch', parts=tuple(pairs), seeds=3,
+@experiment('mba-4', 'SGD and Adam by hand and in torch', variants=tuple(pairs), seeds=3,
             expects={'every rule equals torch to 1e-9 over all steps': lambda r: max(r[k]['largest_difference'] for k in pairs) < 1e-9,
                      "Adam's first step is the learning rate": lambda r: abs(r['Adam']['first_step_steep'] - .01) < 1e-4 and abs(r['Adam']['first_step_flat'] - .01) < 1e-4,
                      "SGD's first step is longer where it is steeper": lambda r: r['SGD']['first_step_steep'] > 10*r['SGD']['first_step_flat']}, minutes=.2)
 def hand_and_torch(trial):
-    make, opt_func = pairs[trial.part]
+    make, opt_func = pairs[trial.variant]
     mine, theirs = by_hand_and_torch(make(), opt_func, trial.pick(20, 1000))
     flat, steep = (1 - mine[0]).abs().tolist()
     return dict(largest_difference=(mine - theirs).abs().max().item(), first_step_flat=flat, first_step_steep=steep)
@@ -87,7 +87,7 @@ def hand_and_torch(trial):
 settings = [(opt, lr, bs) for opt,lrs in [('sgd', (.003, .03, .3)), ('momentum', (.003, .03, .3)), ('adam', (.0003, .01))] for lr in lrs for bs in (16, 128)]
 optimisers = dict(sgd=partial(torch.optim.SGD, fused=True), momentum=partial(torch.optim.SGD, momentum=.9, fused=True), adam=partial(torch.optim.Adam, fused=True))
 
-def trained(
+def train_setting(
     trial, # A `Trial`
     dls, # `DataLoaders`
     setting, # Optimiser, learning rate and batch size
@@ -109,7 +109,7 @@ def on_test(learn):
 def scores(trial, dls, among, epochs):
     "Validation accuracy of each setting, and the processor's seconds that it all took"
     start = time.process_time()
-    got = {o: trained(trial, dls, o, epochs).history.accuracy.iloc[-1] for o in among}
+    got = {o: train_setting(trial, dls, o, epochs).history.accuracy.iloc[-1] for o in among}
     return got, time.process_time() - start
 
 # %% ../../../nbs/course/mba/02_optimisers.ipynb #855d6d75
@@ -129,12 +129,12 @@ def rank_correlation(
 def coarse_then_fine(trial):
     few, many = (dls_for('fashion_mini', n_per_class=n, device=trial.device, seed=trial.seed) for n in trial.pick((20, 30), (38, None)))
     among = trial.pick(settings[:4], settings)
-    trained(trial, few, among[0], 1) # so that what is loaded at the first use isn't timed
+    train_setting(trial, few, among[0], 1) # so that what is loaded at the first use isn't timed
     coarse, t_coarse = scores(trial, few, among, trial.pick(1, 3))
     best3 = sorted(coarse, key=coarse.get)[-3:]
     fine, t_fine = scores(trial, many, best3, trial.pick(1, 5))
     every, t_all = scores(trial, many, among, trial.pick(1, 5))
     chosen = max(fine, key=fine.get)
-    tests = {k: on_test(trained(trial, many, o, trial.pick(1, 5))) for k,o in dict(chosen=chosen, default=('sgd', .01, 32)).items()}
+    tests = {k: on_test(train_setting(trial, many, o, trial.pick(1, 5))) for k,o in dict(chosen=chosen, default=('sgd', .01, 32)).items()}
     return dict(rank_correlation=rank_correlation(coarse, every), chosen_validation=fine[chosen], best_validation=max(every.values()), chosen_test=tests['chosen'],
                 default_test=tests['default'], seconds_coarse=t_coarse, seconds_fine=t_fine, seconds_all=t_all, chosen=among.index(chosen))

@@ -12,7 +12,8 @@ __all__ = ['light', 'settings', 'data_page', 'l2_adam', 'cifar_learner', 'as_doc
 from functools import partial
 import torch
 from fastai.optimizer import OptimWrapper
-from ..experiment import Trial, draw_curve, experiment, judged, watched
+from ..experiment import Trial, classifier_figures, experiment, watched
+from ..records import draw_curve
 from ...data.blocks import dls_for
 from ...data.sources import load
 from ...data.transforms import CropFlip
@@ -22,7 +23,7 @@ from ...training.learner import learner_for
 
 # %% ../../../nbs/course/tp1/01_cifar10.ipynb #c6fb6ac6
 @experiment('tp1-1.1', 'CIFAR-10: classes and channels', seeds=1, needs=('cifar10',), minutes=0.1, reported={'': dict(images_per_class=5000, test_images_per_class=1000)},
-            expects={'classes are balanced': lambda r: r.each['']['counts'][0] == [5000]*10 and r.each['']['test_counts'][0] == [1000]*10})
+            expects={'classes are balanced': lambda r: r.by_seed['']['counts'][0] == [5000]*10 and r.by_seed['']['test_counts'][0] == [1000]*10})
 def data_page(trial):
     ex = load(trial.pick('fashion_mini', 'cifar10'))
     x = ex.x.double()/255
@@ -65,7 +66,7 @@ def as_document(
     "Train `arch` as the document does"
     learn = cifar_learner(trial, arch, opt_func=partial(l2_adam, wd=wd), **kwargs)
     with watched(trial, learn): learn.fit(trial.pick(1, epochs), lr)
-    return judged(learn)
+    return classifier_figures(learn)
 
 # %% ../../../nbs/course/tp1/01_cifar10.ipynb #2ba1270c
 def our_recipe(
@@ -80,42 +81,42 @@ def our_recipe(
     learn = cifar_learner(trial, arch, bs=trial.pick(64, 128), augment=CropFlip(4), label_smoothing=0.1, wd=wd, **kwargs)
     with watched(trial, learn): learn.fit_one_cycle(trial.pick(1, epochs), lr)
     learn.model = OverViews(learn.model)
-    return judged(learn)
+    return classifier_figures(learn)
 
 # %% ../../../nbs/course/tp1/01_cifar10.ipynb #9a980267
-@experiment('tp1-1.2', 'CIFAR-10: the base network', parts=('document',), seeds=1, needs=('cifar10',), minutes=25,
+@experiment('tp1-1.2', 'CIFAR-10: the base network', variants=('document',), seeds=1, needs=('cifar10',), minutes=25,
             reported={'document': dict(train_accuracy=0.69, test_accuracy=0.616)},
             expects={'at least what was reported': lambda r: r['document']['test_accuracy'] >= 0.616,
-                     'bird, cat or dog hardest': lambda r: r.each['document']['recall'][0].index(min(r.each['document']['recall'][0])) in (2, 3, 5)})
+                     'bird, cat or dog hardest': lambda r: r.by_seed['document']['recall'][0].index(min(r.by_seed['document']['recall'][0])) in (2, 3, 5)})
 def base(trial): return as_document(trial, 'cnn_base', 1e-4)
 
 # %% ../../../nbs/course/tp1/01_cifar10.ipynb #fa683575
-@experiment('tp1-1.3', 'CIFAR-10: CNNV2', parts=('document', 'ours'), seeds=1, needs=('cifar10',), minutes=20,
+@experiment('tp1-1.3', 'CIFAR-10: CNNV2', variants=('document', 'ours'), seeds=1, needs=('cifar10',), minutes=20,
             reported={'document': dict(train_accuracy=0.9444, train_loss=0.1583, test_accuracy=0.7504, test_loss=1.0673)},
             expects={'at least what was reported': lambda r: r['document']['test_accuracy'] >= 0.7504, 'over-fits: train loss far below test loss': lambda r: r['document']['train_loss'] < r['document']['test_loss']/2,
                      'ours at least 80 %': lambda r: r['ours']['test_accuracy'] >= 0.80})
 def v2(trial):
-    if trial.part == 'document': return as_document(trial, 'cnn_v2', 1e-3)
+    if trial.variant == 'document': return as_document(trial, 'cnn_v2', 1e-3)
     return our_recipe(trial, 'cnn_v2', dropout=0.1)
 
 # %% ../../../nbs/course/tp1/01_cifar10.ipynb #76711c8e
 light = (0., 0.05, 0.1, 0.15, 0.2) # Dropout of our recipe, by block
 
-@experiment('tp1-1.4', 'CIFAR-10: CNNV3', parts=('document', 'ours'), seeds=1, needs=('cifar10',), minutes=75,
+@experiment('tp1-1.4', 'CIFAR-10: CNNV3', variants=('document', 'ours'), seeds=1, needs=('cifar10',), minutes=75,
             reported={'document': dict(train_accuracy=0.88, test_accuracy=0.80, macro_precision=0.81)},
             expects={'at least what was reported': lambda r: r['document']['test_accuracy'] >= 0.80, 'ours at least 88 %': lambda r: r['ours']['test_accuracy'] >= 0.88})
 def v3(trial):
-    if trial.part == 'document': return as_document(trial, 'cnn_v3', 1e-3, 1e-4)
+    if trial.variant == 'document': return as_document(trial, 'cnn_v3', 1e-3, 1e-4)
     return our_recipe(trial, 'cnn_v3', dropout=light)
 
 # %% ../../../nbs/course/tp1/01_cifar10.ipynb #dbb6ccfc
 settings = {'1': dict(lr=1e-3, dropout=0.3, wd=1e-4), '2': dict(lr=5e-4, dropout=0.4, wd=5e-4), '3': dict(lr=1e-4, dropout=0.3, wd=1e-4), '4': dict(lr=1e-4, dropout=0.5, wd=5e-4)}
 
-@experiment('tp1-1.5', 'CIFAR-10: four settings of CNNV3, 8 epochs each', parts=tuple(settings), seeds=1, needs=('cifar10',), minutes=45,
+@experiment('tp1-1.5', 'CIFAR-10: four settings of CNNV3, 8 epochs each', variants=tuple(settings), seeds=1, needs=('cifar10',), minutes=45,
             reported={k: dict(test_accuracy=v) for k,v in zip(settings, (0.8313, 0.8223, 0.7848, 0.7069))},
             expects={'same order of the settings': lambda r: r['1']['test_accuracy'] > r['2']['test_accuracy'] > r['3']['test_accuracy'] > r['4']['test_accuracy'],
                      **{f'setting {k} at least what was reported': lambda r, k=k, v=v: r[k]['test_accuracy'] >= v for k,v in zip(settings, (0.8313, 0.8223, 0.7848, 0.7069))}})
-def four_settings(trial): return as_document(trial, 'cnn_v3', epochs=8, **settings[trial.part])
+def four_settings(trial): return as_document(trial, 'cnn_v3', epochs=8, **settings[trial.variant])
 
 # %% ../../../nbs/course/tp1/01_cifar10.ipynb #609c562c
 def plot_records(
@@ -125,7 +126,7 @@ def plot_records(
 ):
     "Draw curves of recorded trials, the first seed of each"
     axs = panels(len(figures), ax)
-    rows = {name: [r for r in record['rows'] if r['part'] == part and 'figures' in r][:1] for name,(record, part) in records.items()}
+    rows = {name: [r for r in record['rows'] if r['variant'] == part and 'figures' in r][:1] for name,(record, part) in records.items()}
     for a,k in zip(axs, figures): draw_curve(k, rows, a)
     if axs[-1].get_legend_handles_labels()[0]: axs[-1].legend(edgecolor='none', framealpha=0.85)
     return axs[0].figure

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from fastai.data.external import fastai_cfg
 from ...core import CourseError
-from ..experiment import NotMeasured, Trial, experiment, judged, watched
+from ..experiment import NotMeasured, Trial, classifier_figures, experiment, watched
 from ...data.blocks import dls_for
 from ...data.transforms import BatchTransform
 from ...models.views import as_is, half_turned, mirrored, upside_down
@@ -81,7 +81,7 @@ def frozen(
     learn.freeze()
     table = table_for(trial, arch, learn, f'{data}-{size}-NETWORK-{len(views)}.safetensors' if trial.full and n_per_class is None else '', views)
     with learn.on_table(table), watched(trial, learn): learn.fit_one_cycle(trial.pick(1, head['epochs']), head['lr'])
-    with learn.on_table(table, average=True), learn.quiet(): return judged(learn)
+    with learn.on_table(table, average=True), learn.quiet(): return classifier_figures(learn)
 
 # %% ../../../nbs/course/tp1/02_eurosat.ipynb #0f9c7840
 class Mirror(BatchTransform):
@@ -101,7 +101,7 @@ def scratch(
     learn = learner_for(arch, images(trial, size, augment=[Mirror()], bs=trial.pick(32, 64)), seed=trial.seed, pretrained=False)
     learn.model = learn.model.to(memory_format=torch.channels_last) # The same numbers in another order, which convolutions read faster
     with watched(trial, learn): learn.fit_one_cycle(trial.pick(1, epochs), lr)
-    return judged(learn)
+    return classifier_figures(learn)
 
 def fine_tuned(
     trial:Trial,
@@ -118,14 +118,14 @@ def fine_tuned(
         learn.unfreeze()
         learn.model = learn.model.to(memory_format=torch.channels_last)
         learn.fit_one_cycle(trial.pick(1, epochs), slice(lr/5, lr))
-    return judged(learn)
+    return classifier_figures(learn)
 
 # %% ../../../nbs/course/tp1/02_eurosat.ipynb #c34bc417
 runs = {'alexnet, scratch': lambda t: scratch(t, 'alexnet', 6, 1e-3), 'mobilenet_v2, scratch': lambda t: scratch(t, 'mobilenet_v2', 6, 4e-3),
         'alexnet, frozen': lambda t: frozen(t, 'alexnet'), 'mobilenet_v2, frozen': lambda t: frozen(t, 'mobilenet_v2'),
         'squeezenet1_1, frozen': lambda t: frozen(t, 'squeezenet1_1'), 'mobilenet_v2, fine-tuned': lambda t: fine_tuned(t, 'mobilenet_v2')}
 
-@experiment('tp1-2.1', 'EuroSAT: AlexNet and MobileNetV2, from scratch and pretrained', parts=tuple(runs), seeds={k: 3 if 'frozen' in k else 1 for k in runs},
+@experiment('tp1-2.1', 'EuroSAT: AlexNet and MobileNetV2, from scratch and pretrained', variants=tuple(runs), seeds={k: 3 if 'frozen' in k else 1 for k in runs},
             needs=('eurosat',), minutes=75,
             reported={'alexnet, scratch': dict(test_accuracy=0.83), 'mobilenet_v2, scratch': dict(test_accuracy=0.95), 'alexnet, frozen': dict(test_accuracy=0.93), 'mobilenet_v2, frozen': dict(test_accuracy=0.94)},
             expects={'frozen MobileNetV2 at least as reported': lambda r: r['mobilenet_v2, frozen']['test_accuracy'] >= 0.94,
@@ -134,19 +134,19 @@ runs = {'alexnet, scratch': lambda t: scratch(t, 'alexnet', 6, 1e-3), 'mobilenet
                      'MobileNetV2 from scratch at least as reported': lambda r: r['mobilenet_v2, scratch']['test_accuracy'] >= 0.95,
                      'frozen AlexNet at least as reported': lambda r: r['alexnet, frozen']['test_accuracy'] >= 0.93,
                      'fine-tuned at 64 pixels at least .975': lambda r: r['mobilenet_v2, fine-tuned']['test_accuracy'] >= 0.975})
-def land(trial): return runs[trial.part](trial)
+def land(trial): return runs[trial.variant](trial)
 
 # %% ../../../nbs/course/tp1/02_eurosat.ipynb #5cd6ec57
 fusions = {'alexnet+mobilenet_v2, middle': dict(how='middle', head='dense'), 'mobilenet_v2+squeezenet1_1, late': dict(how='late')}
 
-@experiment('tp1-2.2', 'EuroSAT: two networks fused', parts=tuple(fusions), seeds=3, needs=('eurosat',), minutes=25,
+@experiment('tp1-2.2', 'EuroSAT: two networks fused', variants=tuple(fusions), seeds=3, needs=('eurosat',), minutes=25,
             reported={'alexnet+mobilenet_v2, middle': dict(test_accuracy=0.95)},
             expects={'frozen fusion at least .96': lambda r: r['mobilenet_v2+squeezenet1_1, late']['test_accuracy'] >= 0.96,
                      'frozen fusion at least .965': lambda r: r['mobilenet_v2+squeezenet1_1, late']['test_accuracy'] >= 0.965,
                      "the document's fusion at least as reported": lambda r: r['alexnet+mobilenet_v2, middle']['test_accuracy'] >= 0.95})
-def fused(trial): return frozen(trial, trial.part.partition(',')[0], **fusions[trial.part])
+def fused(trial): return frozen(trial, trial.variant.partition(',')[0], **fusions[trial.variant])
 
 # %% ../../../nbs/course/tp1/02_eurosat.ipynb #593e3e92
-@experiment('extra-1', 'CIFAR-10, 300 images per class: frozen MobileNetV2 at 96 pixels', seeds=3, needs=('cifar10',), minutes=6,
+@experiment('tp1-2.1-cifar10', 'CIFAR-10, 300 images per class: frozen MobileNetV2 at 96 pixels', seeds=3, needs=('cifar10',), minutes=6,
             expects={'at least .80': lambda r: r['']['test_accuracy'] >= 0.80})
 def few_photographs(trial): return frozen(trial, 'mobilenet_v2', 96, 'cifar10', all_views[:2], n_per_class=300)

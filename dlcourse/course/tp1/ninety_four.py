@@ -13,7 +13,7 @@ import numpy as np, torch
 from fastai.callback.core import Callback
 from fastai.callback.schedule import ParamScheduler, SchedLin, combine_scheds
 from fastai.optimizer import OptimWrapper
-from ..experiment import experiment, judged, watched
+from ..experiment import classifier_figures, experiment, watched
 from .cifar10 import cifar_learner
 from ...data.transforms import CropFlip
 from ...models.views import OverViews, as_is, mirrored, shifted
@@ -53,4 +53,4 @@ def ninety_four(trial):
                           label_smoothing=0.2, wd=[decay, decay/64]).to_bf16()
     with watched(trial, learn): learn.fit(trial.pick(1, 16), cbs=[LookaheadCallback(), FixBias(), triangle(rates)])
     learn.model = OverViews(learn.model, six_views)
-    return judged(learn, ('valid', 'test'))
+    return classifier_figures(learn, ('valid', 'test'))
