@@ -17,7 +17,7 @@ setup(
     long_description=(Path(__file__).parent/'README.md').read_text(encoding='utf-8'),
     long_description_content_type='text/markdown',
     packages=find_packages(include=[lib, f'{lib}.*']), include_package_data=False,
-    package_data={lib: cfg['package_data'].split()},
+    package_data={lib: cfg['package_data'].split()}, exclude_package_data={lib: ['course/files/*.quick.json']},
     install_requires=cfg['requirements'].split(),
     extras_require={k[:-len(suffix)]: v.split() for k, v in cfg.items() if k.endswith(suffix)},
     entry_points={'console_scripts': cfg['console_scripts'].split(), 'nbdev': [f'{lib}={lib}._modidx:d']},

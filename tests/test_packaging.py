@@ -46,8 +46,9 @@ def test_version(settings):
 def dist(tmp_path_factory):
     "The source archive, and the wheel built from it, made in a copy of the sources that git would have"
     tmp = tmp_path_factory.mktemp('dist')
-    skip = shutil.ignore_patterns('.*', '_proc', '_docs', 'build', 'dist', '*.egg-info', '__pycache__', 'nbs', 'results', 'benchmarks')
-    shutil.copytree(ROOT, tmp/'src', ignore=skip)
+    skip = shutil.ignore_patterns('.*', '_proc', '_docs', 'build', 'dist', '*.egg-info', '__pycache__', 'nbs', 'benchmarks', '*.quick.json')
+    shutil.copytree(ROOT, tmp/'src', ignore=skip, symlinks=True)
+    (tmp/'src'/'results'/'experiments'/'mba-1.quick.json').write_text('{}') # A quick record isn't published
     out = subprocess.run([sys.executable, '-m', 'build', '--no-isolation', '--outdir', tmp/'dist', tmp/'src'], capture_output=True, text=True)
     assert out.returncode == 0, out.stdout + out.stderr
     return dict(sdist=next((tmp/'dist').glob('*.tar.gz')), wheel=next((tmp/'dist').glob('*.whl')), log=out.stdout + out.stderr)
@@ -55,8 +56,10 @@ def dist(tmp_path_factory):
 
 def package_files():
     "Every file of the package that belongs in a release"
-    found = (o for o in LIB.rglob('*') if o.is_file() and '__pycache__' not in o.parts)
-    return {o.relative_to(ROOT).as_posix() for o in found if o.suffix in ('.py', '.typ') or o.parent == LIB/'data'/'files'}
+    modules = [o for o in LIB.rglob('*') if o.suffix in ('.py', '.typ') and '__pycache__' not in o.parts]
+    images = list((LIB/'data'/'files').iterdir())
+    records = [o for o in (LIB/'course'/'files').glob('*.json') if not o.name.endswith('.quick.json')]
+    return {o.relative_to(ROOT).as_posix() for o in modules + images + records}
 
 
 def test_sdist_has_what_a_build_needs(dist):
