@@ -27,16 +27,19 @@ from dlcourse.core import CourseError, seed_all
 from dlcourse.data import download as download_module, sources
 from dlcourse.data.arrays import Examples
 from dlcourse.data.blocks import block_for, dls_for
+from dlcourse.data.catalogue import Source, catalogue
 from dlcourse.data.check import check
 from dlcourse.data.download import Remote, download, unpack
 from dlcourse.data.explore import channel_stats, class_distribution, show_classes
 from dlcourse.data.folders import image_files, load_folder, read_images
 from dlcourse.data.loader import MemoryDL
-from dlcourse.data.sampling import as_labels, choose_classes, class_counts, class_number, class_weights, imbalance, imbalance_counts, label_noise, long_tail, n_per_class, oversample, pick, renumber, share_out, stratified_split, valid_counts
+from dlcourse.data.sampling import (as_labels, choose_classes, class_counts, class_number, class_weights, imbalance, imbalance_counts,
+    label_noise, long_tail, n_per_class, oversample, pick, renumber, share_out, stratified_split, valid_counts)
 from dlcourse.data.saved import load_set, perturb, save_images, save_set
 from dlcourse.data.selection import Selection
-from dlcourse.data.sources import Source, datasets, fetch, load, locate, source
-from dlcourse.data.transforms import AtSize, BatchAffine, BatchTransform, CropFlip, RandomPosition, RandomScale, SaltAndPepper, affine_grid, as_range, pixel_axes, stretches, take_window
+from dlcourse.data.sources import datasets, fetch, load, locate, source
+from dlcourse.data.transforms import (AtSize, BatchAffine, BatchTransform, CropFlip, RandomPosition, RandomScale, SaltAndPepper,
+    affine_grid, as_range, pixel_axes, take_runs, take_window)
 from dlcourse.training.learner import learner_for
 
 matplotlib.use('agg')
@@ -101,7 +104,8 @@ def test_broken_connection_is_resumed(tmp_path):
 
 def test_next_call_resumes(tmp_path):
     with server(cut=(100_000, 0)) as (url, _):
-        with pytest.raises(CourseError, match=r'closed after 100,000 of 300,000 bytes.*0\.1 MB are kept'): download([url], tmp_path/'f', SHA)
+        with pytest.raises(CourseError, match=r'closed after 100,000 of 300,000 bytes.*0\.1 MB are kept'):
+            download([url], tmp_path/'f', SHA)
     assert names(tmp_path) == ['f.part']
     with server() as (url, asked): download([url], tmp_path/'f', SHA)
     assert asked == ['bytes=100000-'] and (tmp_path/'f').read_bytes() == BODY and names(tmp_path) == ['f']
@@ -221,11 +225,12 @@ def toy(tmp_path, monkeypatch):
     (tmp_path/'toy.tar.gz').unlink()
     monkeypatch.delenv('DLCOURSE_DATA', raising=False)
     monkeypatch.setattr(sources, 'fastai_data', lambda: tmp_path/'fastai'/'data')
-    monkeypatch.setitem(sources._readers, 'toy', lambda src, root: Examples(*[torch.zeros(2, 1)]*4))
 
     def add(url, sha=hashlib.sha256(body).hexdigest()):
-        monkeypatch.setitem(sources._catalogue, 'toy', Source('toy', 'Toy', '', (1,), ('a', 'b'), 2, 2, 'official', '', 'X (2000)', '',
-                            'sets/toy', ('images', 'labels'), (Remote('toy.tar.gz', len(body), sha, (url,)),)))
+        toy = Source(name='toy', title='Toy', about='', shape=(1,), vocab=('a', 'b'), n_train=2, n_test=2, split='official', license='',
+                     citation='X (2000)', home='', read=lambda root: Examples(*[torch.zeros(2, 1)]*4), folder='sets/toy',
+                     needs=('images', 'labels'), remotes=(Remote('toy.tar.gz', len(body), sha, (url,)),))
+        monkeypatch.setitem(catalogue, 'toy', toy)
     add.body, add.root = body, tmp_path/'fastai'/'data'
     return add
 
@@ -331,14 +336,15 @@ def test_unknown_name():
 def test_every_entry_is_whole():
     for name in datasets().index:
         s = source(name)
-        assert name in sources._readers and s.about and s.licence and s.home.startswith('http') and re.search(r'\((19|20)\d\d\)', s.citation)
+        assert s.name == name and s.read and s.about and s.license and s.home.startswith('http')
+        assert re.search(r'\((19|20)\d\d\)', s.citation)
         assert bool(s.folder) == bool(s.remotes)
         for r in s.remotes: assert re.fullmatch('[0-9a-f]{64}', r.sha256) and all(u.endswith(r.file) for u in r.urls) and len(r.urls) > 1
 
 
 def test_facts_show_as_text_and_as_a_table():
     s = source('boston_housing')
-    assert 'Black residents' in repr(s) and '| licence |' in s._repr_markdown_() and 'example: 13 numbers' in repr(s)
+    assert 'Black residents' in repr(s) and '| license |' in s._repr_markdown_() and 'example: 13 numbers' in repr(s)
 
 
 def test_cifar10_prefers_a_mirror():
@@ -577,7 +583,8 @@ def test_every_image_is_as_likely():
     assert abs(seen[::2].mean() - 100) < 1e-9 and seen[::2].std() < 15 and seen[1::2].std() < 15
 
 
-@pytest.mark.parametrize('spec', [0, -3, float('nan'), {'dog': 0}, {'dog': -1}, {'dog': 1.5}, {'dog': 'all'}, {'bird': 3}, [1, 2, 3], {'dog': True}, True])
+@pytest.mark.parametrize('spec', [0, -3, float('nan'), {'dog': 0}, {'dog': -1}, {'dog': 1.5}, {'dog': 'all'}, {'dog': True}, {'bird': 3},
+                                  [1, 2, 3], True])
 def test_imbalance_that_is_none(spec): fails('', imbalance, y, spec, vocab=vocab)
 
 
@@ -609,7 +616,7 @@ def test_label_noise_out_of_range(p): fails('0 to 1', label_noise, y, p)
 
 
 @pytest.mark.parametrize('valid', [0., 1., -0.2, 1.2, 0, 1000, 1001, True, 'a', None])
-def test_split_that_is_none(valid): fails('validation part', stratified_split, y, valid)
+def test_split_that_is_none(valid): fails('valid must be', stratified_split, y, valid)
 
 
 @pytest.mark.parametrize('valid', [0.1, 0.25, 137, 4])
@@ -709,8 +716,10 @@ def test_float_targets():
         fails('needs classes', Selection(**o).apply, np.linspace(5, 50, 506))
 
 
-@pytest.mark.parametrize('request_', [dict(), dict(classes=('cat', 3)), dict(imbalance={0: 0.5, 'dog': 7}), dict(imbalance=np.array([3, 4, 5, 6])),
-                                      dict(valid=torch.arange(5)), dict(valid=np.float64(0.3)), dict(n_per_class=np.int64(9), imbalance=(1., 4, 5, 6))])
+@pytest.mark.parametrize('request_', [dict(), dict(classes=('cat', 3)), dict(imbalance={0: 0.5, 'dog': 7}),
+                                      dict(imbalance=np.array([3, 4, 5, 6])),
+                                      dict(valid=torch.arange(5)), dict(valid=np.float64(0.3)),
+                                      dict(n_per_class=np.int64(9), imbalance=(1., 4, 5, 6))])
 def test_request_through_json(request_):
     sel = Selection(**request_)
     back = Selection.from_dict(json.loads(json.dumps(sel.to_dict())))
@@ -832,13 +841,14 @@ def test_in_a_data_block(where):
 
 
 def test_orders():
-    names = [type(o).__name__ for o in Pipeline([Normalize.from_stats([.5], [.5], cuda=False), BatchAffine(), SaltAndPepper(), RandomScale(0.5), CropFlip()]).fs]
+    tfms = [Normalize.from_stats([.5], [.5], cuda=False), BatchAffine(), SaltAndPepper(), RandomScale(0.5), CropFlip()]
+    names = [type(o).__name__ for o in Pipeline(tfms).fs]
     assert names == ['SaltAndPepper', 'RandomScale', 'CropFlip', 'BatchAffine', 'Normalize']
 
 
 # ranges
 @pytest.mark.parametrize('v', [-0.1, 1.1, (0, 2), (0.5, 0.2), (0.1,), 'a', None, True, float('nan'), (0, None)])
-def test_ranges(v): fails('amount is a number from 0 to 1', as_range, v, 'amount', 0, 1)
+def test_ranges(v): fails('amount must be a number from 0 to 1', as_range, v, 'amount', 0, 1)
 
 
 # salt and pepper
@@ -877,7 +887,7 @@ def test_places_are_equally_likely():
 
 
 @pytest.mark.parametrize('kw, side', [(dict(shift=0.25), 3), (dict(shift=2), 2), (dict(shift=0), 0), (dict(shift=100), 11)])
-def test_how_far_it_may_move(kw, side): assert RandomPosition(**kw).places(12, 0) == (-side, side, 12)
+def test_how_far_it_may_move(kw, side): assert RandomPosition(**kw).position_range(12, 0) == (-side, side, 12)
 
 
 def test_every_pixel_is_on_the_canvas():
@@ -891,8 +901,9 @@ def test_every_pixel_is_on_the_canvas():
 def test_positions_that_are_none(kw): fails('', RandomPosition, **kw)
 
 
-@pytest.mark.parametrize('kw', [dict(canvas=12), dict(canvas=(40, 15)), dict(canvas=20, at=(9, 0)), dict(at=(12, 0)), dict(canvas=20, at=(-1, 0))])
-def test_positions_that_do_not_fit(kw): fails('one side', RandomPosition(**kw).apply, x)
+@pytest.mark.parametrize('kw', [dict(canvas=12), dict(canvas=(40, 15)), dict(canvas=20, at=(9, 0)), dict(at=(12, 0)),
+                                dict(canvas=20, at=(-1, 0))])
+def test_positions_that_do_not_fit(kw): fails('along', RandomPosition(**kw).apply, x)
 
 
 # affine maps
@@ -922,7 +933,8 @@ def test_background_of_small_images():
         assert (got[:, :, :4] == white).all() and (got[..., :5] == white).all()
 
 
-@pytest.mark.parametrize('kw', [dict(degrees=400), dict(scale=0), dict(scale=(-1, 1)), dict(shear=90), dict(translate=2), dict(fill=-1), dict(mode='cubic')])
+@pytest.mark.parametrize('kw', [dict(degrees=400), dict(scale=0), dict(scale=(-1, 1)), dict(shear=90), dict(translate=2), dict(fill=-1),
+                                dict(mode='cubic')])
 def test_affine_maps_that_are_none(kw): fails('', BatchAffine, **kw)
 
 
@@ -961,12 +973,12 @@ def test_not_a_number_is_masked():
 def test_crops_that_are_none(args): fails('', CropFlip, *args)
 
 
-def test_pad_too_large(): fails('too much for images of 12×16', CropFlip(12).apply, x)
+def test_pad_too_large(): fails('got pad=12 for 12×16', CropFlip(12).apply, x)
 
 
-def test_stretches_are_the_same_by_index():
+def test_take_runs_are_the_same_by_index():
     flat, start = torch.arange(50), torch.tensor([0, 43, 7])
-    assert torch.equal(stretches(flat, start, 7), flat[start[:, None] + torch.arange(7)])
+    assert torch.equal(take_runs(flat, start, 7), flat[start[:, None] + torch.arange(7)])
 
 
 # whole sets
@@ -976,7 +988,8 @@ def test_perturb_leaves_no_trace():
     was, before = torch.get_rng_state(), deepcopy(tfms[1]).apply(x)
     a = perturb(x, tfms, seed=2, chunk=7)
     assert torch.equal(torch.get_rng_state(), was) and torch.equal(tfms[1].apply(x), before)
-    assert a.dtype == torch.uint8 and torch.equal(a, perturb(x, tfms, seed=2, chunk=7)) and not torch.equal(a, perturb(x, tfms, seed=3, chunk=7))
+    assert a.dtype == torch.uint8 and torch.equal(a, perturb(x, tfms, seed=2, chunk=7))
+    assert not torch.equal(a, perturb(x, tfms, seed=3, chunk=7))
 
 
 def test_perturb_takes_one_and_arrays():
@@ -985,9 +998,9 @@ def test_perturb_takes_one_and_arrays():
 
 
 def test_perturb_refuses():
-    fails('images are uint8', perturb, x/255, SaltAndPepper())
-    fails('images are uint8', perturb, x[0], SaltAndPepper())
-    fails('is no BatchTransform', perturb, x, [Normalize.from_stats([.5], [.5], cuda=False)])
+    fails('images must be uint8', perturb, x/255, SaltAndPepper())
+    fails('images must be uint8', perturb, x[0], SaltAndPepper())
+    fails('must be a BatchTransform', perturb, x, [Normalize.from_stats([.5], [.5], cuda=False)])
 
 
 def test_a_subclass_gives_apply():
@@ -1006,13 +1019,13 @@ def test_saved_images_come_back(tmp_path, channels):
 
 def test_saving_refuses(tmp_path):
     y = torch.zeros(20, dtype=torch.long)
-    fails('there already', save_images, tmp_path, x, y)
-    fails('images are uint8', save_images, tmp_path/'a', x/255, y)
-    fails('images are uint8', save_images, tmp_path/'a', x[:, :2], y)
+    fails('exists already', save_images, tmp_path, x, y)
+    fails('images must be uint8', save_images, tmp_path/'a', x/255, y)
+    fails('images must be uint8', save_images, tmp_path/'a', x[:, :2], y)
     fails('one for each label', save_images, tmp_path/'a', x, y[:3])
     fails('different folder names', save_images, tmp_path/'a', x, y, ['a/b', 'a:b'])
     fails('different folder names', save_images, tmp_path/'a', x, y, ['..', 'b'])
-    fails('labels go from', save_images, tmp_path/'a', x, y - 1, ['a', 'b'])
+    fails('labels must be from', save_images, tmp_path/'a', x, y - 1, ['a', 'b'])
     assert not list(tmp_path.iterdir())
 
 
@@ -1034,7 +1047,9 @@ def changed():
 def test_a_set_survives_the_disk(changed, tmp_path):
     save_set(tmp_path/'a.safetensors', changed, 'noise')
     back = load_set(tmp_path/'a.safetensors')
-    assert all(torch.equal(getattr(back, k), getattr(changed, k)) and getattr(back, k).dtype == getattr(changed, k).dtype for k in ('x', 'y', 'x_test', 'y_test'))
+    for k in ('x', 'y', 'x_test', 'y_test'):
+        a, b = getattr(back, k), getattr(changed, k)
+        assert a.dtype == b.dtype and torch.equal(a, b)
     assert (back.vocab, back.name, back.note) == (changed.vocab, changed.name, 'noise')
     one, two = (dls_for(o, seed=1).test.one_batch() for o in (changed, back))
     assert torch.equal(one[0], two[0]) and torch.equal(one[1], two[1])
@@ -1094,7 +1109,7 @@ def test_mixed_channels_in_files(photos):
     with pytest.raises(CourseError, match='channels=1 or channels=3'): dls_for(photos, bs=4)
     dls = dls_for(photos, bs=4, in_memory=False)
     with pytest.raises(CourseError, match='channels=1 or channels=3'): check(dls, n=None)
-    assert check(dls_for(photos, bs=4, in_memory=False, channels=1), n=None).result.iloc[0].startswith('PILGrey')
+    assert check(dls_for(photos, bs=4, in_memory=False, channels=1), n=None).result.iloc[0].startswith('PILGray')
 
 
 def test_folder_learns_and_predicts_a_file(photos):
@@ -1122,7 +1137,8 @@ def test_predictions_come_in_the_order_of_the_items(learn):
 def test_test_dl_takes_files_images_and_rows(learn, tmp_path):
     image = learn.dls.valid_ds[0][0]
     image.save(tmp_path/'a.png')
-    for items in ([tmp_path/'a.png'], [str(tmp_path/'a.png')], [Image.open(tmp_path/'a.png')], [np.asarray(image)], learn.dls.valid_ds.items[:1]):
+    file = tmp_path/'a.png'
+    for items in ([file], [str(file)], [Image.open(file)], [np.asarray(image)], learn.dls.valid_ds.items[:1]):
         assert torch.allclose(learn.get_preds(dl=learn.dls.test_dl(items))[0], learn.get_preds()[0][:1], atol=1e-6)
 
 
@@ -1171,7 +1187,7 @@ def test_loaders_start_from_their_seed():
 def test_validation_on_the_test_part():
     dls = dls_for('digits', valid='test')
     assert len(dls.loaders) == 2
-    with pytest.raises(CourseError, match='no test part'): dls.test
+    with pytest.raises(CourseError, match='no separate test set'): dls.test
 
 
 def test_a_block_of_ones_own():
@@ -1187,9 +1203,9 @@ def test_a_block_of_ones_own():
     ('digits', dict(n_per_class=5000), 'fewer than the 5,000'),
     ('digits', dict(bs=5000), 'batch size 5000 is larger'),
     ((np.zeros((4, 8, 8), np.uint8), [0, 1, 0]), {}, '4 images but 3 labels'),
-    ((np.zeros((4, 8, 8), np.uint8),), {}, 'expected arrays'),
+    ((np.zeros((4, 8, 8), np.uint8),), {}, 'data must be arrays'),
     ((np.zeros((4, 8, 8), np.float32), [0, 1, 0, 1]), {}, 'uint8'),
-    (42, {}, 'expected a name'),
+    (42, {}, 'data must be a name'),
 ])
 def test_bad_data_is_one_clear_error(data, kw, match):
     with pytest.raises(CourseError, match=match): dls_for(data, **kw)

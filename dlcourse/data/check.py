@@ -18,8 +18,8 @@ from ..core import CourseError
 from .stores import FileStore, GetImage
 
 # %% ../../nbs/data/13_check.ipynb #677d65bc
-def _looks(o):
-    "Type, shape, numeric type and range of `o`, in a line"
+def _describe(o):
+    "Describe type, shape, numeric type and range of `o` in one line"
     if isinstance(o, Tensor):
         ends = f', {o.min().item():.3g} to {o.max().item():.3g}' if o.numel() else ''
         return f"{type(o).__name__} {'×'.join(map(str, o.shape)) or 'scalar'} {str(o.dtype)[6:]}{ends}"
@@ -32,7 +32,9 @@ def _walk(stage, fs, o, where, steps=None):
         name = f.name.split(' -- ')[0].strip()
         try: o = f(o, split_idx=0)
         except Exception as e: raise CourseError(f'{where} fails in {name} ({stage}): {type(e).__name__}: {e}') from e
-        if steps is not None and name != 'noop': steps.append((stage, name, ', '.join(map(_looks, o if isinstance(o, tuple) else [o]))))
+        if steps is not None and name != 'noop':
+            outputs = o if isinstance(o, tuple) else [o]
+            steps.append((stage, name, ', '.join(map(_describe, outputs))))
     return o
 
 # %% ../../nbs/data/13_check.ipynb #827f2303
@@ -40,40 +42,47 @@ def _check_item(dl, i, steps=None):
     "Item number `i` of the loader `dl` after its item transforms"
     ds, item = dl.dataset, dl.dataset.items[i]
     where = f'item {i} ({_file_of(dl, item)})'
-    parts = [_walk(stage, tl.tfms.fs, item, where, steps) for stage,tl in zip(('input', 'target'), ds.tls)]
-    return _walk('item', dl.after_item.fs, tuple(parts), where, steps)
+    sample = tuple(_walk(stage, tl.tfms.fs, item, where, steps) for stage,tl in zip(('input', 'target'), ds.tls))
+    return _walk('item', dl.after_item.fs, sample, where, steps)
 
+# %% ../../nbs/data/13_check.ipynb #e42b3296
 def _file_of(dl, item):
+    "The file or row of `item`, for the message of an error"
     store = next((t.store for t in dl.dataset.tls[0].tfms.fs if isinstance(t, GetImage)), None)
-    return store.files[item] if isinstance(store, FileStore) and isinstance(item, Integral) else f'row {item}' if store else item
+    if isinstance(store, FileStore) and isinstance(item, Integral): return store.files[item]
+    return f'row {item}' if store else item
 
 # %% ../../nbs/data/13_check.ipynb #fea34dc9
 def _check_items(part, dl, n, steps):
     "The first `n` items of the loader `dl` after their item transforms, all of one size"
-    items = [_check_item(dl, i, None if i else steps) for i in range(len(dl.dataset) if n is None else min(n, len(dl.dataset)))]
+    n_items = len(dl.dataset) if n is None else min(n, len(dl.dataset))
+    items = [_check_item(dl, i, None if i else steps) for i in range(n_items)]
     for i,o in enumerate(items):
         if o[0].shape != items[0][0].shape:
-            raise CourseError(f'{part} items 0 and {i} cannot be one batch: {_looks(items[0][0])} and {_looks(o[0])}; give them one size')
+            pair = f'{_describe(items[0][0])} and {_describe(o[0])}'
+            raise CourseError(f'{part} items 0 and {i} cannot be one batch: {pair}; give them one size')
     return items
 
 # %% ../../nbs/data/13_check.ipynb #0b505ba7
-def _through(model, x):
-    "Output of `model` for the batch `x`; raises `CourseError` with what went in"
+def _run_model(model, x):
+    "Output of `model` for the batch `x`; raises `CourseError` that describes the batch"
     model = model.to(x.device)
     try: return model(x)
-    except Exception as e: raise CourseError(f'the network fails for a batch of {_looks(x)}: {type(e).__name__}: {e}') from e
+    except Exception as e: raise CourseError(f'the network fails for a batch of {_describe(x)}: {type(e).__name__}: {e}') from e
 
 # %% ../../nbs/data/13_check.ipynb #fdaa9213
 def check(
     dls, # Any fastai `DataLoaders`
     model=None, # A network to send the batch through
-    n:int=8, # Items to look at, from the start of each part; None for all of them
-)->pd.DataFrame: # What came out of each step, for the first item and its batch
-    "Go through items, batch and network step by step; raises `CourseError` naming the item and transform that fail"
+    n:int=8, # Number of items to check, from the start of each part; None for all of them
+)->pd.DataFrame: # Result of each step, for the first item and its batch
+    "Apply a pipeline to items, batch and network step by step; raises `CourseError` naming the item and transform that fail"
     dl, steps = dls.train, []
     items = _check_items('training', dl, n, steps)
     for name,o in zip(('validation', 'test'), dls.loaders[1:]): _check_items(name, o, n, [])
     b = to_device(retain_types(dl.create_batch(items[:dl.bs]), items[0]), dls.device)
     b = _walk('batch', dl.after_batch.fs, b, 'the first batch', steps)
-    if model is not None: steps.append(('network', type(model).__name__, _looks(_through(model, b[0].as_subclass(Tensor)))))
+    if model is not None:
+        output = _run_model(model, b[0].as_subclass(Tensor))
+        steps.append(('network', type(model).__name__, _describe(output)))
     return pd.DataFrame(steps, columns=['stage', 'step', 'result'])

@@ -24,38 +24,49 @@ class Remote:
     "A file to be downloaded"
     file:str # Its name on disk
     size:int # Bytes, for the table and for planning; the server's own figure is what counts
-    sha256:str # Of the whole file
+    sha256:str # SHA-256 of the whole file, in hexadecimal
     urls:tuple # Addresses of the same bytes, tried in this order
 
 # %% ../../nbs/data/02_download.ipynb #e8e25d94
 @contextmanager
-def disk_errors(what):
-    "Any refusal of the disk becomes one `CourseError` that says `what` was tried"
+def disk_errors(
+    what:str, # Description of the attempt, such as 'write to /data'
+):
+    "Turn any refusal of the disk into one `CourseError`"
     try: yield
     except OSError as e: raise CourseError(f'cannot {what}: {e.strerror or e}') from e
 
 # %% ../../nbs/data/02_download.ipynb #81e74ef5
-def _size(f): return f.stat().st_size if f.exists() else 0
+def sha256_of(
+    file, # Path of a file
+)->str: # 64 hexadecimal digits
+    "SHA-256 of a file"
+    digest = hashlib.sha256()
+    with open(file, 'rb') as f:
+        for block in iter(partial(f.read, 2**20), b''): digest.update(block)
+    return digest.hexdigest()
 
-def sha256_of(f):
-    h = hashlib.sha256()
-    with open(f, 'rb') as f:
-        for block in iter(partial(f.read, 2**20), b''): h.update(block)
-    return h.hexdigest()
-
-# %% ../../nbs/data/02_download.ipynb #36f675cc
-def progress(items, total, smallest):
-    "A progress bar over `items`; `items` alone where they are fewer than `smallest` or nobody is watching"
+# %% ../../nbs/data/02_download.ipynb #d1000004
+def progress(
+    items, # Any iterable
+    total:int, # Number of items
+    smallest:int, # Fewer items than this get no bar
+):
+    "A progress bar over `items`; `items` alone if they are few or nobody is watching"
     if total < smallest or not (IN_NOTEBOOK or sys.stdout.isatty()): return items
     from fastprogress.fastprogress import progress_bar
     return progress_bar(items, total=total, leave=False)
+
+# %% ../../nbs/data/02_download.ipynb #d1000007
+def _size(f): return f.stat().st_size if f.exists() else 0
 
 # %% ../../nbs/data/02_download.ipynb #aac8d112
 def _transfer(url, part):
     "Add to the file `part` what it lacks of `url`"
     done = _size(part)
-    ask = Request(url, headers={'User-Agent': 'dlcourse', **({'Range': f'bytes={done}-'} if done else {})})
-    with urlopen(ask, timeout=30) as r:
+    headers = {'User-Agent': 'dlcourse'}
+    if done: headers['Range'] = f'bytes={done}-'
+    with urlopen(Request(url, headers=headers), timeout=30) as r:
         if r.status != 206: done = 0
         total = int(r.headers.get('Content-Length') or 0) + done
         blocks = iter(partial(r.read, 2**18), b'')
@@ -63,26 +74,27 @@ def _transfer(url, part):
             for block in progress(blocks, (total - done)//2**18 + 1, 8): f.write(block)
     if _size(part) < total: raise ConnectionError(f'the connection closed after {_size(part):,} of {total:,} bytes')
 
+# %% ../../nbs/data/02_download.ipynb #d1000008
+_disk_faults = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
+
 # %% ../../nbs/data/02_download.ipynb #93874bf9
-def _resumed(url, part):
+def _transfer_all(url, part):
     "`_transfer` again and again, as long as each attempt brings more"
     while True:
         before = _size(part)
         try: return _transfer(url, part)
         except (OSError, HTTPException) as e:
             if getattr(e, 'code', None) == 416: return # nothing is left to send
-            if _size(part) <= before or _errno(e) in _disk_faults: raise
-
-def _errno(e): return getattr(e, 'errno', None)
-_disk_faults = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
+            if _size(part) <= before or getattr(e, 'errno', None) in _disk_faults: raise
 
 # %% ../../nbs/data/02_download.ipynb #176ecd9c
 def _attempt(url, part, sha256):
-    "What went wrong with `url`, or None if `part` is now the whole file"
-    try: _resumed(url, part)
+    "Download `url` to `part`; returns what went wrong, or None if `part` is now the whole file"
+    try: _transfer_all(url, part)
     except (OSError, HTTPException) as e:
-        if _errno(e) in (errno.ENOSPC, errno.EDQUOT) or not _size(part): part.unlink(missing_ok=True)
-        if _errno(e) in _disk_faults: raise CourseError(f'cannot write {part}: {e.strerror}') from e
+        number = getattr(e, 'errno', None)
+        if number in (errno.ENOSPC, errno.EDQUOT) or not _size(part): part.unlink(missing_ok=True)
+        if number in _disk_faults: raise CourseError(f'cannot write {part}: {e.strerror}') from e
         return str(getattr(e, 'reason', '') or e or type(e).__name__)
     if sha256_of(part) == sha256: return
     part.unlink()
@@ -91,8 +103,8 @@ def _attempt(url, part, sha256):
 # %% ../../nbs/data/02_download.ipynb #d94e27e7
 def download(
     urls, # Addresses of the same file, tried in turn
-    dest, # Where it goes; its folder exists. A file that is already there is only checked
-    sha256:str, # Of the whole file
+    dest, # Path of the file; its folder exists. A file that is already there is only checked
+    sha256:str, # SHA-256 of the whole file, in hexadecimal
 )->Path: # `dest`
     "Download a file, resumed and checked; raises `CourseError` that names each address and what was wrong with it"
     dest = Path(dest)
@@ -104,34 +116,46 @@ def download(
         faults[url] = _attempt(url, part, sha256)
         if not faults[url]: return part.replace(dest)
     kept = f' {_size(part)/1e6:.1f} MB are kept and the next call goes on from there.' if part.exists() else ''
-    raise CourseError(f"could not download {dest.name}: {'; '.join(f'{u} ({w})' for u, w in faults.items())}.{kept} "
-                      f'You can also put that file at {dest} by hand')
+    reasons = '; '.join(f'{url} ({reason})' for url,reason in faults.items())
+    raise CourseError(f'could not download {dest.name}: {reasons}.{kept} You can also put that file at {dest} by hand')
+
+# %% ../../nbs/data/02_download.ipynb #d1000010
+def _zip_members(archive):
+    "Name and open file of each file in a .zip; None in place of the file for a link"
+    with zipfile.ZipFile(archive) as z:
+        for m in z.infolist():
+            if m.is_dir(): continue
+            is_link = stat.S_ISLNK(m.external_attr >> 16)
+            yield m.filename, None if is_link else z.open(m)
+
+# %% ../../nbs/data/02_download.ipynb #d1000011
+def _tar_members(archive):
+    "Name and open file of each file in a .tar.gz; None in place of the file for a link or a device"
+    with tarfile.open(archive) as t:
+        for m in t:
+            if not m.isdir(): yield m.name, t.extractfile(m) if m.isfile() else None
 
 # %% ../../nbs/data/02_download.ipynb #f2d23b59
 def _members(archive):
-    "Name and open file of each file in a .zip, .tar.gz or .gz; None in place of the file for a link or a device"
-    if archive.name.endswith('.zip'):
-        with zipfile.ZipFile(archive) as z:
-            for m in z.infolist():
-                if not m.is_dir(): yield m.filename, None if stat.S_ISLNK(m.external_attr >> 16) else z.open(m)
-    elif archive.name.endswith(('.tar.gz', '.tgz')):
-        with tarfile.open(archive) as t:
-            for m in t:
-                if not m.isdir(): yield m.name, t.extractfile(m) if m.isfile() else None
-    else: yield archive.stem, gzip.open(archive)
+    "Name and open file of each file in a .zip, .tar.gz or .gz"
+    if archive.name.endswith('.zip'): return _zip_members(archive)
+    if archive.name.endswith(('.tar.gz', '.tgz')): return _tar_members(archive)
+    return [(archive.stem, gzip.open(archive))]
 
 # %% ../../nbs/data/02_download.ipynb #24ca5753
 def _extract(archive, folder):
-    for name, f in _members(archive):
+    "Write the members of `archive` into `folder`"
+    for name,f in _members(archive):
         to = folder/name
         if f is None or not to.resolve().is_relative_to(folder.resolve()):
             raise CourseError(f'{archive.name} was not unpacked: its member {name!r} is a link or leads out of the folder')
         to.parent.mkdir(parents=True, exist_ok=True)
         with f, open(to, 'wb') as out: shutil.copyfileobj(f, out, 2**20)
 
+# %% ../../nbs/data/02_download.ipynb #d1000012
 def unpack(
     archives, # Files: .zip, .tar.gz or .gz
-    folder, # What they make together; a folder of the same name inside an archive is this folder
+    folder, # Folder that they make together; a folder of the same name inside an archive is this folder
 )->Path: # `folder`
     "Unpack `archives` into `folder`, which appears in one step; raises `CourseError` for a bad archive or a full disk"
     folder = Path(folder)
@@ -140,14 +164,17 @@ def unpack(
         with disk_errors(f'unpack {folder}'):
             part.mkdir(parents=True)
             for a in archives: _extract(Path(a), part)
-            return (part/folder.name if (part/folder.name).is_dir() else part).replace(folder)
+            inner = part/folder.name
+            return (inner if inner.is_dir() else part).replace(folder)
     except (EOFError, zlib.error, tarfile.TarError, zipfile.BadZipFile) as e: raise CourseError(f'{a} is damaged: {e}') from e
-    finally: shutil.rmtree(part) if part.exists() else None
+    finally: shutil.rmtree(part, ignore_errors=True)
 
 # %% ../../nbs/data/02_download.ipynb #2e524463
 @contextmanager
-def one_at_a_time(folder):
-    "Other processes wait at this place until the block ends, where the system can lock a folder"
+def one_at_a_time(
+    folder, # A folder that exists
+):
+    "Let other processes wait at this place until the block ends, if the system can lock a folder"
     if os.name == 'nt': yield; return
     import fcntl
     fd = os.open(folder, os.O_RDONLY)

@@ -1,4 +1,4 @@
-"""An in-memory DataLoader: a batch is one index into all images
+"""A DataLoader for images in memory: a batch is one index into all of them
 
 Docs: https://dlcourse.github.io/dlcourse/data/loader.html.md"""
 
@@ -19,11 +19,14 @@ from ..core import CourseError, choose
 from .stores import GetImage, GetLabel
 from .transforms import BatchTransform
 
+# %% ../../nbs/data/11_loader.ipynb #a2274535
+def _as_float(x): return x if x.is_floating_point() else x.float()
+
 # %% ../../nbs/data/11_loader.ipynb #1083fb7a
 def _direct(t):
-    "The function of a plain image tensor that the transform `t` applies, or None where only fastai's dispatch knows"
+    "The transform `t` as a function of a plain image tensor, or None if only fastai's dispatch knows it"
     if type(t) is IntToFloatTensor: return lambda x: x.float().div_(t.div)
-    if type(t) is Normalize: return lambda x: (x if x.is_floating_point() else x.float()).sub(t.mean).div_(t.std)
+    if type(t) is Normalize: return lambda x: _as_float(x).sub(t.mean).div_(t.std)
     return t.apply if isinstance(t, BatchTransform) else None
 
 # %% ../../nbs/data/11_loader.ipynb #7dba6a51
@@ -31,10 +34,10 @@ def _step(t, types, split_idx):
     "The transform `t` as a function of a batch of plain tensors"
     f = _direct(t)
     if f is not None: return lambda b: (f(b[0]), *b[1:])
-    def call(b):
-        b = t(tuple(o.as_subclass(typ) for o,typ in zip(b, types)), split_idx=split_idx)
-        return tuple(o.as_subclass(Tensor) for o in b)
-    return call
+    def dispatched(b):
+        typed = tuple(o.as_subclass(typ) for o,typ in zip(b, types))
+        return tuple(o.as_subclass(Tensor) for o in t(typed, split_idx=split_idx))
+    return dispatched
 
 # %% ../../nbs/data/11_loader.ipynb #5bbe140f
 class MemoryDL(TfmdDL):
@@ -63,10 +66,10 @@ class MemoryDL(TfmdDL):
 # %% ../../nbs/data/11_loader.ipynb #eeb3e5bc
 @patch
 def _chunks(self:MemoryDL, rows):
-    "The rows of each batch, in the order of this epoch"
+    "Rows of each batch, in the order of this epoch"
     idxs = self.get_idxs()
     if not isinstance(idxs, Tensor): idxs = torch.tensor(list(itertools.islice(idxs, self.n)))
-    if self.drop_last: idxs = idxs[:len(idxs) // self.bs * self.bs]
+    if self.drop_last: idxs = idxs[:len(idxs)//self.bs*self.bs]
     return rows[idxs.to(rows.device)].split(self.bs) if len(idxs) else ()
 
 # %% ../../nbs/data/11_loader.ipynb #0ff462b4
@@ -94,32 +97,36 @@ def _tensors(self:MemoryDL):
     if len(items) and isinstance(items[0], Integral):
         x, y, rows = self.store.rows(np.asarray(items), device)
         return [x, y, rows] if len(self.dataset.tls) > 1 else [x, rows]
-    b = [self.do_item(i) for i in range(len(items))]
-    return [torch.stack([o[k].as_subclass(Tensor) for o in b]).to(device) for k in range(len(b[0]) if b else 0)] + [torch.arange(len(b), device=device)]
+    samples = [self.do_item(i) for i in range(len(items))]
+    stacks = [torch.stack([o.as_subclass(Tensor) for o in column]).to(device) for column in zip(*samples)]
+    return stacks + [torch.arange(len(samples), device=device)]
 
 # %% ../../nbs/data/11_loader.ipynb #cde26fd8
 def _labels(dl):
-    "The label numbers behind the loader `dl`"
+    "Label numbers of the examples of `dl`"
     store = next(t.store for t in dl.dataset.tls[1].tfms.fs if isinstance(t, GetLabel))
     return store.labels(np.asarray(dl.dataset.items))
 
 # %% ../../nbs/data/11_loader.ipynb #412b51de
 class ExampleLoaders(DataLoaders):
-    "`DataLoaders` that know what they hold: the selection behind them, and a third loader with the test part if there is one"
+    "`DataLoaders` with the selection behind them, and a third loader with the test part if there is one"
     selected = name = None
 
     @property
     def test(self):
         "The loader of the test part"
-        if len(self.loaders) < 3: raise CourseError('these DataLoaders have no test part of their own: the data came without one, or it is what they validate on')
+        if len(self.loaders) < 3: raise CourseError("no separate test set: the data have none, or it is used for validation (valid='test')")
         return self.loaders[2]
 
-    def labels(self, part='train'):
-        "Class numbers of the 'train', 'valid' or 'test' part, as an array: for `class_weights`, for instance"
-        return _labels(self.loaders[['train', 'valid', 'test'].index(choose(part, ['train', 'valid', 'test'][:len(self.loaders)], 'part'))])
+    def labels(self,
+        part:str='train', # 'train', 'valid' or 'test'
+    )->np.ndarray: # (N,)
+        "Class numbers of the examples of one part, for `class_weights`, for instance"
+        names = ['train', 'valid', 'test'][:len(self.loaders)]
+        return _labels(self.loaders[names.index(choose(part, names, 'part'))])
 
     def class_counts(self):
-        "Examples of each class in each part, as a `DataFrame`; `wrong` counts training labels changed by noise"
+        "Number of examples of each class in each part, as a `DataFrame`; `wrong` counts training labels changed by noise"
         res = self.selected.counts.copy()
         if not res.valid.sum(): res = res.drop(columns='valid')
         for name,dl in zip(['train', 'valid', 'test'], self.loaders):
@@ -127,16 +134,21 @@ class ExampleLoaders(DataLoaders):
         return res
 
 # %% ../../nbs/data/11_loader.ipynb #3beeed6c
-class ExampleSets(Datasets): _dbunch_type = ExampleLoaders
+class ExampleSets(Datasets):
+    "fastai `Datasets` that make `ExampleLoaders`"
+    _dbunch_type = ExampleLoaders
 
 # %% ../../nbs/data/11_loader.ipynb #60039819
 def renormalized(
     dls, # Any fastai `DataLoaders` of images
-    mean, # By channel, of pixels from 0 to 1
-    std, # By channel
+    mean, # Mean of each channel, of pixels from 0 to 1
+    std, # Standard deviation of each channel, of pixels from 0 to 1
 )->DataLoaders: # New loaders over the same datasets
-    "`dls` with images normalised by `mean` and `std` in place of what they were normalised by"
+    "Normalise the images of `dls` by other statistics"
     norm = Normalize.from_stats(mean, std)
-    res = type(dls)(*[dl.new(after_batch=[t for t in dl.after_batch.fs if not isinstance(t, Normalize)] + [norm]) for dl in dls.loaders], path=dls.path, device=dls.device)
+    def renew(dl):
+        others = [t for t in dl.after_batch.fs if not isinstance(t, Normalize)]
+        return dl.new(after_batch=others + [norm])
+    res = type(dls)(*map(renew, dls.loaders), path=dls.path, device=dls.device)
     for o in ('selected', 'name'): setattr(res, o, getattr(dls, o, None))
     return res

@@ -1,4 +1,4 @@
-"""A set of images changed once, and written to a folder or to one file that others can read
+"""Change a set of images once, and write it to a folder or to one file that others can read
 
 Docs: https://dlcourse.github.io/dlcourse/data/saved.html.md"""
 
@@ -26,41 +26,42 @@ from .transforms import BatchTransform
 # %% ../../nbs/data/09_saved.ipynb #80d0f197
 def perturb(
     x, # Images, `uint8` (N, C, H, W): tensor or array
-    tfms, # A `BatchTransform` or a list of them, in the order in which they are applied, whether `train_only` or not
+    tfms, # A `BatchTransform` or a list of them, in the order in which they are applied, also those that are `train_only`
     seed:int=42, # Whole number
     chunk:int=1000, # Images at a time; another number gives other random changes
 ): # `uint8`, tensor or array as given
     "Change a whole set of images once; raises `CourseError` for images that are not bytes"
     given, tfms = torch.as_tensor(x), [copy(o) for o in L(tfms)]
     if given.dtype != torch.uint8 or given.ndim != 4:
-        raise CourseError(f'images are uint8 of shape (N, C, H, W); these are {given.dtype} of shape {tuple(given.shape)}')
-    for o in tfms: o.reset() if isinstance(o, BatchTransform) else _refuse(o)
+        raise CourseError(f'images must be uint8 of shape (N, C, H, W), got {given.dtype} of shape {tuple(given.shape)}')
+    for o in tfms:
+        if not isinstance(o, BatchTransform): raise CourseError(f'tfms must be a BatchTransform or a list of them, got {type(o).__name__}')
+        o.reset()
     with kept_rng():
         torch.manual_seed(seed)
         res = torch.cat([reduce(lambda b, o: o.apply(b), tfms, b) for b in given.split(chunk)])
     return res if isinstance(x, Tensor) else res.numpy()
 
-def _refuse(o): raise CourseError(f'{type(o).__name__} is no BatchTransform, so it cannot be applied to a whole set')
-
-# %% ../../nbs/data/09_saved.ipynb #20e5c5c1
+# %% ../../nbs/data/09_saved.ipynb #3103e4d0
 def _folder_names(vocab):
     "File names for class names; raises `CourseError` where two would be the same"
     names = [re.sub(r'[^\w .+-]', '-', str(o)).strip('. ') for o in vocab]
     if len(set(names)) < len(names) or '' in names:
-        raise CourseError(f"these class names don't make different folder names: {', '.join(map(str, vocab))}")
+        raise CourseError(f"class names must make different folder names, got {', '.join(map(str, vocab))}")
     return names
 
+# %% ../../nbs/data/09_saved.ipynb #20e5c5c1
 def save_images(
     path, # Folder to make
     x, # Images, `uint8` (N, 1 or 3, H, W)
     y, # Class numbers, (N,)
-    vocab=None, # Class names by class number; the numbers if not given
+    vocab=None, # Class names by class number; by default the numbers
 )->Path: # The folder
     "Write images as PNG files in class folders; raises `CourseError` if the folder is there already or cannot be written"
     path, x, (y, vocab) = Path(path), torch.as_tensor(x), as_labels(y, vocab)
-    if path.exists(): raise CourseError(f'{path} is there already; nothing was written')
+    if path.exists(): raise CourseError(f'{path} exists already: nothing was written')
     if x.dtype != torch.uint8 or x.ndim != 4 or x.shape[1] not in (1, 3) or len(x) != len(y):
-        raise CourseError(f'images are uint8 ({len(y)}, 1 or 3, H, W), one for each label; these are {x.dtype} {tuple(x.shape)}')
+        raise CourseError(f'images must be uint8 ({len(y)}, 1 or 3, H, W), one for each label, got {x.dtype} {tuple(x.shape)}')
     names = _folder_names(vocab)
     part = path.with_name(f'{path.name}.{os.getpid()}.part')
     try: _write_images(part, x, [names[o] for o in y]).replace(path)
@@ -68,30 +69,35 @@ def save_images(
     finally: shutil.rmtree(part, ignore_errors=True)
     return path
 
+# %% ../../nbs/data/09_saved.ipynb #4c6d5dc3
 def _write_images(folder, x, names):
-    "The images as files in folders of these names"
+    "Write the images as files in folders of these names"
     for o in set(names): (folder/o).mkdir(parents=True)
-    for i, (img, name) in enumerate(zip(x.squeeze(1) if x.shape[1] == 1 else x.permute(0, 2, 3, 1), names)):
+    arrays = x.squeeze(1) if x.shape[1] == 1 else x.permute(0, 2, 3, 1)
+    for i,(img, name) in enumerate(zip(arrays, names)):
         Image.fromarray(img.numpy()).save(folder/name/f'{i:06}.png')
     return folder
 
-# %% ../../nbs/data/09_saved.ipynb #6b4cb242
+# %% ../../nbs/data/09_saved.ipynb #67ec3ef5
 _tensors = 'x', 'y', 'x_test', 'y_test'
 
+# %% ../../nbs/data/09_saved.ipynb #1cf50f21
 def save_set(
     file, # A `.safetensors` file
     ex:Examples, # Images and labels, with a test part
-    about:str='', # How it was made
+    about:str='', # A sentence on how it was made
 ):
     "Write a set of images to one file, in one step; raises `CourseError` if the disk refuses"
     meta = dict(vocab=json.dumps(ex.vocab), name=ex.name, about=about)
     with whole_file(file, 'wb') as f: f.write(save({k: getattr(ex, k).contiguous() for k in _tensors}, metadata=meta))
 
+# %% ../../nbs/data/09_saved.ipynb #6b4cb242
 def load_set(
-    file, # What `save_set` wrote
-)->Examples: # For `dls_for`; `note` says how it was made
-    "Read a set of images; raises `CourseError` for a file that is damaged or no such set"
+    file, # A file written by `save_set`
+)->Examples: # For `dls_for`; `note` is the sentence on how it was made
+    "Read a set of images; raises `CourseError` for a file that is damaged or has no such set"
     try:
         with safe_open(file, 'pt') as f: meta, parts = f.metadata(), {k: f.get_tensor(k) for k in _tensors}
         return Examples(**parts, vocab=json.loads(meta['vocab']), name=meta['name'], note=meta['about'])
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as e: raise CourseError(f'{file} is not a set of images that can be read: {e}') from e
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as e:
+        raise CourseError(f'{file} is not a set of images that can be read: {e}') from e

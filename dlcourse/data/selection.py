@@ -1,4 +1,4 @@
-"""Which images to learn from and which to validate on, in one request that can be saved
+"""The images to learn from and those to validate on, in one request that can be saved
 
 Docs: https://dlcourse.github.io/dlcourse/data/selection.html.md"""
 
@@ -13,85 +13,96 @@ import numpy as np, pandas as pd
 from fastcore.basics import patch
 from torch import Tensor
 from ..core import CourseError, choose
-from .sampling import as_labels, choose_classes, imbalance, label_noise, n_per_class, renumber, split_at, stratified_split
+from .sampling import as_labels, choose_classes, imbalance, label_noise, n_per_class, renumber, index_split, stratified_split
 
-# %% ../../nbs/data/07_selection.ipynb #dd8e9da6
+# %% ../../nbs/data/07_selection.ipynb #bd5b2ff8
 def _plain(o):
-    "`o` as JSON has it"
+    "Turn `o` into what JSON can hold"
     if isinstance(o, (np.ndarray, np.generic, Tensor)): o = o.tolist()
     if isinstance(o, dict): return {str(k): _plain(v) for k, v in o.items()}
     return [_plain(v) for v in o] if isinstance(o, (list, tuple, range)) else o
 
+# %% ../../nbs/data/07_selection.ipynb #dd8e9da6
 @dataclass(repr=False)
 class Selection:
-    "Which images to learn from and which to validate on"
+    "A request: the images to learn from and those to validate on"
     classes:list=None # Names or numbers of the classes to keep
     n_per_class:int=None # Images of each class
     imbalance:float|list|dict=None # Ratio of largest to smallest class; or counts or fractions by class
-    label_noise:float=0. # Part of the training labels that is changed, 0 to 1
+    label_noise:float=0. # Fraction of the training labels that is changed, 0 to 1
     valid:float|int|list=0.2 # Validation part: fraction, count or positions; 0 or None for no validation
-    seed:int=42 # Each of the draws gets a seed of its own from it
+    seed:int=42 # Seeds each of the draws
+
     def __post_init__(self):
         for f in fields(self): setattr(self, f.name, _plain(getattr(self, f.name)))
+
     def __repr__(self):
-        asked = {k: v for k, v in self.to_dict().items() if v not in (None, 0.)}
+        asked = {k: v for k,v in self.to_dict().items() if v not in (None, 0.)}
         if isinstance(self.valid, list): asked['valid'] = f'<{len(self.valid):,} positions>'
-        return f"Selection({', '.join(f'{k}={v!r}' for k, v in asked.items())})"
+        return f"Selection({', '.join(f'{k}={v!r}' for k,v in asked.items())})"
+
     def to_dict(self)->dict: # Plain values by field name
         "The request as JSON can hold it"
         return asdict(self)
+
     @classmethod
     def from_dict(cls, d:dict)->'Selection':
-        "The request that `to_dict` gave; raises `CourseError` for a field that there is not"
-        return cls(**{choose(k, [f.name for f in fields(cls)], 'field of a selection'): v for k, v in d.items()})
+        "The request from `to_dict`; raises `CourseError` for an unknown field"
+        names = [f.name for f in fields(cls)]
+        return cls(**{choose(k, names, 'field of a selection'): v for k,v in d.items()})
 
 # %% ../../nbs/data/07_selection.ipynb #e61f5490
 @dataclass(repr=False)
 class Selected:
-    "What a `Selection` gave"
+    "The result of a `Selection`"
     train_idx:np.ndarray # Positions of the training images, ascending, `int64`
     valid_idx:np.ndarray # Positions of the validation images, ascending, `int64`
     y:np.ndarray # Labels by the new vocab, noise included, (N,); or the float targets as they were
     vocab:list|None # Class names by new class number; None for float targets
-    wrong:np.ndarray # Which labels noise has changed, bool (N,)
+    wrong:np.ndarray # True for labels changed by noise, bool (N,)
     counts:pd.DataFrame # By true class: training and validation images, and training images with a wrong label
-    request:Selection # What was asked for
+    request:Selection # The request
+
     def __repr__(self):
         wrong = f' ({self.wrong.sum():,} with a wrong label)' if self.wrong.any() else ''
-        return f'{len(self.train_idx):,} training images{wrong} and {len(self.valid_idx):,} for validation, by {self.request}\n{self.counts}'
+        sizes = f'{len(self.train_idx):,} training images{wrong} and {len(self.valid_idx):,} for validation'
+        return f'{sizes}, by {self.request}\n{self.counts}'
 
-# %% ../../nbs/data/07_selection.ipynb #9a0fad40
+# %% ../../nbs/data/07_selection.ipynb #defc40a0
 def _mask(idx, n):
-    "Validation positions named one by one, as a mask of `n`"
+    "A mask of `n` for validation positions given one by one"
     idx, mask = np.asarray(idx), np.zeros(n, bool)
     if idx.size and (idx.dtype.kind not in 'iu' or idx.min() < 0 or idx.max() >= n):
-        raise CourseError(f'validation positions are whole numbers from 0 to {n-1:,}; there is one outside')
+        raise CourseError(f'validation positions must be whole numbers from 0 to {n-1:,}, got one outside')
     mask[idx.astype(int)] = True
-    if mask.sum() < len(idx): raise CourseError('a validation position is named twice')
+    if mask.sum() < len(idx): raise CourseError('validation positions must differ, got one that is named twice')
     return mask
 
+# %% ../../nbs/data/07_selection.ipynb #bf034ffc
 def _split(pool, y, valid, seed, vocab=None):
     "Divide `pool`, positions in `y`, in a training and a validation part"
     if not valid: return pool, pool[:0]
     train, valid = stratified_split(y[pool], valid, seed, vocab)
     return pool[train], pool[valid]
 
+# %% ../../nbs/data/07_selection.ipynb #9a0fad40
 def _apply_numbers(sel, y, seeds):
     "`Selection.apply` for float targets"
     for o in ('classes', 'n_per_class', 'imbalance', 'label_noise'):
-        if getattr(sel, o): raise CourseError(f'{o}={getattr(sel, o)!r} needs classes, and these targets are numbers')
-    if isinstance(sel.valid, list): train, valid = split_at(len(y), np.flatnonzero(_mask(sel.valid, len(y))))
+        if getattr(sel, o): raise CourseError(f'{o}={getattr(sel, o)!r} needs classes, but these targets are numbers')
+    if isinstance(sel.valid, list): train, valid = index_split(len(y), np.flatnonzero(_mask(sel.valid, len(y))))
     else: train, valid = _split(np.arange(len(y)), y, sel.valid, seeds[2])
     counts = pd.DataFrame(dict(train=len(train), valid=len(valid)), index=['all'])
     return Selected(train, valid, y, None, np.zeros(len(y), bool), counts, sel)
 
-# %% ../../nbs/data/07_selection.ipynb #02acc984
+# %% ../../nbs/data/07_selection.ipynb #4e9c85c6
 def _sizes(sel, pool, y, vocab, seeds):
     "Cut `pool`, positions in `y`, to the class sizes asked for"
     if sel.n_per_class is not None: pool = pool[n_per_class(y[pool], sel.n_per_class, seeds[0], vocab)]
     if sel.imbalance is not None: pool = pool[imbalance(y[pool], sel.imbalance, seeds[1], vocab)]
     return pool
 
+# %% ../../nbs/data/07_selection.ipynb #5e4a51cc
 def _noise(sel, train, valid, y, vocab, seed):
     "The parts, with noise on the training labels"
     parts, wrong = dict(train=train, valid=valid), np.zeros(len(y), bool)
@@ -103,6 +114,7 @@ def _noise(sel, train, valid, y, vocab, seed):
         counts['wrong'] = np.bincount(clean[wrong], minlength=len(vocab))
     return Selected(train, valid, y, vocab, wrong, counts, sel)
 
+# %% ../../nbs/data/07_selection.ipynb #02acc984
 def _apply_classes(sel, y, vocab, seeds):
     "`Selection.apply` for class numbers"
     y, vocab = as_labels(y, vocab)
@@ -110,7 +122,7 @@ def _apply_classes(sel, y, vocab, seeds):
     if sel.classes is not None:
         pool, new = choose_classes(y, sel.classes, vocab)
         y, vocab = renumber(y, vocab, new), new
-    if len(vocab) < 2: raise CourseError(f'at least two classes are needed; there is only {vocab[0]!r}')
+    if len(vocab) < 2: raise CourseError(f'classes must be at least two, got only {vocab[0]!r}')
     if isinstance(sel.valid, list):
         aside = _mask(sel.valid, len(y))[pool]
         train, valid = _sizes(sel, pool[~aside], y, vocab, seeds), pool[aside]
@@ -123,6 +135,6 @@ def apply(self:Selection,
     y, # Class numbers or float targets, (N,)
     vocab=None, # Class names by class number
 )->Selected:
-    "Choose, split and add noise; raises `CourseError` for what cannot be"
+    "Choose, split and add noise; raises `CourseError` for a request that is impossible"
     y, seeds = np.asarray(y), np.random.SeedSequence(self.seed).spawn(4)
     return _apply_numbers(self, y, seeds) if y.dtype.kind == 'f' else _apply_classes(self, y, vocab, seeds)
