@@ -6,7 +6,8 @@ Docs: https://dlcourse.github.io/dlcourse/course/mac/hyperparameters.html.md"""
 
 # %% auto #0
 __all__ = ['plain_sgd', 'rmsprop', 'shared_axes', 'cnn_sizes', 'mlp_sizes', 'own_axes', 'base', 'axes', 'score', 'draw_axes',
-           'hyperparameters', 'spread']
+           'spread', 'worst', 'zeros_learn_nothing', 'rate_matters_more', 'one_pixel_is_worst', 'normalization_helps',
+           'size_matters_little', 'large_batches_are_worst', 'hyperparameters']
 
 # %% ../../../nbs/course/mac/09_hyperparameters.ipynb #eb366545
 import torch
@@ -97,25 +98,32 @@ def draw_axes(
     axs[0].legend(edgecolor='none', loc='lower right')
     return axs[0].figure
 
-# %% ../../../nbs/course/mac/09_hyperparameters.ipynb #a72cb36d
-def _best(r, part): return max(r[part].values())
+# %% ../../../nbs/course/mac/09_hyperparameters.ipynb #c3d168f4
+def spread(
+    r:dict, # `Results` of mac-4f
+    variant:str, # Network and axis, such as 'CNN kernel size'
+)->float: # Accuracy
+    "Difference between the best and the worst value of an axis"
+    return max(r[variant].values()) - min(r[variant].values())
 
-@experiment('mac-4f', 'A study over every hyper-parameter', variants=tuple(f'{net} {axis}' for net in nets for axis in axes(net)), seeds=2, needs=('mnist',), minutes=8, draw=draw_axes, expects={
-    'weights that are all zero learn nothing': lambda r: max(r[f'{net} initialisation']['zeros'] for net in nets) < 0.2,
-    'the learning rate matters more than the activation': lambda r: all(spread(r, f'{net} learning rate') > spread(r, f'{net} activation') for net in nets),
-    'a kernel of one pixel is the worst': lambda r: min(r['CNN kernel size'], key=r['CNN kernel size'].get) == '1',
-    'the CNN is better with a normalisation than without': lambda r: r['CNN normalisation']['None'] < _best(r, 'CNN normalisation'),
-    'ten times the parameters gain less than five points': lambda r: all(spread(r, f'{net} parameters') < 0.05 for net in nets),
-    'with the epochs fixed, the largest batch is the worst': lambda r: all(min(r[f'{net} batch size'], key=r[f'{net} batch size'].get) == '512' for net in nets)})
+def worst(r, variant): return min(r[variant], key=r[variant].get)
+def zeros_learn_nothing(r): return max(r[f'{net} initialisation']['zeros'] for net in nets) < 0.2
+def rate_matters_more(r): return all(spread(r, f'{net} learning rate') > spread(r, f'{net} activation') for net in nets)
+def one_pixel_is_worst(r): return worst(r, 'CNN kernel size') == '1'
+def normalization_helps(r): return r['CNN normalisation']['None'] < max(r['CNN normalisation'].values())
+def size_matters_little(r): return all(spread(r, f'{net} parameters') < 0.05 for net in nets)
+def large_batches_are_worst(r): return all(worst(r, f'{net} batch size') == '512' for net in nets)
+
+# %% ../../../nbs/course/mac/09_hyperparameters.ipynb #a72cb36d
+@experiment('mac-4f', 'A study over every hyper-parameter', variants=tuple(f'{net} {axis}' for net in nets for axis in axes(net)),
+            seeds=2, needs=('mnist',), minutes=8, draw=draw_axes, expects={
+    'A network whose weights all begin at zero learns nothing': zeros_learn_nothing,
+    'The learning rate matters more than the activation function': rate_matters_more,
+    'A kernel of one pixel is the worst kernel size': one_pixel_is_worst,
+    'The CNN is better with a normalization than without': normalization_helps,
+    'Ten times the parameters gain less than five points of accuracy': size_matters_little,
+    'With the number of epochs fixed, the largest batch size is the worst': large_batches_are_worst})
 def hyperparameters(trial):
     net, axis = trial.variant.split(maxsplit=1)
     options = axes(net)[axis]
     return {k: score(trial, net, **o) for k,o in options.items()}
-
-# %% ../../../nbs/course/mac/09_hyperparameters.ipynb #f3385832
-def spread(
-    r:dict, # `Results` of mac-4f
-    part:str, # Network and axis
-)->float: # Accuracy
-    "Difference between the best and the worst value of an axis"
-    return max(r[part].values()) - min(r[part].values())

@@ -6,7 +6,7 @@ Docs: https://dlcourse.github.io/dlcourse/course/mac/perturbed.html.md"""
 
 # %% auto #0
 __all__ = ['strengths', 'units', 'change', 'all_strengths', 'small_set', 'changed_test', 'accuracies', 'draw_perturbed',
-           'perturbed']
+           'training_with_it_helps', 'clean_cnn_bears_more', 'cnn_always_better', 'small_cost', 'perturbed']
 
 # %% ../../../nbs/course/mac/05_perturbed.ipynb #dfbfb689
 from dataclasses import replace
@@ -86,19 +86,29 @@ def draw_perturbed(
     axs[0].legend(edgecolor='none', loc='lower left')
     return axs[0].figure
 
-# %% ../../../nbs/course/mac/05_perturbed.ipynb #6b6ff1b3
+# %% ../../../nbs/course/mac/05_perturbed.ipynb #9b547d1a
 def _last(kind): return f'{kind} {strengths[kind][-1]:g}'
 def _first(kind): return f'{kind} {strengths[kind][0]:g}'
 
-@experiment('mac-4a', 'Digits of other sizes, in other places, with noise', variants=tuple(f'{net} {o}' for net in nets for o in ('clean', *strengths)), needs=('mnist',), minutes=7, draw=draw_perturbed, expects={
-    'at the largest strength, training with the change gains at least 20 points, for both networks and all changes':
-        lambda r: all(r[f'{net} {k}'][_last(k)] > r[f'{net} clean'][_last(k)] + 0.2 for net in nets for k in strengths),
-    'trained clean, the CNN bears each change better than the NN (mean over the strengths)':
-        lambda r: all(sum(r['CNN clean'][f'{k} {s:g}'] - r['NN clean'][f'{k} {s:g}'] for s in strengths[k]) > 0 for k in strengths),
-    'trained with it, the CNN is better at every strength':
-        lambda r: all(r[f'CNN {k}'][f'{k} {s:g}'] > r[f'NN {k}'][f'{k} {s:g}'] for k in strengths for s in strengths[k]),
-    'training with a change costs the CNN less than two points on unchanged digits':
-        lambda r: all(r[f'CNN {k}'][_first(k)] > r['CNN clean'][_first(k)] - 0.02 for k in strengths)})
+def training_with_it_helps(r):
+    return all(r[f'{net} {k}'][_last(k)] > r[f'{net} clean'][_last(k)] + 0.2 for net in nets for k in strengths)
+
+def clean_cnn_bears_more(r):
+    return all(sum(r['CNN clean'][f'{k} {s:g}'] - r['NN clean'][f'{k} {s:g}'] for s in strengths[k]) > 0 for k in strengths)
+
+def cnn_always_better(r):
+    return all(r[f'CNN {k}'][f'{k} {s:g}'] > r[f'NN {k}'][f'{k} {s:g}'] for k in strengths for s in strengths[k])
+
+def small_cost(r): return all(r[f'CNN {k}'][_first(k)] > r['CNN clean'][_first(k)] - 0.02 for k in strengths)
+
+# %% ../../../nbs/course/mac/05_perturbed.ipynb #6b6ff1b3
+@experiment('mac-4a', 'Digits of other sizes, in other places, with noise',
+            variants=tuple(f'{net} {o}' for net in nets for o in ('clean', *strengths)), needs=('mnist',), minutes=7,
+            draw=draw_perturbed, expects={
+    'At the largest strength, training with a change gains at least 20 points, for both networks and all changes': training_with_it_helps,
+    'Trained on clean digits, the CNN is better than the NN under each change (mean over the strengths)': clean_cnn_bears_more,
+    'Trained with a change, the CNN is better than the NN at every strength of it': cnn_always_better,
+    'Training with a change costs the CNN less than two points on unchanged digits': small_cost})
 def perturbed(trial):
     net, how = trial.variant.split()
     ex = small_set(trial)

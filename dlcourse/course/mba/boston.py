@@ -6,8 +6,8 @@ Docs: https://dlcourse.github.io/dlcourse/course/mba/boston.html.md"""
 
 # %% auto #0
 __all__ = ['keras_adam', 'batches', 'said', 'searched', 'house_net', 'Decay', 'house_learner', 'errors', 'house_figures',
-           'rates_compared', 'by_seed', 'epochs_for', 'worst_two', 'batches_compared', 'validation_error',
-           'search_pays']
+           'b_errs_less_on', 'same_with_linear_output', 'rates_compared', 'by_seed', 'epochs_for', 'worst_two',
+           'by_error', 'largest_is_twice_as_bad', 'batches_compared', 'validation_error', 'search_helps', 'search_pays']
 
 # %% ../../../nbs/course/mba/04_boston.ipynb #0b9ddb7c
 import math
@@ -67,16 +67,25 @@ def house_figures(
     with learn.quiet(): dead = evaluate(learn, 'train').preds.max().item() == 0
     return dict(train_mse=train[0], train_mae=train[1], val_mse=valid[0], val_mae=valid[1], gap_mse=valid[0] - train[0], dead=int(dead))
 
+# %% ../../../nbs/course/mba/04_boston.ipynb #f672655c
+def b_errs_less_on(part):
+    "The expectation that B has the smaller MSE and MAE on 'train' or 'val'"
+    return lambda r: all(r['B'][f'{part}_{k}'] < r['A'][f'{part}_{k}'] for k in ('mse', 'mae'))
+
+def same_with_linear_output(r):
+    A, B = r['A, linear output'], r['B, linear output']
+    return B['val_mse'] < A['val_mse'] and A['gap_mse'] < B['gap_mse']
+
 # %% ../../../nbs/course/mba/04_boston.ipynb #2effd3a4
-@experiment('mba-7', 'Boston: default learning rate against 0.02 with decay', variants=('A', 'B', 'A, linear output', 'B, linear output'), seeds=5,
+@experiment('mba-7', 'Boston: default learning rate against 0.02 with decay', variants=('A', 'B', 'A, linear output', 'B, linear output'),
+            seeds=5, minutes=2,
             reported={'A': dict(train_mse=21.5, train_mae=3.41, val_mse=28.3, val_mae=4.15),
-                      'B': dict(train_mse=7.25, train_mae=1.91, val_mse=23.3, val_mae=3.07)},
-            expects={'B errs less than A on the validation rows, MSE and MAE': lambda r: r['B']['val_mse'] < r['A']['val_mse'] and r['B']['val_mae'] < r['A']['val_mae'],
-                     'B errs less than A on the training rows, MSE and MAE': lambda r: r['B']['train_mse'] < r['A']['train_mse'] and r['B']['train_mae'] < r['A']['train_mae'],
-                     'training and validation MSE are closer in A': lambda r: r['A']['gap_mse'] < r['B']['gap_mse'],
-                     'no run dies: its outputs are not all zero': lambda r: r['A']['dead'] == r['B']['dead'] == 0,
-                     'with a linear output B errs less too, and A is closer': lambda r: r['B, linear output']['val_mse'] < r['A, linear output']['val_mse'] and r['A, linear output']['gap_mse'] < r['B, linear output']['gap_mse']},
-            minutes=2)
+                      'B': dict(train_mse=7.25, train_mae=1.91, val_mse=23.3, val_mae=3.07)}, expects={
+    'B has the smaller MSE and MAE on the validation rows': b_errs_less_on('val'),
+    'B has the smaller MSE and MAE on the training rows': b_errs_less_on('train'),
+    'The MSE on training and validation rows lie closer together for A': lambda r: r['A']['gap_mse'] < r['B']['gap_mse'],
+    'No run dies: the outputs of no network are all zero': lambda r: r['A']['dead'] == r['B']['dead'] == 0,
+    'With a linear output too, B has the smaller validation MSE and A the smaller gap': same_with_linear_output})
 def rates_compared(trial):
     learn = house_learner(trial, 32, 'linear' if 'linear' in trial.variant else 'relu')
     lr, cbs = (.001, []) if trial.variant[0] == 'A' else (.02, [Decay(.05, 10)])
@@ -105,15 +114,18 @@ def worst_two(r):
     "The two batch sizes with the largest mean test error"
     return {k for _,k in sorted((r[str(b)]['test_mse'], b) for b in batches)[-2:]}
 
-# %% ../../../nbs/course/mba/04_boston.ipynb #cb62ab43
+# %% ../../../nbs/course/mba/04_boston.ipynb #6b655cc8
 said = dict(zip(batches, (22.5, 19.1, 23.9, 21.6, 25.3, 23.7, 30.7, 129.8)))
 
-@experiment('mba-8', 'Boston: batch size', variants=tuple(map(str, batches)), seeds=5,
-            reported={str(k): dict(test_mse=v) for k,v in said.items()},
-            expects={'128 and 256 are the worst': lambda r: worst_two(r) == {128, 256},
-                     '256 is worse than twice any batch up to 64': lambda r: r['256']['test_mse'] > 2*max(r[str(b)]['test_mse'] for b in batches[:6]),
-                     '4 and 16 are the best': lambda r: {b for _,b in sorted((r[str(b)]['test_mse'], b) for b in batches)[:2]} == {4, 16}},
-            minutes=3)
+def by_error(r): return sorted(batches, key=lambda b: r[str(b)]['test_mse'])
+def largest_is_twice_as_bad(r): return r['256']['test_mse'] > 2*max(r[str(b)]['test_mse'] for b in batches[:6])
+
+# %% ../../../nbs/course/mba/04_boston.ipynb #cb62ab43
+@experiment('mba-8', 'Boston: batch size', variants=tuple(map(str, batches)), seeds=5, minutes=3,
+            reported={str(k): dict(test_mse=v) for k,v in said.items()}, expects={
+    'The batch sizes 128 and 256 have the largest test errors': lambda r: worst_two(r) == {128, 256},
+    'The test error of batch size 256 is more than twice that of any batch size up to 64': largest_is_twice_as_bad,
+    'The batch sizes 4 and 16 have the smallest test errors': lambda r: set(by_error(r)[:2]) == {4, 16}})
 def batches_compared(trial):
     bs = int(trial.variant)
     learn = house_learner(trial, bs)
@@ -135,9 +147,12 @@ def validation_error(
     with watched(trial, learn): learn.fit(trial.pick(1, 50), lr, cbs=Decay(.05, 10))
     return errors(learn, 'valid')[0]
 
+# %% ../../../nbs/course/mba/04_boston.ipynb #997ebf3a
+def search_helps(r): return r['searched']['test_mse'] < r['default settings']['test_mse']
+
 # %% ../../../nbs/course/mba/04_boston.ipynb #ed8a0f02
 @experiment('mba-9', 'Boston: what a search over learning rate and batch size gains', variants=('default settings', 'searched'), seeds=3,
-            expects={'the search finds settings with a smaller test error': lambda r: r['searched']['test_mse'] < r['default settings']['test_mse']}, minutes=3)
+            minutes=3, expects={'The settings that the search finds have a smaller test error than the default settings': search_helps})
 def search_pays(trial):
     lr, bs, cbs, found = .001, 32, [], {}
     if trial.variant == 'searched':
