@@ -17,15 +17,15 @@ from fastai.torch_core import set_seed
 
 # %% ../nbs/00_core.ipynb #2c5ec50e
 class CourseError(ValueError):
-    "What was given cannot work; the message says what was given, what is allowed and the nearest match"
+    "An error whose message says what was given, what is allowed and the nearest match"
 
 # %% ../nbs/00_core.ipynb #02100374
 def choose(
-    name:str, # What was given
-    allowed, # The names there are
-    what:str='name', # What a name stands for, in the singular; used in the message
+    name:str, # Name that was given
+    allowed, # Names to choose from
+    what:str='name', # Kind of thing the name stands for, in the singular, for the message
 )->str: # `name` itself, or the allowed name that differs from it only in case, `-` and `_`
-    "The one of `allowed` that `name` means; raises `CourseError` with the nearest matches otherwise"
+    "Match `name` to one of `allowed`, ignoring case, `-` and `_`; raises `CourseError` with the closest names if nothing matches"
     allowed = [str(o) for o in allowed]
     if name in allowed: return name
     plain = {o.lower().replace('-', '_'): o for o in allowed}
@@ -55,7 +55,7 @@ def import_all(
 # %% ../nbs/00_core.ipynb #489e383d
 def seed_all(
     seed:int, # Any whole number
-    dls=None, # `DataLoaders` whose shuffling starts anew too
+    dls=None, # `DataLoaders` whose shuffling is seeded too
 ):
     "Seed Python, NumPy, torch (every device) and the shuffling of `dls`"
     set_seed(seed)
@@ -105,7 +105,7 @@ def whole_file(
 
 # %% ../nbs/00_core.ipynb #84275db4
 def lock_for(
-    path, # What is locked: a file or folder, which need not be there
+    path, # File or folder to lock, which need not exist
 ): # A `filelock.FileLock`, to be used in a `with` statement; `acquire(timeout=0)` raises `filelock.Timeout` where it is taken
     "A lock that one process of this user on this machine can hold at a time"
     from filelock import FileLock

@@ -12,7 +12,7 @@ import math
 from fastcore.meta import delegates
 from torch import nn
 from ..core import choose
-from .blocks import block_filters, body_head, chain, conv_layer, dense_layer, dry_run, each, image_shape
+from .blocks import block_filters, body_head, chain, conv_layer, dense_layer, dry_run, image_shape, per_layer
 from .registry import register
 
 # %% ../../nbs/models/03_cnn.ipynb #eb34b95c
@@ -45,13 +45,13 @@ def conv_head(
     grid:int=1, # Side of the pooled grid, at most that of the feature map
     dense=(), # Neurons of each hidden dense layer
     dropout=0., # After each of them: one share, or one for each
-    activation='relu', # Of the hidden dense layers
+    activation='relu', # Activation of the hidden dense layers
 )->nn.Sequential: # (N, *shape) -> (N, n_out)
     "Pooling, flattening and dense layers, the last of them called `out`"
     (c,*hw),pool = shape,conv_heads[choose(head, conv_heads, 'head')]
     if pool: hw = [min(grid, o) for o in hw]
     sizes = [c*math.prod(hw), *dense]
-    drops = each(dropout, len(dense), 'dropout of the dense layers') if dense else []
+    drops = per_layer(dropout, len(dense), 'dropout of the dense layers') if dense else []
     hidden = {f'dense{i+1}': dense_layer(sizes[i], sizes[i+1], activation, dropout=p) for i,p in enumerate(drops)}
     return chain(pool=pool(tuple(hw)) if pool else None, flatten=nn.Flatten(), **hidden, out=nn.Linear(sizes[-1], n_out))
 
@@ -69,7 +69,7 @@ def cnn(
     norm='batch', # See `norm_layer`
     pooling='max', # After each block: see `pool_layer`, or 'stride'
     dropout=0., # After each block: one share, or one for each
-    bias:bool|None=None, # Of the convolutions; by default only without a normalisation
+    bias:bool|None=None, # Bias of the convolutions; by default only without a normalisation
     head:str='avg', # See `conv_head`
     grid:int=4, # Side of the grid the last feature map is pooled to
     dense=(), # Hidden dense layers before the output
@@ -79,7 +79,7 @@ def cnn(
     "A convolutional network; raises `CourseError` for images that are too small, with the smallest size that works"
     fs = block_filters(filters, depth, growth)
     c,*_ = image_shape(n_in, len(fs) if isinstance(pooling, str) else 0, f'a cnn of {len(fs)} blocks')
-    per_block = zip([c, *fs], fs, each(kernel, len(fs), 'kernel'), each(dropout, len(fs), 'dropout'))
+    per_block = zip([c, *fs], fs, per_layer(kernel, len(fs), 'kernel'), per_layer(dropout, len(fs), 'dropout'))
     body = chain(**{f'block{i+1}': conv_block(a, b, convs, pooling, p, kernel=k, activation=activation, norm=norm, bias=bias)
                     for i,(a,b,k,p) in enumerate(per_block)})
     shape = dry_run(body, n_in).shape[1:]
@@ -92,7 +92,7 @@ def cnn_base(
     n_in, # (channels, height, width)
     n_out:int, # Number of outputs
     dropout:float=0.25, # After the first dense layer
-    filters=(8, 32, 16), # Of each convolution
+    filters=(8, 32, 16), # Filters of each convolution
     **kwargs,
 )->nn.Sequential:
     "The base CNN of TP1: three convolutions, no pooling, dense layers of 256 and 64"
@@ -106,7 +106,7 @@ def cnn_v2(
     n_in, # (channels, height, width), at least 9×9 pixels
     n_out:int, # Number of outputs
     dropout:float=0.4, # After the first dense layer
-    filters=(16, 32, 64, 128), # Of each convolution
+    filters=(16, 32, 64, 128), # Filters of each convolution
     **kwargs,
 )->nn.Sequential:
     "CNNV2 of TP1: four convolutions with batch normalisation and pooling, dense layers of 256 and 64"
@@ -120,7 +120,7 @@ def cnn_v3(
     n_in, # (channels, height, width), at least 17×17 pixels
     n_out:int, # Number of outputs
     dropout=(0.2, 0.3, 0.4, 0.5, 0.5), # After each block: one share, or one for each
-    filters=(32, 64, 128, 256, 512), # Of each convolution
+    filters=(32, 64, 128, 256, 512), # Filters of each convolution
     **kwargs,
 )->nn.Sequential:
     "CNNV3 of TP1: five convolutions with batch normalisation, pooling and dropout, one dense layer"

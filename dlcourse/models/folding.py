@@ -19,19 +19,23 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.nn.utils.parametrize import is_parametrized
 from ..core import CourseError
 
-# %% ../../nbs/models/04a_folding.ipynb #b586fed5
+# %% ../../nbs/models/04a_folding.ipynb #77d70184
 class _Tracer(fx.Tracer):
-    "A tracer that doesn't look inside convolutions, normalisations and pooling, whoever wrote them"
-    def is_leaf_module(self, m, name): return super().is_leaf_module(m, name) or isinstance(m, (nn.Conv2d, nn.BatchNorm2d, nn.AdaptiveAvgPool2d))
+    "A tracer that doesn't look inside convolutions, normalisations and pooling, from whatever library"
+    def is_leaf_module(self, m, name):
+        known = isinstance(m, (nn.Conv2d, nn.BatchNorm2d, nn.AdaptiveAvgPool2d))
+        return known or super().is_leaf_module(m, name)
 
+# %% ../../nbs/models/04a_folding.ipynb #81813dac
 def _traced(model):
-    "Names of two modules, each called once, where the second is all that uses what the first gives and nothing else reads their weights"
+    "Pairs of modules, by name: each called once, the second the only user of the first one's output, their weights read by nothing else"
     nodes = _Tracer().trace(model).nodes
     calls = Counter(o.target for o in nodes if o.op == 'call_module')
     read = {o.target.rpartition('.')[0] for o in nodes if o.op == 'get_attr'}
     once = {o for o in nodes if o.op == 'call_module' and calls[o.target] == 1 and o.target not in read}
     return [(o.args[0].target, o.target) for o in once if o.args and o.args[0] in once and len(o.args[0].users) == 1]
 
+# %% ../../nbs/models/04a_folding.ipynb #b586fed5
 def _in_a_row(model):
     "Names of two modules, one after the other: from the graph of `model`, or else of its parts"
     try: return _traced(model)
@@ -39,14 +43,16 @@ def _in_a_row(model):
         inside = [(f'{k}.{a}', f'{k}.{b}') for k,m in model.named_children() for a,b in _in_a_row(m)]
         return inside + (list(pairwise(model._modules)) if type(model).forward is nn.Sequential.forward else [])
 
-# %% ../../nbs/models/04a_folding.ipynb #a81e9707
+# %% ../../nbs/models/04a_folding.ipynb #5d7b18a7
 def _rest(norm):
-    "What `norm` does besides normalising, or None if that isn't known"
+    "The layers that do what `norm` does besides normalising, or None if that isn't known"
     if type(norm) is nn.BatchNorm2d: return nn.Identity()
     return nn.Sequential(norm.drop, norm.act) if type(norm).__name__ == 'BatchNormAct2d' else None
 
+# %% ../../nbs/models/04a_folding.ipynb #1e0acb5e
 def _plain(m): return not (is_parametrized(m) or m._forward_hooks or m._forward_pre_hooks)
 
+# %% ../../nbs/models/04a_folding.ipynb #a81e9707
 def _foldable(conv, norm):
     known = type(conv) is nn.Conv2d or type(conv).__name__ == 'Conv2dSame'
     if not known or not isinstance(norm, nn.BatchNorm2d) or norm.running_mean is None: return False
@@ -63,7 +69,8 @@ def fold_batchnorm(
     for conv,b in pairs:
         norm = model.get_submodule(b)
         if not _foldable(conv, norm) or names[id(conv)] > 1 or names[id(norm)] > 1: continue
-        conv.weight, conv.bias = fuse_conv_bn_weights(conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
+        stats = norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+        conv.weight, conv.bias = fuse_conv_bn_weights(conv.weight, conv.bias, *stats)
         model.set_submodule(b, _rest(norm))
     return model
 
@@ -71,7 +78,7 @@ def fold_batchnorm(
 _largest = 16 * 2**20 # Bytes that the largest feature map of a piece may take: a layer reads one map and writes another
 _least = 4 # Images in a piece, at least: fewer don't keep a processor busy
 
-# %% ../../nbs/models/04a_folding.ipynb #ae2eadc2
+# %% ../../nbs/models/04a_folding.ipynb #d53c360c
 @contextmanager
 def answering(
     model:nn.Module,
@@ -83,6 +90,7 @@ def answering(
     finally:
         for m,was in modes: m.training = was
 
+# %% ../../nbs/models/04a_folding.ipynb #ae2eadc2
 def largest_map(
     model:nn.Module,
     x:Tensor, # Images, (N, C, H, W)
@@ -101,7 +109,7 @@ class FastNet(nn.Module):
     def __init__(self,
         model:nn.Module, # In evaluation mode, folded
         per_pixel:float=0., # Bytes of its largest feature map for each pixel of an image
-        dtype=torch.float32, # That it computes in
+        dtype=torch.float32, # Type of the numbers it computes with
     ):
         super().__init__()
         self.model, self.per_pixel, self.dtype = model.to(dtype=dtype, memory_format=torch.channels_last), per_pixel, dtype

@@ -12,7 +12,7 @@ import math
 from fastcore.basics import listify
 from torch import nn
 from ..core import CourseError
-from .blocks import act_layer, body_head, chain, dense_layer, each, n_features
+from .blocks import act_layer, body_head, chain, dense_layer, n_features, per_layer
 from .registry import register
 
 # %% ../../nbs/models/02_mlp.ipynb #d2ca2ee5
@@ -43,14 +43,14 @@ def mlp(
     widths=(512, 256), # Neurons of each hidden layer; () for none
     activation='relu', # See `act_layer`
     norm=None, # 'batch', 'layer', 'group', a class or a module
-    dropout=0., # After each hidden layer: one share, or one for each
+    dropout=0., # Share after each hidden layer: one number, or one for each
     init='default', # See `init_layers`
     final_activation=None, # Activation of the output
     max_params:int=500_000_000, # More parameters than this are refused
 )->nn.Sequential: # (N, *n_in) -> (N, n_out); `body` and `head`
     "A multi-layer perceptron; raises `CourseError` for a layer without neurons or a network that is absurdly large"
     sizes = affordable([n_features(n_in), *listify(widths), n_out], max_params)
-    drops = each(dropout, len(sizes)-2, 'dropout') if len(sizes) > 2 else []
+    drops = per_layer(dropout, len(sizes)-2, 'dropout') if len(sizes) > 2 else []
     layers = {f'dense{i+1}': dense_layer(sizes[i], sizes[i+1], activation, norm, p) for i,p in enumerate(drops)}
     head = chain(out=nn.Linear(sizes[-2], n_out), act=act_layer(final_activation))
     return body_head(chain(flatten=nn.Flatten(), **layers), head, init)

@@ -11,8 +11,8 @@ __all__ = ['all_conv', 'residual', 'inception', 'layer_label', 'draw_block', 'dr
 from matplotlib import pyplot as plt
 from torch import nn
 from ..core import CourseError
-from .blocks import (InceptionModule, ResidualBlock, block_filters, body_head, chain, conv_layer, dry_run, each, image_shape,
-                                    pool_layer)
+from .blocks import (InceptionModule, ResidualBlock, block_filters, body_head, chain, conv_layer, dry_run, image_shape,
+                                    per_layer, pool_layer)
 from .cnn import conv_head
 from .registry import register
 
@@ -33,7 +33,7 @@ def all_conv(
     "A classifier of convolutions and reshape only; raises `CourseError` for images that are too small"
     fs = block_filters(filters, depth, growth)
     c,*_ = image_shape(n_in, len(fs), f'an all_conv of {len(fs)} convolutions')
-    per_block = zip([c, *fs], fs, each(kernel, len(fs), 'kernel'), each(dropout, len(fs), 'dropout'))
+    per_block = zip([c, *fs], fs, per_layer(kernel, len(fs), 'kernel'), per_layer(dropout, len(fs), 'dropout'))
     body = chain(**{f'block{i+1}': conv_layer(a, b, k, activation, norm, 'stride', p) for i,(a,b,k,p) in enumerate(per_block)})
     _,c,h,w = dry_run(body, n_in).shape
     return body_head(body, chain(out=nn.Conv2d(c, n_out, (h, w)), reshape=nn.Flatten()), init)
@@ -53,8 +53,8 @@ def residual(
     pooling='max', # After each stage: see `pool_layer`
     skip:bool=True, # Add each block's input to its output
     grid:int=1, # Side of the grid the last feature map is pooled to
-    init='he_normal', # Of the convolutions: see `init_layers`
-    head_init='glorot_uniform', # Of the dense layer
+    init='he_normal', # Initialisation of the convolutions: see `init_layers`
+    head_init='glorot_uniform', # Initialisation of the dense layer
 )->nn.Sequential: # (N, *n_in) -> (N, n_out); `body` has block1, pool1, ...
     "A residual network; raises `CourseError` for images that are too small"
     fs = block_filters(filters, depth, growth)
@@ -77,8 +77,8 @@ def inception(
     norm=None, # See `norm_layer`
     pooling='max', # After each module: see `pool_layer`
     grid:int=1, # Side of the grid the last feature map is pooled to
-    init='he_normal', # Of the convolutions: see `init_layers`
-    head_init='glorot_uniform', # Of the dense layer
+    init='he_normal', # Initialisation of the convolutions: see `init_layers`
+    head_init='glorot_uniform', # Initialisation of the dense layer
 )->nn.Sequential: # (N, *n_in) -> (N, n_out); `body` has module1, pool1, ...
     "A network of Inception modules; raises `CourseError` for images that are too small or modules without six numbers"
     if not modules or any(len(o) != 6 or min(o) < 1 for o in modules):
@@ -95,7 +95,7 @@ def inception(
 def layer_label(
     layer:nn.Module,
 )->str: # One line for each layer that counts
-    "What `layer` and the layers in it are called in a drawing"
+    "Label of `layer` and the layers in it, for a drawing"
     if isinstance(layer, nn.Conv2d): return '{}×{} conv {}'.format(*layer.kernel_size, layer.out_channels)
     if isinstance(layer, nn.Linear): return f'dense {layer.out_features}'
     if 'Pool' in type(layer).__name__: return 'global pool' if 'Adaptive' in type(layer).__name__ else 'pool'
@@ -107,7 +107,7 @@ def draw_block(
     y:float, # Height of its lower edge
     ax, # Where to draw
 )->float: # Height of its upper edge
-    "Draw `block` as one box, or as one for each branch, with a skip connection beside it"
+    "Draw `block` as one box, or as one for each branch, with a skip connection at its side"
     parts = list(block.branches.values()) if hasattr(block, 'branches') else [getattr(block, 'convs', block)]
     labels = list(map(layer_label, parts))
     up = y + 0.5 + 0.4*max(o.count('\n') + 1 for o in labels)

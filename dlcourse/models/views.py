@@ -13,12 +13,27 @@ from torch import nn
 from torch.nn import functional as F
 from ..core import CourseError
 
-# %% ../../nbs/models/04c_views.ipynb #1f96ae88
-def as_is(x): return x
-def mirrored(x): return x.flip(3)
-def upside_down(x): return x.flip(2)
-def half_turned(x): return x.flip(2, 3)
+# %% ../../nbs/models/04c_views.ipynb #9cba355e
+def as_is(x):
+    "The images `x` themselves"
+    return x
 
+# %% ../../nbs/models/04c_views.ipynb #b7ef553b
+def mirrored(x):
+    "The images `x`, left and right swapped"
+    return x.flip(3)
+
+# %% ../../nbs/models/04c_views.ipynb #c225bd82
+def upside_down(x):
+    "The images `x`, top and bottom swapped"
+    return x.flip(2)
+
+# %% ../../nbs/models/04c_views.ipynb #fb34ba13
+def half_turned(x):
+    "The images `x`, turned by 180°"
+    return x.flip(2, 3)
+
+# %% ../../nbs/models/04c_views.ipynb #1f96ae88
 def shifted(
     down:int, # Pixels; upwards where it is negative
     right:int=0, # Pixels; to the left where it is negative
@@ -32,7 +47,7 @@ def shifted(
 
 # %% ../../nbs/models/04c_views.ipynb #91bf44fa
 class OverViews(nn.Module):
-    "A network that answers for several views of an image at once: the mean of its log-probabilities"
+    "Average a network's predictions over several views of each image; returns log-probabilities"
     def __init__(self,
         model:nn.Module, # (N, C, H, W) -> scores (N, K)
         views=(as_is, mirrored), # Functions of a batch
@@ -40,4 +55,7 @@ class OverViews(nn.Module):
         super().__init__()
         if not views: raise CourseError('at least one view of an image is needed')
         self.model, self.views = model, views
-    def forward(self, x): return torch.stack([self.model(view(x)).log_softmax(1) for view in self.views]).mean(0)
+
+    def forward(self, x):
+        views = [self.model(view(x)).log_softmax(1) for view in self.views]
+        return torch.stack(views).mean(0)

@@ -114,9 +114,10 @@ def _looks_like(found):
     best = max(share, key=share.get)
     return f'; it looks like {best}' if share[best] > 0.5 else ''
 
-# %% ../../nbs/models/04e_weights.ipynb #8f1c2c18
+# %% ../../nbs/models/04e_weights.ipynb #83d460c4
 def _counted(name): return not name.endswith('num_batches_tracked')
 
+# %% ../../nbs/models/04e_weights.ipynb #8f1c2c18
 def _needed(body, tensors):
     "Names of the `tensors` that `body` can't do without"
     inside = {id(o) for o in body.state_dict(keep_vars=True).values()}

@@ -62,17 +62,19 @@ class Whitening(nn.Module):
         self._known = False
         return super()._load_from_state_dict(*args, **kwargs)
 
-# %% ../../nbs/models/04b_whitened.ipynb #a66876e6
+# %% ../../nbs/models/04b_whitened.ipynb #d0043bcc
 def _dirac(n_in, n_out):
     conv = nn.Conv2d(n_in, n_out, 3, padding=1, bias=False)
     nn.init.dirac_(conv.weight.data[:n_in])
     return conv
 
+# %% ../../nbs/models/04b_whitened.ipynb #d5594bbf
 def _offset_norm(n):
     norm = nn.BatchNorm2d(n, momentum=0.4)
     norm.weight.requires_grad_(False)
     return norm
 
+# %% ../../nbs/models/04b_whitened.ipynb #f65c3192
 def dirac_block(
     n_in:int, # Channels in
     n_out:int, # Channels out
@@ -82,9 +84,13 @@ def dirac_block(
     return chain(conv1=_dirac(n_in, n_out), pool=nn.MaxPool2d(2), norm1=_offset_norm(n_out), act1=act_layer(activation),
                  conv2=_dirac(n_out, n_out), norm2=_offset_norm(n_out), act2=act_layer(activation))
 
+# %% ../../nbs/models/04b_whitened.ipynb #a66876e6
 class ScaledLinear(nn.Linear):
     "A dense layer without bias, its outputs multiplied by a constant"
-    def __init__(self, n_in, n_out, scale=1.): super().__init__(n_in, n_out, bias=False); self.scale = scale
+    def __init__(self, n_in, n_out, scale=1.):
+        super().__init__(n_in, n_out, bias=False)
+        self.scale = scale
+
     def forward(self, x): return super().forward(x)*self.scale
 
 # %% ../../nbs/models/04b_whitened.ipynb #24cdf8d3
@@ -92,15 +98,19 @@ class ScaledLinear(nn.Linear):
 def whitened(
     n_in, # (channels, height, width)
     n_out:int, # Number of outputs
-    filters=(64, 256, 256), # Of each block
+    filters=(64, 256, 256), # Filters of each block
     activation='gelu', # See `act_layer`
-    scale:float=1/9, # Of the outputs
+    scale:float=1/9, # Factor for the outputs
 )->nn.Sequential: # (N, *n_in) -> (N, n_out); `body` and `head`
     "A convolutional network behind a whitening layer; raises `CourseError` for images that are too small"
     fs = block_filters(filters, None, 1)
     c,h,w = image_shape(n_in, what='a whitened network')
-    if min(h, w) <= 2**len(fs): raise CourseError(f'a whitened network of {len(fs)} blocks takes images of at least {2**len(fs) + 1}×{2**len(fs) + 1} pixels, not {h}×{w}')
+    least = 2**len(fs) + 1
+    if min(h, w) < least:
+        raise CourseError(f'a whitened network of {len(fs)} blocks takes images of at least {least}×{least} pixels, not {h}×{w}')
     white = Whitening(c)
     widths = [len(white.bias), *fs]
-    body = chain(whiten=white, act=act_layer(activation), **{f'block{i+1}': dirac_block(a, b, activation) for i,(a,b) in enumerate(zip(widths, fs))})
-    return chain(body=body, head=chain(pool=nn.AdaptiveMaxPool2d(1), flatten=nn.Flatten(), out=ScaledLinear(fs[-1], n_out, scale)))
+    blocks = {f'block{i+1}': dirac_block(a, b, activation) for i,(a,b) in enumerate(zip(widths, fs))}
+    body = chain(whiten=white, act=act_layer(activation), **blocks)
+    head = chain(pool=nn.AdaptiveMaxPool2d(1), flatten=nn.Flatten(), out=ScaledLinear(fs[-1], n_out, scale))
+    return chain(body=body, head=head)

@@ -21,10 +21,11 @@ from .fusion import fusion_net
 from .pretrained import transfer_net
 from .registry import Arch, backbones, registry
 
-# %% ../../nbs/models/07_zoo.ipynb #9f3a0002
+# %% ../../nbs/models/07_zoo.ipynb #33f47dda
 @cache
 def _import_room(): import_all(models)
 
+# %% ../../nbs/models/07_zoo.ipynb #9f3a0002
 def architectures()->dict: # Name -> `Arch`, in alphabetical order
     "The architectures of this package, and those that you have entered with `register`"
     _import_room()
@@ -141,7 +142,7 @@ def _row(name, what, source):
 
 # %% ../../nbs/models/07_zoo.ipynb #9f3a0009
 def archs()->pd.DataFrame: # One row an architecture
-    "The architectures of the course: description, parameters for ten classes, smallest side in pixels, items; other names of torchvision and timm work too"
+    "The architectures of the course: description, parameters for ten classes, smallest side in pixels, items"
     rows = {k: (a.what, a.source) for k,a in architectures().items()} | backbones
     return pd.DataFrame([_row(k, *v) for k,v in rows.items()], index=pd.Index(rows, name='arch'))
 
