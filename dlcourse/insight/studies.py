@@ -1,4 +1,4 @@
-"""What a search or a study has found, in pictures: its course, which settings go together, how much each matters, mean and spread by value
+"""Plots of a search: history, parallel coordinates, importance, and mean with spread for each value
 
 Docs: https://dlcourse.github.io/dlcourse/insight/studies.html.md"""
 
@@ -18,12 +18,13 @@ from ..training.trials import SearchResult
 
 # %% ../../nbs/insight/08_studies.ipynb #ccfe8ae0
 def _completed(result):
-    "The completed trials, at least one"
-    result.best_trial
+    "Completed trials; raises `CourseError` if there are none"
+    result.best_trial # raises it
     return result.complete
 
+# %% ../../nbs/insight/08_studies.ipynb #6b9a316e
 def plot_history(
-    result:SearchResult, # What `search` gave
+    result:SearchResult, # Result of `search`
     ax=None, # matplotlib axes; a new figure if None
 )->Figure: # The matplotlib figure
     "Draw the value of each trial and the best so far; raises `CourseError` if no trial was completed"
@@ -40,18 +41,20 @@ def plot_history(
 
 # %% ../../nbs/insight/08_studies.ipynb #1191075e
 def _share(c, stored):
-    "Where a setting lies on its axis, from 0 to 1"
+    "Place of a setting on its axis, from 0 to 1"
     if isinstance(c, Choice): return list(c.values).index(stored) / max(1, len(c.values) - 1)
     at = math.log if c.log else float
     return (at(stored) - at(c.low)) / (at(c.high) - at(c.low))
 
+# %% ../../nbs/insight/08_studies.ipynb #bb4cffce
 def _ticks(c):
     "Positions and texts of the ticks of an axis"
     texts = c.points(3) if not isinstance(c, Choice) else list(c.values)
     return [(_share(c, o), o if isinstance(o, str) else f'{o:.3g}') for o in texts]
 
+# %% ../../nbs/insight/08_studies.ipynb #1e966e7e
 def _draw_axes(ax, space):
-    "An upright line for each setting, with its values"
+    "Draw an upright line for each setting, with its values"
     ends = {0: ('right', -0.04), len(space) - 1: ('left', 0.04)}
     for i,c in enumerate(space.values()):
         ax.axvline(i, color='0.4', linewidth=1)
@@ -60,13 +63,15 @@ def _draw_axes(ax, space):
     ax.set(xticks=range(len(space)), xticklabels=list(space), yticks=[], xlim=(-0.35, len(space) - 0.65), ylim=(-0.06, 1.06))
     ax.spines[:].set_visible(False)
 
+# %% ../../nbs/insight/08_studies.ipynb #15a7862a
 def _scale(values, maximize):
     "A scale of colours over the better three quarters of `values`"
     low, high = (values.quantile(0.25), values.max()) if maximize else (values.min(), values.quantile(0.75))
     return plt.Normalize(low, high, clip=True)
 
+# %% ../../nbs/insight/08_studies.ipynb #cc235491
 def plot_parallel(
-    result:SearchResult, # What `search` gave
+    result:SearchResult, # Result of `search`
     ax=None, # matplotlib axes; a new figure if None
 )->Figure: # The matplotlib figure
     "Draw each trial as a line across the axes of its settings; raises `CourseError` if no trial was completed"
@@ -83,7 +88,7 @@ def plot_parallel(
 
 # %% ../../nbs/insight/08_studies.ipynb #c675449b
 def plot_importance(
-    result:SearchResult, # What `search` gave
+    result:SearchResult, # Result of `search`
     ax=None, # matplotlib axes; a new figure if None
 )->Figure: # The matplotlib figure
     "Draw how much each setting mattered; raises `CourseError` for fewer than four completed trials"
@@ -100,20 +105,21 @@ for _f in (plot_history, plot_parallel, plot_importance): setattr(SearchResult, 
 
 # %% ../../nbs/insight/08_studies.ipynb #5ba13c21
 def _numbers(table, x):
-    "Where to draw each row: at its number in column `x`, or one after the other"
+    "Positions of the rows, by their number in column `x` or one after the other, and whether the scale is logarithmic"
     if x is None: return np.arange(len(table)), False
     at = table[choose(x, table.select_dtypes('number'), 'column of the study')].to_numpy(float)
     return at, at.min() > 0 and at.max() > 20*at.min()
 
+# %% ../../nbs/insight/08_studies.ipynb #eb3df0a8
 def plot_study(
-    table:pd.DataFrame, # What `study` gave
+    table:pd.DataFrame, # Table from `study`
     x:str=None, # Column to draw against, such as 'parameters'; by default the values one after the other
     ax=None, # matplotlib axes; a new figure if None
-    ylabel:str='value', # What was measured
+    ylabel:str='value', # Label of the measured quantity
 )->Figure: # The matplotlib figure
-    "Draw mean and spread for each value of a study; raises `CourseError` for a table that is none"
+    "Draw mean and spread for each value of a study; raises `CourseError` for a table of something else"
     missing = [o for o in ('mean', 'std', 'lowest', 'highest') if o not in table]
-    if missing: raise CourseError(f'this is no table of a study: it has no column {missing[0]}')
+    if missing: raise CourseError(f'table must come from `study`: it has no column {missing[0]}')
     ax, (at, log) = panels(1, ax, width=5.5, height=3.6)[0], _numbers(table, x)
     ax.vlines(at, table.lowest, table.highest, color='0.6', linewidth=1)
     ax.errorbar(at, table['mean'], table['std'], fmt='o-' if x else 'o', color=colours[0], capsize=4, linewidth=1.2, elinewidth=2.5)

@@ -1,4 +1,4 @@
-"""Callbacks that keep the best weights, stop early, stop at a loss that is NaN or infinite, average the weights during training, and compute in bfloat16 on any device
+"""Callbacks that keep the best weights, stop early or at a loss of NaN, average the weights during training, and compute in bfloat16
 
 Docs: https://dlcourse.github.io/dlcourse/training/callbacks.html.md"""
 

@@ -150,7 +150,7 @@ class LeanScheduler(ParamScheduler):
 
 # %% ../../nbs/training/02_lean.ipynb #6271077f
 def _implements(cb, name):
-    "Whether the callback `cb` has something to do at the event `name`"
+    "Whether the callback `cb` implements the event `name`"
     return hasattr(type(cb), name) or name in vars(cb)
 
 # %% ../../nbs/training/02_lean.ipynb #c4fe2ed1
@@ -209,9 +209,11 @@ def _set_device(self:LeanLearner, b):
 # %% ../../nbs/training/02_lean.ipynb #ec2d0d52
 @patch
 def all_batches(self:LeanLearner):
-    self._n_inp, self._watched = getattr(self.dls, 'n_inp', None), any(_implements(cb, o) for cb in self.cbs for o in ('after_loss', 'before_backward'))
+    self._n_inp = getattr(self.dls, 'n_inp', None)
+    self._watched = any(_implements(cb, o) for cb in self.cbs for o in ('after_loss', 'before_backward'))
     Learner.all_batches(self)
 
+# %% ../../nbs/training/02_lean.ipynb #2338e6a4
 @patch
 def _split(self:LeanLearner, b):
     i = (1 if len(b) == 1 else len(b) - 1) if self._n_inp is None else self._n_inp

@@ -82,7 +82,7 @@ def _transfer_learner(dls, model, pretrained, frozen, train_bn=False, **kwargs):
 
 # %% ../../nbs/training/05_learner.ipynb #6686bf0b
 def learner_for(
-    arch='cnn', # A name of `archs()`, torchvision or timm, several joined by `+`, a module, or a function of input shape and number of outputs
+    arch='cnn', # A name of `archs()`, torchvision or timm, several joined by `+`, a module, or a function of input shape and outputs
     dls=None, # `DataLoaders`; by default they are made from `data`
     *,
     data=None, # Data as for `dls_for`: a name, a folder, arrays; by default `fashion_mini`
@@ -92,7 +92,7 @@ def learner_for(
     opt_func=adamw, # A fastai optimiser; by default torch's fused AdamW with fastai's settings
     metrics=None, # By default accuracy, or the mean squared and absolute error
     seed:int=None, # Seeds the weights, the choice of data and each epoch
-    early_stopping:int=None, # Epochs without a better validation loss before stopping with the best weights; for a metric, pass `cbs=EarlyStopping('accuracy')`
+    early_stopping:int=None, # Epochs without a better validation loss before stopping; for a metric pass `cbs=EarlyStopping('accuracy')`
     label_smoothing:float=0., # Label smoothing of the default cross-entropy, 0 to 1
     cbs=None, # Further callbacks
     **kwargs, # Arguments of `dls_for` (with `data_path` for its `path`), `Learner`, `TransferLearner` and the network
@@ -109,5 +109,6 @@ def learner_for(
     metrics = default_metrics if metrics is None else metrics
     shared = dict(loss_func=loss_func or loss, opt_func=opt_func, metrics=metrics, cbs=cbs, **for_learn)
     if isinstance(model, TransferNet): return _transfer_learner(dls, model, pretrained, frozen, **shared)
-    if 'cache' in for_learn: raise CourseError('cache needs a pretrained network (any torchvision or timm name): this network has no frozen part')
+    if 'cache' in for_learn:
+        raise CourseError('cache needs a pretrained network (any torchvision or timm name): this network has no frozen part')
     return LeanLearner(dls, model, **shared)

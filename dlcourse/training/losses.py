@@ -32,7 +32,8 @@ def _pair(p, y):
     p = torch.as_tensor(p)
     y = torch.as_tensor(y, device=p.device).to(p.dtype)
     if p.shape != y.shape and p.numel() == y.numel() and p.squeeze().shape == y.squeeze().shape: p = p.view_as(y)
-    if p.shape != y.shape: raise CourseError(f'each probability needs its own target: these have the shapes {tuple(p.shape)} and {tuple(y.shape)}')
+    if p.shape != y.shape:
+        raise CourseError(f'each probability needs its own target, got the shapes {tuple(p.shape)} and {tuple(y.shape)}')
     return p, y
 
 # %% ../../nbs/training/01_losses.ipynb #7f8fddf3
@@ -90,7 +91,8 @@ class BinaryLoss(nn.Module):
         super().__init__()
         self.loss, self.reduction, self.__name__ = loss, reduction, loss.__name__
     def forward(self, x, y):
-        if self.loss is zero_one and x.requires_grad: raise CourseError('the 0-1 loss has no slope to follow: use it as a metric and train with cross_entropy, quadratic or hinge')
+        if self.loss is zero_one and x.requires_grad:
+            raise CourseError('the 0-1 loss has no gradient to follow: use it as a metric and train with cross_entropy, quadratic or hinge')
         return self.loss(x.sigmoid(), y, self.reduction)
     def activation(self, x): return x.sigmoid()
     def decodes(self, x): return (x >= 0.5).long()
@@ -103,7 +105,9 @@ class Brier(nn.Module):
     ):
         super().__init__()
         self.reduction, self.__name__ = reduction, 'brier'
-    def forward(self, x, y): return _reduced(quadratic(x.softmax(-1), nn.functional.one_hot(y, x.shape[-1]), 'none').sum(-1), self.reduction)
+    def forward(self, x, y):
+        distances = quadratic(x.softmax(-1), nn.functional.one_hot(y, x.shape[-1]), 'none')
+        return _reduced(distances.sum(-1), self.reduction)
     def activation(self, x): return x.softmax(-1)
     def decodes(self, x): return x.argmax(-1)
 

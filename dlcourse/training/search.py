@@ -1,4 +1,4 @@
-"""Settings found by grid, at random or by Bayesian optimisation: pruned early, resumable, shared by several processes, one decision at a time or all at once
+"""Settings found by grid, at random or by Bayesian optimisation: pruned early, resumable, shared by several processes
 
 Docs: https://dlcourse.github.io/dlcourse/training/search.html.md"""
 
@@ -139,15 +139,18 @@ def search(
     "Try settings of `space`; raises `CourseError` for a bad space, method or storage, or if every trial fails"
     optional('optuna', 'search')
     space, method = parse_space(space), choose(method, methods, 'search method')
-    if not callable(train): raise CourseError(f'train must be a function of a settings dictionary, got {train!r}; `trainer(...)` builds one')
+    if not callable(train):
+        raise CourseError(f'train must be a function of a settings dictionary, got {train!r}; `trainer(...)` builds one')
     if not isinstance(workers, Integral) or workers < 1: raise CourseError(f'workers must be a number of processes from 1, got {workers!r}')
     if hasattr(train, 'check'): train.check(space)
     if maximize is None: maximize = getattr(train, 'maximize', True)
     plan, facts = plan_trials(space, method, n, seed, points), _facts(space, train, method, seed, maximize, points)
     until = time.time() + (math.inf if seconds is None else seconds)
     with TemporaryDirectory() as tmp, quiet_optuna():
-        path = Path(storage).expanduser() if storage is not None else Path(tmp)/'trials' if workers > 1 else None
-        return _run_search(TrialStore(space, plan, facts, path, pruner, maximize).open(), train, workers, until, progress)
+        path = Path(tmp)/'trials' if workers > 1 else None
+        if storage is not None: path = Path(storage).expanduser()
+        store = TrialStore(space, plan, facts, path, pruner, maximize)
+        return _run_search(store.open(), train, workers, until, progress)
 
 # %% ../../nbs/training/12_search.ipynb #7d027e33
 class ReportEpochs(Callback):
@@ -290,7 +293,7 @@ def study(
     train, # Function as for `search`; it gets `seed` among the settings
     seeds=3, # Number of seeds, or a list of them
     **kwargs, # `storage`, `workers`, `maximize`, `progress` of `search`
-)->pd.DataFrame: # A row for each value: mean, std (n-1), lowest, highest, runs, seconds, mean of each noted fact, and the first error if some failed
+)->pd.DataFrame: # Mean, std (n-1), lowest, highest, runs, seconds, mean of each noted fact, and the first error, for each value
     "Vary one setting, with several seeds for each value; raises `CourseError` as `search` does"
     if axis == 'seed': raise CourseError('axis must be a setting other than seed: each value is tried with several seeds anyway')
     space = parse_space({axis: values, 'seed': list(range(seeds)) if isinstance(seeds, int) else list(seeds)})

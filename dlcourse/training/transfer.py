@@ -60,7 +60,7 @@ def _shown(dl):
 
 # %% ../../nbs/training/04_transfer.ipynb #4c83bcd9
 def _stacked(batches, n):
-    "Stack the tensors of `batches` into `n` rows, written in place: many small results kept between large batches would fragment the memory"
+    "Stack the tensors of `batches` into `n` rows, written in place so that the memory isn't fragmented"
     res, at = None, 0
     for b in batches:
         if res is None: res = [o.new_empty(n, *o.shape[1:]) for o in b]
@@ -118,7 +118,8 @@ class FeatureTable:
         rows = torch.as_tensor(np.asarray(items)).long()
         known = len(rows) and int(rows.max()) < len(self.at)
         found = self.at[rows] if known else torch.tensor([-1])
-        if len(rows) and int(found.min()) < 0: raise CourseError('this table of features was made of other images: it lacks some of the rows')
+        if len(rows) and int(found.min()) < 0:
+            raise CourseError('this table of features was made of other images: it lacks some of the rows')
         return [x[found] for x in self.xs]
 
 # %% ../../nbs/training/04_transfer.ipynb #9e2a46f9

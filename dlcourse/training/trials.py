@@ -1,4 +1,4 @@
-"""The trials of a search, in memory or in a file that several processes share: queued, run once each, taken up again after a kill, and shown as a table
+"""The trials of a search, in memory or in a file that processes share: queued, run once each, repeated after a kill, shown as a table
 
 Docs: https://dlcourse.github.io/dlcourse/training/trials.html.md"""
 
