@@ -1,5 +1,5 @@
 "Every notebook runs from top to bottom, and every notebook is fit to be read"
-import ast, os, re, subprocess, sys
+import ast, builtins, importlib, os, re, symtable, sys, tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -8,43 +8,30 @@ from fastcore.nbio import nb_frontmatter, read_nb
 from nbdev.config import get_config
 
 cfg = get_config(Path(__file__).parent)
+sys.path.insert(0, str(cfg.config_path/'tools'))
+import outputs
 NBS = sorted(o.relative_to(cfg.nbs_path) for o in cfg.nbs_path.rglob('*.ipynb') if not any(p[0] in '._' for p in o.relative_to(cfg.nbs_path).parts))
-LESSONS = [o for o in NBS if o.parts[0] == 'course' or o.name == 'getting_started.ipynb']
-REAL = ['MNIST', 'FashionMNIST', 'cifar-10-batches-py', 'eurosat']
+CHAPTERS = [o for o in NBS if o.parts[0] == 'course' and (len(o.parts) > 2 or int(o.name[:2]) < 49)]
+LESSONS = [*CHAPTERS, Path('getting_started.ipynb')]
 EXPORTS = {'export', 'exports', 'exporti'}
-
-RUN = """import sys
-from nbdev.test import test_nb
-path, root, skip, force = sys.argv[1:]
-ok, _ = test_nb(path, skip_flags=skip.split(), force_flags=force.split(), basepath=root)
-sys.exit(not ok)"""
-
 
 def notebooks(which): return pytest.mark.parametrize('nb', which, ids=[o.as_posix() for o in which])
 def read(nb): return read_nb(cfg.nbs_path/nb)
 def code(nb): return [o for o in read(nb).cells if o.cell_type == 'code']
 
 
-def flags():
-    "The flagged cells that run: those named in `$NBDEV_FLAGS`, and `realdata` where `$DLCOURSE_DATA` holds every set"
-    root = os.environ.get('DLCOURSE_DATA')
-    real = 'realdata' if root and all((Path(root)/o).exists() for o in REAL) else ''
-    return f"{os.environ.get('NBDEV_FLAGS', '')} {real}".strip()
-
-
-def run(nb):
-    "Run one notebook in a process of its own, which inherits nothing from another notebook"
-    env = dict(os.environ, OMP_NUM_THREADS='1')
-    args = [cfg.nbs_path/nb, cfg.config_path, cfg.tst_flags, flags()]
-    return subprocess.run([sys.executable, '-c', RUN, *map(str, args)], env=env, capture_output=True, text=True)
+def run(nb, to):
+    "Run one notebook; returns how it went, and where its saved outputs differ from the new ones"
+    out = outputs.run(cfg.nbs_path/nb, to, cfg)
+    return out, {} if out.returncode else outputs.differences(read(nb), read_nb(to))
 
 
 @pytest.fixture(scope='module')
 def runs(request):
     "The notebooks under test, running two at a time on two cores"
     mine = [o for o in request.session.items if o.module is request.module and o.originalname == 'test_runs']
-    with ThreadPoolExecutor(min(4, os.cpu_count())) as pool:
-        yield {(nb := o.callspec.params['nb']): pool.submit(run, nb) for o in mine}
+    with tempfile.TemporaryDirectory() as tmp, ThreadPoolExecutor(min(4, os.cpu_count())) as pool:
+        yield {(nb := o.callspec.params['nb']): pool.submit(run, nb, Path(tmp)/f'{i}.ipynb') for i,o in enumerate(mine)}
         pool.shutdown(cancel_futures=True)
 
 
@@ -54,8 +41,9 @@ def marked(nb): return pytest.param(nb, id=nb.as_posix(), marks=[pytest.mark.rea
 
 @pytest.mark.parametrize('nb', [marked(o) for o in NBS])
 def test_runs(nb, runs):
-    out = runs[nb].result()
+    out, differences = runs[nb].result()
     assert out.returncode == 0, f'{nb} failed\n{out.stdout}\n{out.stderr}'
+    assert not differences, f'saved outputs are older than the code: python tools/outputs.py nbs/{nb}'
 
 
 def test_there_are_notebooks(): assert Path('index.ipynb') in NBS and Path('00_core.ipynb') in NBS
@@ -92,6 +80,7 @@ def test_outputs_clean(nb):
     outs = [o for c in code(nb) for o in c.outputs]
     assert not [o for o in outs if o.output_type == 'error' or 'Traceback (most recent call last)' in texts(o)]
     assert not [o for o in outs if '\r' in texts(o)], 'progress bars: run tools/tidy.py'
+    assert not [m[0] for o in outs if (m := re.search(r'\bat 0x[0-9a-f]{6,}|functools\.partial\(<', texts(o)))], 'an output names an address in memory'
     local = re.compile(r'(?<![\w.:/<~-])/(?:root|home|Users|tmp|work|workspace|mnt|opt|usr|var|private|content)/[\w.]')
     assert not [m[0] for o in outs if (m := local.search(texts(o)))], 'an output names a folder of the machine it ran on'
 
@@ -116,3 +105,246 @@ def test_links_between_notebooks(nb):
     "Quarto takes the numbers off the names itself, so a link has to name the file as it is"
     links = re.findall(r'\]\((?!\w+:|#)([^)#\s]+)', '\n'.join(o.source for o in read(nb).cells if o.cell_type == 'markdown'))
     assert not [o for o in links if not (cfg.nbs_path/nb).parent.joinpath(o).exists()]
+
+
+# What must hold of the form of a chapter ------------------------------------
+
+MODEL_CHAPTERS = [Path('course/tp1/01_cifar10.ipynb'), Path('course/mba/04_boston.ipynb'), Path('course/mac/05_perturbed.ipynb')]
+# Pages whose code a reader sees whole: a chapter that is finished gets a line here
+VISIBLE = [Path(o) for o in '''
+    course/01_data.ipynb
+    course/02_networks.ipynb
+    course/03_training.ipynb
+    course/04_judging.ipynb
+'''.split()]
+# Model chapters that are finished
+IN_FORM = [o for o in MODEL_CHAPTERS if o in VISIBLE and any(c.source.startswith('## Exercises') for c in read(o).cells)]
+# Pages whose pictures still lack an alternative text; a page that has them all loses its line
+NO_ALT_YET = {Path(o) for o in '''
+    course/01_data.ipynb
+    course/02_networks.ipynb
+    course/03_training.ipynb
+    course/04_judging.ipynb
+    course/mac/01_similar_size.ipynb
+    course/mac/02_convergence.ipynb
+    course/mac/03_stopping.ipynb
+    course/mac/04_comparison.ipynb
+    course/mac/05_perturbed.ipynb
+    course/mac/06_imbalance.ipynb
+    course/mac/07_views.ipynb
+    course/mac/08_harder.ipynb
+    course/mac/09_hyperparameters.ipynb
+    course/mac/10_recipe.ipynb
+    course/mac/11_looking_inside.ipynb
+    course/mba/02_optimisers.ipynb
+    course/mba/03_architectures.ipynb
+    course/mba/04_boston.ipynb
+    course/mba/05_fashion800.ipynb
+    course/tp1/01_cifar10.ipynb
+    course/tp1/02_eurosat.ipynb
+    course/tp1/03_ninety_four.ipynb
+    getting_started.ipynb
+    insight/01_curves.ipynb
+    insight/02_evaluation.ipynb
+    insight/04_resolution.ipynb
+    insight/06_explain.ipynb
+    insight/07_embedding.ipynb
+    insight/08_studies.ipynb
+    models/01_blocks.ipynb
+    models/04_nets.ipynb
+    models/04c_views.ipynb
+    report/06_pages.ipynb
+    training/02_lean.ipynb
+'''.split()}
+# Pages that still have lines of more than 140 columns; a page that has none loses its line
+LONG_YET = {Path(o) for o in '''
+    benchmarks.ipynb
+    cli/01_parsing.ipynb
+    cli/02_values.ipynb
+    cli/04_train.ipynb
+    cli/05_runs.ipynb
+    cli/06_studies.ipynb
+    course/49_records.ipynb
+    course/mac/01_similar_size.ipynb
+    course/mac/02_convergence.ipynb
+    course/mac/03_stopping.ipynb
+    course/mac/04_comparison.ipynb
+    course/mac/05_perturbed.ipynb
+    course/mac/06_imbalance.ipynb
+    course/mac/07_views.ipynb
+    course/mac/08_harder.ipynb
+    course/mac/09_hyperparameters.ipynb
+    course/mac/10_recipe.ipynb
+    course/mac/11_looking_inside.ipynb
+    course/mba/01_losses.ipynb
+    course/mba/02_optimisers.ipynb
+    course/mba/03_architectures.ipynb
+    course/mba/04_boston.ipynb
+    course/mba/05_fashion800.ipynb
+    course/tp1/01_cifar10.ipynb
+    course/tp1/02_eurosat.ipynb
+    course/tp1/03_ninety_four.ipynb
+    insight/01_curves.ipynb
+    insight/02_evaluation.ipynb
+    insight/03_cost.ipynb
+    insight/04_resolution.ipynb
+    insight/05_inference.ipynb
+    insight/06_explain.ipynb
+    insight/07_embedding.ipynb
+    models/01_blocks.ipynb
+    models/04a_folding.ipynb
+    models/04b_whitened.ipynb
+    models/07_zoo.ipynb
+    report/01_wording.ipynb
+    report/02_entries.ipynb
+    report/03_tables.ipynb
+    report/04_figures.ipynb
+    report/05_layout.ipynb
+    report/06_pages.ipynb
+    training/01_losses.ipynb
+    training/02_lean.ipynb
+    training/04_transfer.ipynb
+    training/05_learner.ipynb
+    training/06_settings.ipynb
+    training/07_checkpoints.ipynb
+    training/08_progress.ipynb
+    training/09_runs.ipynb
+    training/12_search.ipynb
+'''.split()}
+ONE_SHARE = .84 # of the cells that export, those with a single definition
+HIDDEN = {'hide', 'export', 'exporti', 'default_exp'}
+DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+
+
+def is_visible(cell):
+    d = cell.directives
+    return not (HIDDEN & d.keys()) and d.get('echo:', d.get('echo')) != 'false' and d.get('include:', d.get('include')) != 'false'
+
+
+def python_of(cell):
+    "The source of a code cell without directives and magics"
+    if cell.source.lstrip().startswith('%%'): return ''
+    return '\n'.join('pass' if re.match(r'\s*[%!]', o) else o for o in cell.source.splitlines())
+
+
+def scopes(table):
+    yield table
+    for o in table.get_children(): yield from scopes(o)
+
+
+def names_in(source):
+    "The names that `source` uses from outside, and those that it defines at its top"
+    top = symtable.symtable(source, 'cell', 'exec')
+    defined = {o.get_name() for o in top.get_symbols() if o.is_assigned() or o.is_imported() or o.is_namespace()}
+    used = {o.get_name() for t in scopes(top) for o in t.get_symbols() if o.is_referenced() and (t is top or o.is_global())}
+    return used - defined, defined
+
+
+def starred(source):
+    "The names that the star imports in `source` bring"
+    found = set()
+    for o in ast.walk(ast.parse(source)):
+        if isinstance(o, ast.ImportFrom) and o.names[0].name == '*':
+            module = importlib.import_module(o.module)
+            found |= set(getattr(module, '__all__', None) or [k for k in vars(module) if k[0] != '_'])
+    return found
+
+
+def undefined_names(nb):
+    "Names that the visible cells of `nb` use before a visible cell defines or imports them"
+    known, missing = {*dir(builtins), 'display', 'get_ipython', '__file__', '__name__'}, {}
+    for o in filter(is_visible, code(nb)):
+        source = python_of(o)
+        used, defined = names_in(source)
+        known |= starred(source)
+        if used - known: missing[o.id] = sorted(used - known)
+        known |= defined
+    return missing
+
+
+def test_names_in(): assert names_in('import a\nx = f(y)\ndef g(u): return u + z + x\nfor i in y: print(i)') == ({'f', 'y', 'z', 'print'}, {'a', 'x', 'g', 'i'})
+
+
+def test_every_chapter_is_held(): assert {*VISIBLE} <= {*CHAPTERS} and {*MODEL_CHAPTERS} <= {*CHAPTERS} and len(CHAPTERS) >= 19
+
+
+@notebooks(VISIBLE)
+def test_visible_names_are_defined_on_the_page(nb): assert not undefined_names(nb)
+
+
+@notebooks(VISIBLE)
+def test_chapter_shows_its_code(nb): assert not [o.id for o in code(nb) if 'export' in o.directives], 'a chapter exports with `#| exports`'
+
+
+def pictures(cell): return [o for o in cell.outputs if any(k.startswith('image/') for k in o.get('data', {}))]
+def alt(cell): return next((v if isinstance(v, str) else ' '.join(v) for k,v in cell.directives.items() if k.rstrip(':') == 'fig-alt'), '')
+
+
+@notebooks([o for o in NBS if o not in NO_ALT_YET])
+def test_pictures_have_a_text(nb):
+    shown = [o for o in code(nb) if pictures(o) and o.directives.get('output:', o.directives.get('output')) != 'false']
+    assert not [o.id for o in shown if len(alt(o).strip('\'" ')) < 15], 'a cell with a picture begins with #| fig-alt: "what is to be seen"'
+    text = '\n'.join(o.source for o in read(nb).cells if o.cell_type == 'markdown')
+    assert not re.findall(r'!\[\]\([^)]*\)(?!\{[^}]*fig-alt)', text)
+
+
+@notebooks(IN_FORM)
+def test_picture_on_the_first_screen(nb): assert any(pictures(o) for o in read(nb).cells[:10] if o.cell_type == 'code')
+
+
+def exercises(nb):
+    "For each exercise, whether a folded solution follows before the next one"
+    cells = read(nb).cells
+    start = next((i for i,o in enumerate(cells) if o.cell_type == 'markdown' and o.source.startswith('## Exercises')), len(cells))
+    found = []
+    for o in cells[start:]:
+        if o.cell_type == 'markdown' and re.match(r'\*\*Exercise \d+\.\*\*', o.source): found.append(False)
+        if o.cell_type == 'code' and found and re.match(r'#\| code-fold: true\n#\| code-summary: "Solution"\n', o.source): found[-1] = True
+    return found
+
+
+@notebooks(IN_FORM)
+def test_exercises_have_solutions(nb): assert len(exercises(nb)) >= 3 and all(exercises(nb))
+
+
+def defined_in(cell): return [o.name for o in cell.parsed_() or [] if isinstance(o, DEFINITIONS)]
+
+
+@notebooks(IN_FORM)
+def test_few_definitions_before_one_is_used(nb):
+    waiting = 0
+    for o in code(nb):
+        if EXPORTS & o.directives.keys(): waiting += len(defined_in(o))
+        elif names_in(python_of(o))[0]: waiting = 0
+        assert waiting <= 5, f'{o.id} is the sixth definition in a row'
+
+
+def test_one_definition_a_cell():
+    cells = [o for nb in NBS for o in code(nb) if EXPORTS & o.directives.keys() and defined_in(o)]
+    assert sum(len(defined_in(o)) == 1 for o in cells) >= ONE_SHARE*len(cells)
+
+
+@notebooks([o for o in NBS if o not in LONG_YET])
+def test_lines_fit(nb): assert not {o.id: len(line) for o in code(nb) for line in o.source.splitlines() if len(line) > 140 and not line.startswith('#|')}
+
+
+@notebooks(NBS)
+def test_what_varies_has_a_reason(nb):
+    "A cell whose output is not compared says why"
+    reasons = [' '.join(v) if isinstance(v, list) else v for o in code(nb) for k,v in o.directives.items() if k.rstrip(':') == 'varies']
+    assert all(len(o) > 15 for o in reasons)
+
+
+# The comparison of outputs --------------------------------------------------
+
+@pytest.mark.parametrize('old, new, measured, same', [
+    ('loss 0.4523, 00:05', 'loss 0.4711, 00:17', True, True), ('loss 0.4523', 'loss 0.4711', False, False), ('accuracy 0.85', 'accuracy 0.45', True, False),
+    ('0.98765432', '0.98765499', False, True), ('113386', '113962', True, False), ('31 right', '29 right', True, True), ('31 right', '29 right', False, False),
+    ('3.2 ms on 2026-11-25 with torch 2.15.0', '7.9 ms on 2027-01-01 with torch 2.16.1', False, True), ('a b', 'a c', True, False), ('a b', 'a b c', True, False),
+    ("Series 'x'", "Series 'y'", True, False), ('commit 37afce8', 'commit b913171', False, True)])
+def test_outputs_are_compared(old, new, measured, same): assert (outputs.difference(outputs.clean(old), outputs.clean(new), measured) is None) == same
+
+
+def test_columns_of_times_are_left_out():
+    def table(s): return f'<table><tr><th>arch</th><th>seconds</th><th>n</th></tr><tr><th>cnn</th><td>{s}</td><td>7</td></tr></table>'
+    assert outputs.without_times(table(3)) == outputs.without_times(table(9)) == 'arch n\ncnn 7'

@@ -9,8 +9,7 @@ from pathlib import Path
 
 from fastcore.nbio import nb_frontmatter, read_nb
 from fastcore.script import call_parse
-from nbdev.config import get_config, nbpath2html
-from nbdev.doclinks import NbdevLookup
+from nbdev.config import get_config
 from nbdev.quarto import refresh_quarto_yml
 from nbdev.quarto_render import render_quarto
 from nbdev.serve import proc_nbs
@@ -58,7 +57,7 @@ def build(cfg, n_workers, force):
     found = shown(symbols(ROOT, cfg.nbs_path, cfg.lib_path), cache)
     with tempfile.TemporaryDirectory(prefix='docs-') as tmp:
         project, site = Path(tmp), Path(tmp)/cfg.doc_path.name
-        stage(cache, project, cfg, not with_quarto, ROOT, found, Links(found, room_floor, NbdevLookup()))
+        stage(cache, project, cfg, not with_quarto, ROOT, found, Links(found, room_floor))
         if with_quarto: render_quarto(project, site, n_workers=n_workers)
         else: render_smalldocs(project)
         shutil.rmtree(cfg.doc_path, ignore_errors=True)

@@ -208,9 +208,9 @@ NOT_LINKED = {'Range', 'affine_grid'}
 
 
 class Links:
-    "Links from a name in backticks to its entry: for names that we export, and for classes of fastai"
-    def __init__(self, found, order=None, lookup=None):
-        self.found, self.lookup = {}, lookup
+    "Links from a name in backticks to its entry, for names that the package exports"
+    def __init__(self, found, order=None):
+        self.found = {}
         for o in sorted(found, key=order or (lambda o: 0)): self.found.setdefault(o.name, []).append(o)
 
     def symbol(self, name, page):
@@ -224,9 +224,6 @@ class Links:
         "Where the code `name` on `page` leads, or None"
         at = self.symbol(name, page)
         if at: return f'{up_to(page)}{at.page.as_posix()}#{at.anchor}' if at.page != page else f'#{at.anchor}'
-        if self.lookup and re.fullmatch(r'[A-Z]\w*[a-z]\w*', name) and name not in NOT_LINKED:
-            url = self.lookup.doc(name)
-            return url if url and 'docs.fast.ai' in url else None
 
     def link(self, text, page):
         "`text` with links on the names in backticks; code blocks, links, and code marked with `{.no-link}` stay as they are"
