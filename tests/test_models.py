@@ -1,4 +1,4 @@
-"Networks: equalities with independent implementations, exact counts, weights from files and the hub, freezing, fusion, faults and bad input"
+"Networks: counts, equal to other implementations, weights from files and the hub, freezing, fusion, faults and bad input"
 import os, pickle, subprocess, sys, urllib.error
 from copy import deepcopy
 from pathlib import Path
@@ -291,7 +291,8 @@ def table(): return archs()
 
 def test_archs_lists_every_architecture_once(table):
     assert list(table.index) == [*NAMES, *backbones] and table.notna().all(axis=None)
-    assert table.smallest[NAMES].to_dict() == dict(mlp=1, cnn=5, cnn_base=1, cnn_v2=9, cnn_v3=17, all_conv=5, residual=5, inception=3, whitened=9)
+    assert table.smallest[NAMES].to_dict() == dict(mlp=1, cnn=5, cnn_base=1, cnn_v2=9, cnn_v3=17, all_conv=5, residual=5, inception=3,
+        whitened=9)
 
 
 # Networks of one's own
@@ -429,7 +430,8 @@ def test_names(name, found):
 
 @pytest.mark.parametrize('name, message', [
     ('alexnett', "unknown architecture 'alexnett'. Did you mean 'alexnet'"), ('timm:resnet1888', 'unknown architecture'),
-    ('resnet18.a1_in', "Did you mean 'a1_in1k'"), ('', 'unknown architecture'), ('mobilenet_v2+squeezenet1_11', "Did you mean 'squeezenet1_1'")])
+    ('resnet18.a1_in', "Did you mean 'a1_in1k'"), ('', 'unknown architecture'), ('mobilenet_v2+squeezenet1_11',
+        "Did you mean 'squeezenet1_1'")])
 def test_unknown_names(name, message):
     with pytest.raises(CourseError, match=message): model_for(name, SIZE, 10)
 
@@ -449,15 +451,18 @@ def test_counting_loads_nothing():
 
 
 def test_archs_lists_the_backbones(table):
-    assert {'alexnet', 'mobilenet_v2', 'squeezenet1_1', 'tf_efficientnet_lite0', 'resnet18', 'resnet50', 'alexnet+mobilenet_v2'} <= {*table.index}
+    assert {'alexnet', 'mobilenet_v2', 'squeezenet1_1', 'tf_efficientnet_lite0', 'resnet18', 'resnet50',
+        'alexnet+mobilenet_v2'} <= {*table.index}
     assert (table.smallest['alexnet'], table.smallest['alexnet+mobilenet_v2']) == (63, 63)
 
 
 # The libraries' networks, in parts
 
 @pytest.mark.parametrize('name, side', [
-    ('squeezenet1_1', 64), ('mobilenet_v2', 64), ('mobilenet_v3_small', 64), ('efficientnet_b0', 64), ('convnext_tiny', 64), ('resnet18', 64),
-    ('regnet_x_400mf', 64), ('shufflenet_v2_x0_5', 64), ('mnasnet0_5', 64), ('densenet121', 64), ('swin_t', 64), ('alexnet', 63), ('vit_b_32', 224)])
+    ('squeezenet1_1', 64), ('mobilenet_v2', 64), ('mobilenet_v3_small', 64), ('efficientnet_b0', 64), ('convnext_tiny', 64),
+    ('resnet18', 64),
+    ('regnet_x_400mf', 64), ('shufflenet_v2_x0_5', 64), ('mnasnet0_5', 64), ('densenet121', 64),
+    ('swin_t', 64), ('alexnet', 63), ('vit_b_32', 224)])
 def test_torchvision_in_parts_is_torchvision(name, side):
     torch.manual_seed(0)
     net = torchvision.models.get_model(name, num_classes=7).eval()
@@ -513,7 +518,8 @@ def test_smallest_side_of_a_network_for_multiples():
 
 
 @pytest.mark.parametrize('call, message', [
-    (lambda: model_for('alexnet', (3, 62, 62), 10, pretrained=False), 'alexnet does not work on images of 62×62 pixels; the smallest square ones it takes have 63×63'),
+    (lambda: model_for('alexnet', (3, 62, 62), 10, pretrained=False),
+        'alexnet does not work on images of 62×62 pixels; the smallest square ones it takes have 63×63'),
     (lambda: model_for('alexnet', (3, 32, 200), 10), 'on images of 32×200 pixels'),
     (lambda: model_for('timm:vit_tiny_patch16_224', SIZE, 10), 'have 224×224'),
     (lambda: model_for('alexnet', (4, 64, 64), 10), 'takes images of 3 channels, or grey ones, not of 4'),
@@ -535,7 +541,8 @@ def test_grey_images(head):
 
 WRONG = [('resnet18', dict(head='fast'), "Did you mean 'fastai'"), ('resnet18', dict(dropout=1.), 'dropout must be a share'),
          ('resnet18', dict(dropout='much'), "got 'much'"), ('resnet18', dict(weights='nowhere'), 'no file or folder nowhere'),
-         ('resnet18', dict(weights='IMAGENET1K_V9'), "torchvision's are called IMAGENET1K_V1"), ('timm:resnet18', dict(head='fast'), 'unknown head'),
+         ('resnet18', dict(weights='IMAGENET1K_V9'), "torchvision's are called IMAGENET1K_V1"),
+         ('timm:resnet18', dict(head='fast'), 'unknown head'),
          ('alexnet+resnet18', dict(head='own'), "unknown head 'own'"), ('alexnet+resnet18', dict(how='early'), 'unknown fusion'),
          ('alexnet+resnet18', dict(how='late', grid=2), 'no grid=2'), ('alexnet+resnet18', dict(grid=0), 'grid must be a whole number'),
          ('alexnet+resnet18', dict(weights=dict(vgg11='x')), "unknown network of this fusion 'vgg11'"),
@@ -557,7 +564,8 @@ def test_fastai_head_is_fastais():
     ours, theirs = fastai_head((8, 3, 3), 5, dropout=0.3).eval(), create_head(8, 5, ps=0.3).eval()
     ours.load_state_dict(dict(zip(ours.state_dict(), theirs.state_dict().values(), strict=True)))
     x = torch.rand(4, 8, 3, 3)
-    assert torch.equal(ours(x), theirs(x)) and [m.p for m in ours.modules() if isinstance(m, nn.Dropout)] == [m.p for m in theirs.modules() if isinstance(m, nn.Dropout)]
+    assert torch.equal(ours(x), theirs(x))
+    assert [m.p for m in ours.modules() if isinstance(m, nn.Dropout)] == [m.p for m in theirs.modules() if isinstance(m, nn.Dropout)]
 
 
 @pytest.mark.parametrize('head', ['own', 'linear', 'fastai', 'dense'])
@@ -565,7 +573,8 @@ def test_every_head_ends_in_out_and_has_the_dropout_asked_for(head):
     net = transfer_net('mobilenet_v3_small', SIZE, 6, pretrained=False, head=head, dropout=0.4)
     last = [m for m in net.modules() if isinstance(m, (nn.Linear, nn.Conv2d))][-1]
     assert last is net.head.out and net(torch.rand(2, *SIZE)).shape == (2, 6)
-    assert {m.p for m in net.head.modules() if isinstance(m, nn.Dropout)} <= {0.4, 0.2} and not any(getattr(m, 'inplace', False) for m in net.head.modules() if isinstance(m, nn.Dropout))
+    assert {m.p for m in net.head.modules() if isinstance(m, nn.Dropout)} <= {0.4, 0.2}
+    assert not any(getattr(m, 'inplace', False) for m in net.head.modules() if isinstance(m, nn.Dropout))
     assert 0.4 in {m.p for m in net.head.modules() if isinstance(m, nn.Dropout)}
 
 
@@ -575,7 +584,8 @@ def test_head_of_ones_own():
     assert net.head is head and net.features(torch.rand(2, *SIZE)).shape == (2, 2048)
 
 
-@pytest.mark.parametrize('head, n', [(nn.Conv2d(8, 3, 6), 0), (nn.AdaptiveAvgPool2d(1), 1), (nn.Sequential(nn.Flatten(), nn.ReLU()), 2), (nn.Identity(), 1)])
+@pytest.mark.parametrize('head, n', [(nn.Conv2d(8, 3, 6), 0), (nn.AdaptiveAvgPool2d(1), 1), (nn.Sequential(nn.Flatten(), nn.ReLU()), 2),
+    (nn.Identity(), 1)])
 def test_heads_of_one_layer_and_fixed_ones(head, n):
     net, x = TransferNet(small_net().body, head).eval(), torch.rand(2, 3, 8, 8)
     assert len(net.fixed_layers()) == n and torch.equal(net(x), head(net.body(x))) and torch.equal(net(x), net.tail(net.features(x)))
@@ -627,7 +637,8 @@ def test_images_that_need_a_gradient_get_one():
 
 
 @pytest.mark.parametrize('frozen', [True, False])
-@pytest.mark.parametrize('name, head', [('squeezenet1_1', 'own'), ('squeezenet1_1', 'linear'), ('resnet18', 'fastai'), ('efficientnet_b0', 'own'), ('timm:mobilenetv3_small_050', 'fastai')])
+@pytest.mark.parametrize('name, head', [('squeezenet1_1', 'own'), ('squeezenet1_1', 'linear'), ('resnet18', 'fastai'), ('efficientnet_b0',
+    'own'), ('timm:mobilenetv3_small_050', 'fastai')])
 def test_features_and_tail_are_the_network(name, head, frozen):
     net, x = transfer_net(name, SIZE, 4, pretrained=False, head=head).train(), torch.rand(4, *SIZE)
     if frozen: freeze(net)
@@ -725,7 +736,10 @@ def test_alexnet_pretrained(tmp_path, suffix, monkeypatch):
     net = model_for('alexnet', SIZE, 10)
     assert same({f'features.{k}': v for k, v in net.body.state_dict().items()}, found)
     b = net.backbone
-    assert b.weights == str(tmp_path/f'alexnet{suffix}') and 'classifier.6.weight' in b.missing and b.unexpected == () and 'without classifier.1.weight' in str(b)
+    assert b.weights == str(tmp_path/f'alexnet{suffix}')
+    assert 'classifier.6.weight' in b.missing
+    assert b.unexpected == ()
+    assert 'without classifier.1.weight' in str(b)
 
 
 def test_own_head_keeps_what_the_file_has(tmp_path):
@@ -745,7 +759,8 @@ def test_thousand_classes_keep_the_classifier(tmp_path):
 def test_files_as_programs_write_them(tmp_path):
     file, found = file_of(tmp_path, 'squeezenet1_1', num_classes=3)
     bodies = []
-    for kept in (found, dict(epoch=3, state_dict=found), dict(model=found, opt=None), {f'module.{k}': v for k, v in found.items()}, {k: v.half().float() for k, v in found.items()}):
+    for kept in (found, dict(epoch=3, state_dict=found), dict(model=found, opt=None), {f'module.{k}': v for k, v in found.items()},
+        {k: v.half().float() for k, v in found.items()}):
         torch.save(kept, file)
         bodies.append(state(transfer_net('squeezenet1_1', SIZE, 10, weights=file).body))
     torch.save({k: v.half() for k, v in found.items()}, file, _use_new_zipfile_serialization=False)
@@ -778,7 +793,8 @@ def test_where_weights_are_looked_for(tmp_path, monkeypatch):
         place = tmp_path/'c' if o == 'c' else None
         assert find_weights('resnet18', place) == tmp_path/o/'resnet18.pth'
     with pytest.raises(CourseError, match='no file or folder .*nowhere'): find_weights('resnet18', tmp_path/'nowhere')
-    with pytest.raises(CourseError, match='has no weights of alexnet, which would be alexnet.safetensors or .*; it has resnet18.pth'): find_weights('alexnet', tmp_path/'c')
+    with pytest.raises(CourseError, match='has no weights of alexnet, which would be alexnet.safetensors or .*; it has resnet18.pth'):
+        find_weights('alexnet', tmp_path/'c')
 
 
 # Files that cannot be used
@@ -794,7 +810,8 @@ def test_pickled_code_is_refused_and_never_run(tmp_path):
     torch.save(nn.Linear(2, 2), tmp_path/'c.pth')
     torch.save(nn.Linear(2, 2), tmp_path/'d.pth', _use_new_zipfile_serialization=False)
     for o in 'abcd':
-        with pytest.raises(CourseError, match=f'{o}.pth holds pickled code or objects, which are never run'): transfer_net('alexnet', SIZE, 10, weights=tmp_path/f'{o}.pth')
+        with pytest.raises(CourseError, match=f'{o}.pth holds pickled code or objects, which are never run'):
+            transfer_net('alexnet', SIZE, 10, weights=tmp_path/f'{o}.pth')
     assert not (tmp_path/'hacked').exists()
 
 
@@ -804,11 +821,13 @@ def test_truncated(tmp_path, suffix, part):
     file, _ = file_of(tmp_path, 'squeezenet1_1', 'features', suffix)
     raw = file.read_bytes()
     file.write_bytes(raw[:part if part in (0, 4) else int(part*len(raw))])
-    with pytest.raises(CourseError, match=f'squeezenet1_1{suffix} cannot be read as weights: it is damaged or incomplete'): transfer_net('squeezenet1_1', SIZE, 10, weights=file)
+    with pytest.raises(CourseError, match=f'squeezenet1_1{suffix} cannot be read as weights: it is damaged or incomplete'):
+        transfer_net('squeezenet1_1', SIZE, 10, weights=file)
 
 
 @pytest.mark.parametrize('what, message', [
-    ('<html>not found</html>', 'is not a file of weights'), ([1, 2], 'holds no tensors by name'), ({'epoch': 3}, 'holds no tensors by name'),
+    ('<html>not found</html>', 'is not a file of weights'), ([1, 2], 'holds no tensors by name'), ({'epoch': 3},
+        'holds no tensors by name'),
     (torch.ones(2), 'holds no tensors by name')])
 def test_no_weights(tmp_path, what, message):
     file = tmp_path/'x.pth'
@@ -818,21 +837,25 @@ def test_no_weights(tmp_path, what, message):
 
 def test_weights_of_another_network(tmp_path):
     file, found = file_of(tmp_path, 'squeezenet1_1')
-    with pytest.raises(CourseError, match=r'squeezenet1_1.pth is not of mobilenet_v2: of the 260 weights of its body 0 are there in the right shape, features.0.0.weight, features.0.1.bias and 258 more are not; it looks like squeezenet1_1'):
+    with pytest.raises(CourseError, match=r'squeezenet1_1.pth is not of mobilenet_v2: of the 260 weights of its body 0 are there in '
+                       r'the right shape, features.0.0.weight, features.0.1.bias and 258 more are not; it looks like squeezenet1_1'):
         transfer_net('mobilenet_v2', SIZE, 10, weights=file)
     with pytest.raises(CourseError, match='is not of squeezenet1_0'): transfer_net('squeezenet1_0', SIZE, 10, weights=file)
     found.pop('features.0.weight')
     torch.save(found, file)
-    with pytest.raises(CourseError, match='of the 50 weights of its body 49 are there in the right shape, features.0.weight is not'): transfer_net('squeezenet1_1', SIZE, 10, weights=file)
+    with pytest.raises(CourseError, match='of the 50 weights of its body 49 are there in the right shape, features.0.weight is not'):
+        transfer_net('squeezenet1_1', SIZE, 10, weights=file)
 
 
 # The hub
 
-@pytest.mark.parametrize('name, url', [('squeezenet1_1', 'https://download.pytorch.org/models/squeezenet1_1'), ('timm:mobilenetv3_small_050', 'https://huggingface.co/timm/mobilenetv3')])
+@pytest.mark.parametrize('name, url', [('squeezenet1_1', 'https://download.pytorch.org/models/squeezenet1_1'),
+    ('timm:mobilenetv3_small_050', 'https://huggingface.co/timm/mobilenetv3')])
 def test_hub_that_cannot_be_reached(name, url, tmp_path, monkeypatch):
     monkeypatch.setenv('HF_HUB_CACHE', str(tmp_path/'hf'))
     plain = name.removeprefix('timm:')
-    with pytest.raises(CourseError, match=f'weights of {plain} cannot be fetched from {url}.*no network in tests.*put a file {plain}.safetensors or {plain}.pth into .DLCOURSE_WEIGHTS'):
+    with pytest.raises(CourseError, match=f'weights of {plain} cannot be fetched from {url}.*no network in tests.*'
+                       f'put a file {plain}.safetensors or {plain}.pth into .DLCOURSE_WEIGHTS'):
         model_for(name, SIZE, 10)
     monkeypatch.setenv('DLCOURSE_WEIGHTS', str(tmp_path))
     with pytest.raises(CourseError, match=f'into {tmp_path}'): model_for(name, SIZE, 10)
@@ -874,7 +897,8 @@ def test_what_is_joined(how, grid, shape):
 def test_second_network_sees_its_own_normalisation():
     net = fusion_net(['squeezenet1_1', 'tf_efficientnet_lite0'], SIZE, 5, 'late', pretrained=False).eval()
     parts = net.body.bodies
-    assert not any(isinstance(m, Rescale) for m in parts['squeezenet1_1'].modules()) and isinstance(parts['tf_efficientnet_lite0'].rescale, Rescale)
+    assert not any(isinstance(m, Rescale) for m in parts['squeezenet1_1'].modules())
+    assert isinstance(parts['tf_efficientnet_lite0'].rescale, Rescale)
 
 
 def test_network_of_the_document():
@@ -901,18 +925,25 @@ def test_weights_for_each(tmp_path):
     _, two = file_of(tmp_path, 'resnet18')
     for weights in (tmp_path, dict(squeezenet1_1=file, resnet18=tmp_path)):
         net = fusion_net('squeezenet1_1+resnet18', SIZE, 3, how='late', weights=weights)
-        assert torch.equal(net.body.bodies['squeezenet1_1'][0].weight, one['features.0.weight']) and torch.equal(net.body.bodies['resnet18'].conv1.weight, two['conv1.weight'])
-        assert net.backbone.weights == f"{file}; {tmp_path/'resnet18.pth'}" and net.backbone.missing == ('squeezenet1_1.classifier.1.weight', 'squeezenet1_1.classifier.1.bias')
-    with pytest.raises(CourseError, match="unknown network of this fusion 'alexnet'"): fusion_net('squeezenet1_1+resnet18', SIZE, 3, weights=dict(alexnet=file))
+        assert torch.equal(net.body.bodies['squeezenet1_1'][0].weight, one['features.0.weight'])
+        assert torch.equal(net.body.bodies['resnet18'].conv1.weight, two['conv1.weight'])
+        assert net.backbone.weights == f"{file}; {tmp_path/'resnet18.pth'}"
+        assert net.backbone.missing == ('squeezenet1_1.classifier.1.weight', 'squeezenet1_1.classifier.1.bias')
+    with pytest.raises(CourseError, match="unknown network of this fusion 'alexnet'"):
+        fusion_net('squeezenet1_1+resnet18', SIZE, 3, weights=dict(alexnet=file))
 
 
 @pytest.mark.parametrize('names, n_in, kw, message', [
-    ('alexnet+timm:vit_tiny_patch16_224', SIZE, {}, 'alexnet.vit_tiny_patch16_224 cannot share images of 64×64 pixels: vit_tiny_patch16_224 does not work on images of 64×64 pixels; the smallest square ones it takes have 224×224'),
+    ('alexnet+timm:vit_tiny_patch16_224', SIZE, {}, 'alexnet.vit_tiny_patch16_224 cannot share images of 64×64 pixels: '
+     'vit_tiny_patch16_224 does not work on images of 64×64 pixels; the smallest square ones it takes have 224×224'),
     ('alexnet+timm:vit_tiny_patch16_224', (3, 32, 32), {}, '63×63; vit_tiny_patch16_224 does not'),
-    ('resnet18+timm:vit_tiny_patch16_224', (3, 224, 224), {}, "vit_tiny_patch16_224 give no feature maps to join in the middle: choose how='late'"),
+    ('resnet18+timm:vit_tiny_patch16_224', (3, 224, 224), {},
+        "vit_tiny_patch16_224 give no feature maps to join in the middle: choose how='late'"),
     ('resnet18', SIZE, {}, 'two or more different networks, not resnet18'), (['resnet18', 'resnet18'], SIZE, {}, 'two or more different'),
-    ('resnet18+squeezenet1_1', SIZE, dict(how='early'), 'unknown fusion'), ('resnet18+squeezenet1_1', SIZE, dict(how='late', grid=2), 'no grid=2'),
-    ('resnet18+squeezenet1_1', SIZE, dict(grid=0), 'whole number of positions'), ('resnet18+squeezenet1_1', SIZE, dict(head='own'), "unknown head 'own'")])
+    ('resnet18+squeezenet1_1', SIZE, dict(how='early'), 'unknown fusion'), ('resnet18+squeezenet1_1', SIZE, dict(how='late', grid=2),
+        'no grid=2'),
+    ('resnet18+squeezenet1_1', SIZE, dict(grid=0), 'whole number of positions'), ('resnet18+squeezenet1_1', SIZE, dict(head='own'),
+        "unknown head 'own'")])
 def test_fusions_refused(names, n_in, kw, message):
     with pytest.raises(CourseError, match=message): fusion_net(names, n_in, 10, **{'pretrained': False, **kw})
 
@@ -936,9 +967,12 @@ REAL = os.environ.get('DLCOURSE_DATA')
 def test_real_weights(name, missing, monkeypatch):
     monkeypatch.setenv('DLCOURSE_DATA', REAL)
     net = model_for(name, SIZE, 10).eval()
-    assert Path(net.backbone.weights).parent == Path(REAL)/'weights' and len(net.backbone.missing) == missing and net.backbone.unexpected == ()
+    assert Path(net.backbone.weights).parent == Path(REAL)/'weights'
+    assert len(net.backbone.missing) == missing
+    assert net.backbone.unexpected == ()
     with torch.no_grad(): assert torch.isfinite(net(torch.randn(2, *SIZE))).all()
-    with pytest.raises(CourseError, match='is not of resnet18.*it looks like'): model_for('resnet18', SIZE, 10, weights=net.backbone.weights)
+    with pytest.raises(CourseError, match='is not of resnet18.*it looks like'):
+        model_for('resnet18', SIZE, 10, weights=net.backbone.weights)
 
 
 def test_alexnet_from_a_checkpoint_of_ones_own(tmp_path, monkeypatch):
@@ -955,10 +989,12 @@ def test_alexnet_from_a_checkpoint_of_ones_own(tmp_path, monkeypatch):
     assert all(torch.equal(a, b) for a,b in zip(body, theirs.features.state_dict().values())) and learn.model.backbone.missing == ()
     with learn.quiet(): learn.fit_one_cycle(2, 1e-3)
     now = learn.model.state_dict()
-    assert all(torch.equal(was[k], now[k]) for k in was if k.startswith('body')) and not torch.equal(was['head.out.weight'], now['head.out.weight'])
+    assert all(torch.equal(was[k], now[k]) for k in was if k.startswith('body'))
+    assert not torch.equal(was['head.out.weight'], now['head.out.weight'])
     dense = [m for m in learn.model.head if isinstance(m, nn.Linear)]
     assert [tuple(m.weight.shape) for m in dense] == [(4096, 9216), (4096, 4096), (10, 4096)]
-    fused = fusion_net('alexnet+squeezenet1_1', (3, 64, 64), 10, how='late', weights=dict(alexnet=tmp_path/'alexnet.pth', squeezenet1_1=file_of(tmp_path, 'squeezenet1_1')[0]))
+    fused = fusion_net('alexnet+squeezenet1_1', (3, 64, 64), 10, how='late', weights=dict(alexnet=tmp_path/'alexnet.pth',
+        squeezenet1_1=file_of(tmp_path, 'squeezenet1_1')[0]))
     assert torch.equal(next(fused.body.bodies['alexnet'].parameters()), theirs.features[0].weight)
 
 
