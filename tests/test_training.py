@@ -121,7 +121,7 @@ def test_unknown_monitor_is_named():
     ('mlp', dict(early_stopping=0), 'early_stopping'),
     ('mlp', dict(label_smoothing=2), 'label_smoothing'),
     ('mlp', dict(valid=0), 'valid=0'),
-    ('mlp', dict(bs=0), 'batch size'),
+    ('mlp', dict(bs=0), 'bs must be'),
     ('mlp', dict(size=0), 'size'),
     ('cn', {}, "Did you mean 'cnn'"),
     ('mlp', dict(width=3), 'width'),
