@@ -13,8 +13,8 @@ from dlcourse.report import pages as module
 from dlcourse.cli import main
 from dlcourse.core import CourseError
 from dlcourse.data.blocks import dls_for
-from dlcourse.report.entries import _options, entries, judge
-from dlcourse.report.layout import Fit, fitted, left_out, steps
+from dlcourse.report.entries import evaluate_entries, options_text, read_entries
+from dlcourse.report.layout import Layout, left_out, shrink_to_pages, steps
 from dlcourse.report.pages import Contents, Texts, Typeset, report
 from dlcourse.report.wording import Printable, Wording, breakable, first_words, font_folder, paragraphs, phrases
 from dlcourse.training.learner import learner_for
@@ -104,29 +104,29 @@ def test_never_more_than_two_pages(room):
     def pages(f):
         tried.append(f)
         return 2 if f.words + 100*f.examples + 40*f.classes + 300*f.matrix + 500*f.figures + 100*f.size <= room + 1000 else 3
-    full = Fit(words=2000)
-    if pages(Fit(figures=0.7, size=8, examples=0, classes=0, matrix=False, learners=5, words=0)) > 2:
-        with pytest.raises(CourseError, match='report on fewer learners'): fitted(full, pages)
+    full = Layout(words=2000)
+    if pages(Layout(figures=0.7, size=8, examples=0, classes=0, matrix=False, learners=5, words=0)) > 2:
+        with pytest.raises(CourseError, match='report on fewer learners'): shrink_to_pages(full, pages)
     else:
-        fit = fitted(full, pages)
+        fit = shrink_to_pages(full, pages)
         assert pages(fit) == 2 and fit.size >= 8
-        if 0 < fit.words < 2000: assert pages(Fit(**{**vars(fit), 'words': fit.words+1})) == 3
+        if 0 < fit.words < 2000: assert pages(Layout(**{**vars(fit), 'words': fit.words+1})) == 3
 
 
 def test_steps_only_go_down():
-    fit = vars(Fit())
+    fit = vars(Layout())
     for step in steps:
         for k,v in step.items():
             assert k == 'floats' or v < fit[k]
             fit[k] = v
-    assert fit['words'] == 0 and fit['size'] == 8 and left_out(Fit(), Fit()) == []
+    assert fit['words'] == 0 and fit['size'] == 8 and left_out(Layout(), Layout()) == []
 
 
 def test_tall_tables_do_not_run_off_the_page(plain):
     "A table that is higher than a page counts as too much, although Typst would set it on one page"
-    es = entries('mlp-digits-1')
-    judge(es, Printable())
-    data = Contents(es, Texts('t', [], '', '', ''), Wording()).data(Fit())
+    es = read_entries('mlp-digits-1')
+    evaluate_entries(es, Printable())
+    data = Contents(es, Texts('t', [], '', '', ''), Wording()).data(Layout())
     wide = dict(data['results'], wide=True)
     def pages(n): return Typeset(json.dumps(dict(data, results=dict(wide, rows=wide['rows']*n)))).pages
     assert pages(20) <= 2 < pages(120)
@@ -147,10 +147,10 @@ def test_class_names_with_dollars_and_dashes():
     dls = dls_for((x, y), bs=16)
     learn = learner_for('mlp', dls, widths=(4,))
     with learn.quiet(): learn.fit(1)
-    es = entries(learn)
-    judge(es, Printable())
+    es = read_entries(learn)
+    evaluate_entries(es, Printable())
     es[0].ev.vocab = ['$a_b', 'c$^d$', '_' + 'e'*50]
-    data = Contents(es, Texts('t', [], '', '', ''), Wording()).data(Fit())
+    data = Contents(es, Texts('t', [], '', '', ''), Wording()).data(Layout())
     assert 'svg' in data['matrix'] and data['by_class']['rows'][0][0] == '$a_b'
 
 
@@ -196,8 +196,8 @@ def test_portuguese_numbers_everywhere(plain):
 # ---- contents ----------------------------------------------------------------------------------
 
 def test_numbers_are_those_of_the_evaluation(plain):
-    es = entries(['mlp-digits-1', 'mlp-digits-2'])
-    judge(es, Printable())
+    es = read_entries(['mlp-digits-1', 'mlp-digits-2'])
+    evaluate_entries(es, Printable())
     data = json.loads(report(['mlp-digits-1', 'mlp-digits-2'], 'c.pdf').made.data)
     table = data['results']
     assert [row[1] for row in table['rows']] == [f'{o.ev.accuracy:.3f}' for o in es]
@@ -245,7 +245,7 @@ def test_numbers_instead_of_classes(learn):
     data = json.loads(report(house, 'b.pdf').made.data)
     assert data['results']['head'][:3] == ['RMSE', 'MAE', 'R²'] and data['matrix'] is None and data['examples']['rows']
     assert data['results']['named'] is data['examples']['named'] is False # The first column is of numbers too, so it goes to the right
-    with pytest.raises(CourseError, match='on classes or on numbers'): report([house, learn], 'b.pdf')
+    with pytest.raises(CourseError, match='mix classification and regression'): report([house, learn], 'b.pdf')
 
 
 def test_no_figure_stays_open(learn):
@@ -259,7 +259,7 @@ def test_no_figure_stays_open(learn):
 
 def test_options_name_no_folder():
     s = Settings('squeezenet1_1', 'digits', model_args=dict(weights='/secret/place/squeezenet1_1.pth'), data_args=dict(size=32), learner_args=dict(cache='/secret/c.safetensors'))
-    assert _options(s, Wording()) == 'size = 32; weights = squeezenet1_1.pth; cache = c.safetensors'
+    assert options_text(s, Wording()) == 'size = 32; weights = squeezenet1_1.pth; cache = c.safetensors'
 
 
 # ---- bad input ---------------------------------------------------------------------------------
@@ -273,9 +273,9 @@ def test_nothing_in_it(given):
 @pytest.mark.parametrize('kwargs, says', [
     (dict(lang='fr'), "unknown language 'fr'"), (dict(path='x.txt'), 'a name that ends in .pdf'), (dict(path='x'), 'a name that ends in .pdf'),
     (dict(title='t'*201), 'the title may have at most 200 characters; 201 were given'), (dict(abstract='a ' * 251), 'at most 250 words; 251'),
-    (dict(authors=['a']*13), 'at most 12 authors'), (dict(authors='a'*81), 'at most 80 characters'), (dict(observations=3), 'observations is a text, not a int'),
-    (dict(authors=[1]), 'author 1 is a text'), (dict(date=3), 'date is a text or a datetime.date'), (dict(learners='mlp-digit-1'), "Did you mean 'mlp-digits-1'"),
-    (dict(learners=3), 'not on a int'), (dict(learners=[None]), 'not on a NoneType'), (dict(learners='.'), 'is not a run folder')])
+    (dict(authors=['a']*13), 'at most 12 authors'), (dict(authors='a'*81), 'at most 80 characters'), (dict(observations=3), 'observations must be a text, got a int'),
+    (dict(authors=[1]), 'author 1 must be a text'), (dict(date=3), 'date must be a text or a datetime.date'), (dict(learners='mlp-digit-1'), "Did you mean 'mlp-digits-1'"),
+    (dict(learners=3), 'got a int'), (dict(learners=[None]), 'got a NoneType'), (dict(learners='.'), 'is not a run folder')])
 def test_refused(kwargs, says):
     with pytest.raises(CourseError, match=re.escape(says)): report(**{'learners': 'mlp-digits-1', 'path': 'x.pdf', **kwargs})
     assert not Path('x.pdf').exists() and not leftovers()

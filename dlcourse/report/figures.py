@@ -18,18 +18,22 @@ from .entries import Entry
 from .wording import Wording, short
 
 # %% ../../nbs/report/04_figures.ipynb #672caf33
-_figure_words = {'loss': 'perda', 'accuracy': 'acurácia', 'error rate': 'taxa de erro', 'epoch': 'época', 'training': 'treino', 'validation': 'validação',
+_figure_words = {'loss': 'perda', 'accuracy': 'acurácia', 'error rate': 'taxa de erro', 'epoch': 'época', 'training': 'treino',
+                 'validation': 'validação',
                  '(training)': '(treino)', 'predicted': 'previsto', 'actual': 'real', 'best epoch': 'melhor época'}
 
+# %% ../../nbs/report/04_figures.ipynb #8d1f17eb
 class _CommaFormatter(ScalarFormatter):
     def __call__(self, x, pos=None): return super().__call__(x, pos).replace('.', ',')
 
+# %% ../../nbs/report/04_figures.ipynb #0bfdb53e
 def _in_language(s, say):
     "A text of a figure in the report's language"
     s, _, epoch = s.replace('_', ' ').replace('chosen epoch', 'best epoch').partition(' (')
     word = _figure_words.get(s, s) if say.lang == 'pt' else s
     return f'{word} ({epoch}' if epoch else word
 
+# %% ../../nbs/report/04_figures.ipynb #1dd32338
 def _restyle(fig, size, type_size):
     "Bring `fig` to `size` in inches with type of `type_size` points, taken as it is written"
     fig.set_size_inches(size)
@@ -41,14 +45,17 @@ def _restyle(fig, size, type_size):
         ax.set_title(ax.get_title(), pad=3, fontsize=type_size)
         for line in ax.lines: line.set(linewidth=min(line.get_linewidth(), 1.), markersize=min(line.get_markersize(), 4))
 
+# %% ../../nbs/report/04_figures.ipynb #f96d79b2
 def _one_legend(fig, type_size, ncols):
     "One legend for all panels of `fig`, below them, where it covers nothing"
     lines = {}
     for ax in fig.axes:
         lines |= dict(zip(*reversed(ax.get_legend_handles_labels())))
         ax.get_legend().remove()
-    fig.legend(lines.values(), lines, loc='outside lower center', ncols=ncols, fontsize=type_size, frameon=False, borderpad=0.2, borderaxespad=0.7, handlelength=1.8, columnspacing=1.2)
+    fig.legend(lines.values(), lines, loc='outside lower center', ncols=ncols, fontsize=type_size, frameon=False,
+               borderpad=0.2, borderaxespad=0.7, handlelength=1.8, columnspacing=1.2)
 
+# %% ../../nbs/report/04_figures.ipynb #cba0dca4
 def _translate(fig, say, names=()):
     "Put titles, labels and legends of `fig`, but not `names`, into the report's language, and its numbers too"
     words = [o for ax in fig.axes for o in (ax.title, ax.xaxis.label, ax.yaxis.label)] + [o for legend in fig.legends for o in legend.texts]
@@ -57,23 +64,28 @@ def _translate(fig, say, names=()):
     for ax in fig.axes:
         if say.lang == 'pt' and ax.lines: ax.yaxis.set_major_formatter(_CommaFormatter())
 
+# %% ../../nbs/report/04_figures.ipynb #6c4f4c37
 def _svg(fig):
     "`fig` as the text of an SVG file, the same each time; `fig` is closed"
     out = io.StringIO()
-    with plt.rc_context({'svg.hashsalt': 'dlcourse', 'svg.fonttype': 'path'}): fig.savefig(out, format='svg', dpi=300, metadata=dict(Date=None))
+    with plt.rc_context({'svg.hashsalt': 'dlcourse', 'svg.fonttype': 'path'}):
+        fig.savefig(out, format='svg', dpi=300, metadata=dict(Date=None))
     plt.close(fig)
     return out.getvalue()
 
 # %% ../../nbs/report/04_figures.ipynb #3d4f5f80
 column, page = 3.35, 6.95 # Inches
 
+# %% ../../nbs/report/04_figures.ipynb #829cd7af
 def _curve_measures(es):
     "The loss, and the first other measure that all entries have"
     found = [measures(o.hist) for o in es]
     return [o for o in found[0] if o != 'mse' and all(o in f for f in found)][:2]
 
+# %% ../../nbs/report/04_figures.ipynb #bb628f17
 def _label(e): return f' {e.name}' if e.name.startswith('_') else e.name # matplotlib's legends leave out what begins with _
 
+# %% ../../nbs/report/04_figures.ipynb #896e2637
 def _draw_curves(es, shown):
     "The curves of `shown`: for one learner both parts, for several one learner over the other"
     if len(es) == 1: return plot_curves(es[0].learn, shown)
@@ -81,8 +93,9 @@ def _draw_curves(es, shown):
     for ax,o in zip(np.atleast_1d(axs), shown): plot_compare({_label(e): e.learn for e in es}, o, ax)
     return fig
 
+# %% ../../nbs/report/04_figures.ipynb #32a6f6ee
 def curves_figure(
-    es:list, # Judged entries
+    es:list, # Evaluated entries
     say:Wording, # The language
     scale:float=1., # Of the height
 )->dict|None: # SVG, caption, and whether it is as wide as the page; None if there is no history
@@ -100,7 +113,7 @@ def curves_figure(
 
 # %% ../../nbs/report/04_figures.ipynb #89ff58c4
 def matrix_figure(
-    e:Entry, # A judged entry
+    e:Entry, # An evaluated entry
     say:Wording, # The language
     scale:float=1., # Of width and height
 )->dict: # SVG, caption and width as a fraction of the column
@@ -118,8 +131,9 @@ def matrix_figure(
     caption = [say('matrix_note', e.name, say(e.ev.part)), *([say('confused_note', pairs)] if pairs else [])]
     return dict(svg=_svg(fig), caption=' '.join(caption), width=scale)
 
+# %% ../../nbs/report/04_figures.ipynb #dc3c807c
 def examples_figure(
-    e:Entry, # A judged entry
+    e:Entry, # An evaluated entry
     say:Wording, # The language
     n:int, # How many
 )->dict: # SVG and caption; or head, rows and caption where the items are no images
@@ -134,8 +148,15 @@ def examples_figure(
     _restyle(fig, (column, 0.98 * -(-len(top) // 5)), 5.5)
     return dict(svg=_svg(fig), caption=say('example_note', e.name))
 
+# %% ../../nbs/report/04_figures.ipynb #9d79c8d4
+def _number_text(v, say):
+    "A name, a number, or several numbers as text"
+    if isinstance(v, str): return v
+    return say.number(v) if isinstance(v, float) else '; '.join(map(say.number, v))
+
+# %% ../../nbs/report/04_figures.ipynb #609cd735
 def _examples_table(e, top, say):
-    "The same for items that are no images"
-    words = lambda v: v if isinstance(v, str) else say.number(v) if isinstance(v, float) else '; '.join(map(say.number, v))
-    rows = [[words(o.actual), words(o.predicted), say.number(o.loss)] for o in top[:5].itertuples()]
-    return dict(named=False, head=[say(o) for o in ('actual', 'predicted', 'loss')], rows=rows, best=None, caption=say('numbers_note', e.name))
+    "The largest losses as a table, for items that are not images"
+    rows = [[_number_text(o.actual, say), _number_text(o.predicted, say), say.number(o.loss)] for o in top[:5].itertuples()]
+    head = [say(o) for o in ('actual', 'predicted', 'loss')]
+    return dict(named=False, head=head, rows=rows, best=None, caption=say('numbers_note', e.name))

@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
 from ..core import CourseError, optional, whole_file
-from .entries import entries, judge
+from .entries import evaluate_entries, read_entries
 from .figures import curves_figure, examples_figure, matrix_figure
-from .layout import Fit, fitted, left_out, most_learners
+from .layout import Layout, left_out, most_learners, shrink_to_pages
 from .tables import class_table, results_table, setup_tables
 from .wording import Printable, Wording, breakable, first_words, font_folder, paragraphs
 
@@ -28,7 +28,7 @@ template = (package_files('dlcourse')/'report'/'report.typ').read_text(encoding=
 # %% ../../nbs/report/06_pages.ipynb #a99d0480
 @dataclass
 class Texts:
-    "What the user says"
+    "The user's texts"
     title:str
     authors:list
     date:str
@@ -36,41 +36,46 @@ class Texts:
     observations:str
 
 # %% ../../nbs/report/06_pages.ipynb #967acbe6
-def _differs(table, es, fit):
+def _differs(table, es, layout):
     "The table of what differs, for the learners that are shown"
     if table is None or len(es) == 1: return None
-    keep = {es[i].name for i in np.argsort([-o.score for o in es], kind='stable')[:fit.learners]}
+    keep = {es[i].name for i in np.argsort([-o.score for o in es], kind='stable')[:layout.learners]}
     return dict(table, rows=[o for o in table['rows'] if o[0] in keep], wide=True, text=True)
 
+# %% ../../nbs/report/06_pages.ipynb #d407f3e5
 @dataclass
 class Contents:
-    "All that a report can hold; figures are drawn once for each size"
-    es:list # Judged entries
-    texts:Texts # What the user says
+    "Everything a report can show; figures are drawn once for each size"
+    es:list # Evaluated entries
+    texts:Texts # The user's texts
     say:Wording # The language
-    kept:dict=field(default_factory=dict) # What was drawn
+    kept:dict=field(default_factory=dict) # Results that were computed already
 
     def __post_init__(self): self.best = max(self.es, key=lambda o: o.score)
-    def once(self, f, *args):
-        "`f(*args, say)`, kept"
+    def cached(self, f, *args):
+        "Cached result of `f(*args, say)`"
         key = (f.__name__, *map(repr, args[1:]))
         if key not in self.kept: self.kept[key] = f(args[0], self.say, *args[1:])
         return self.kept[key]
 
 # %% ../../nbs/report/06_pages.ipynb #261194c4
 @patch
-def data(self:Contents, fit:Fit)->dict: # What JSON can hold
-    "What the template is given"
-    es, say, of_classes = self.es, self.say, self.best.ev.vocab is not None
-    common, differs = self.once(setup_tables, es)
-    differs = _differs(differs, es, fit)
-    res = dict(asdict(self.texts), lang=say.lang, size=fit.size, words=say.words, setup=common,
-               differs=differs and dict(differs, caption=say('setup_differs')), results=dict(self.once(results_table, es, fit.learners), wide=len(es) > 1), floats=fit.floats,
-               curves=self.once(curves_figure, es, fit.figures), matrix=self.once(matrix_figure, self.best, fit.figures) if of_classes and fit.matrix else None,
-               by_class=self.once(class_table, self.best, fit.classes) if of_classes and fit.classes else None,
-               examples=self.once(examples_figure, self.best, fit.examples) if fit.examples else None)
-    return res | dict(abstract=paragraphs(self.texts.abstract), observations=self.observations(fit.words))
+def data(self:Contents, layout:Layout)->dict: # What JSON can hold
+    "The content for the template"
+    es, say, best = self.es, self.say, self.best
+    of_classes = best.ev.vocab is not None
+    common, differs = self.cached(setup_tables, es)
+    differs = _differs(differs, es, layout)
+    res = dict(asdict(self.texts), lang=say.lang, size=layout.size, words=say.words, setup=common, floats=layout.floats)
+    res['differs'] = differs and dict(differs, caption=say('setup_differs'))
+    res['results'] = dict(self.cached(results_table, es, layout.learners), wide=len(es) > 1)
+    res['curves'] = self.cached(curves_figure, es, layout.figures)
+    res['matrix'] = self.cached(matrix_figure, best, layout.figures) if of_classes and layout.matrix else None
+    res['by_class'] = self.cached(class_table, best, layout.classes) if of_classes and layout.classes else None
+    res['examples'] = self.cached(examples_figure, best, layout.examples) if layout.examples else None
+    return res | dict(abstract=paragraphs(self.texts.abstract), observations=self.observations(layout.words))
 
+# %% ../../nbs/report/06_pages.ipynb #9abb7104
 @patch
 def observations(self:Contents, n):
     "The first `n` words of the observations, and a note if that is not all"
@@ -78,23 +83,29 @@ def observations(self:Contents, n):
     cut = first_words(text, n)
     return paragraphs(cut) + [self.say('cut')] * (cut != text)
 
-def _ready(o, printable, longest=30):
+# %% ../../nbs/report/06_pages.ipynb #44a63940
+def _printable_tree(o, printable, longest=30):
     "`o` with every text made printable and breakable, most of all in tables; pictures are left as they are"
-    if isinstance(o, dict): return {k: v if k == 'svg' else _ready(v, printable, 12 if k == 'rows' else longest) for k,v in o.items()}
-    if isinstance(o, list): return [_ready(v, printable, longest) for v in o]
+    if isinstance(o, dict):
+        return {k: v if k == 'svg' else _printable_tree(v, printable, 12 if k == 'rows' else longest) for k,v in o.items()}
+    if isinstance(o, list): return [_printable_tree(v, printable, longest) for v in o]
     return breakable(printable(o), longest) if isinstance(o, str) else o
 
 # %% ../../nbs/report/06_pages.ipynb #88907f24
 @cache
-def _all_fonts(): return optional('typst', 'report').Fonts(include_system_fonts=False, include_embedded_fonts=True, font_paths=[str(font_folder)])
+def _all_fonts():
+    "Typst's own fonts and those of matplotlib"
+    return optional('typst', 'report').Fonts(include_system_fonts=False, include_embedded_fonts=True, font_paths=[str(font_folder)])
 
+# %% ../../nbs/report/06_pages.ipynb #d34bc42a
 @dataclass
 class Typeset:
     "The template with one content"
     data:str # JSON
 
     def _args(self):
-        return optional('typst', 'report'), dict(input=template.encode(), font_paths=_all_fonts(), ignore_system_fonts=True, sys_inputs=dict(data=self.data))
+        args = dict(input=template.encode(), font_paths=_all_fonts(), ignore_system_fonts=True, sys_inputs=dict(data=self.data))
+        return optional('typst', 'report'), args
 
     @property
     def pages(self):
@@ -143,32 +154,49 @@ class Report:
 # %% ../../nbs/report/06_pages.ipynb #e0c77126
 limits = dict(title=(200, 'characters'), abstract=(250, 'words'), authors=(12, 'authors'), author=(80, 'characters'))
 
+# %% ../../nbs/report/06_pages.ipynb #1494cd8a
 def _within(what, n):
     most, unit = limits[what]
     if n > most: raise CourseError(f'the {what} may have at most {most} {unit}; {n} were given')
 
-def _texts(title, authors, date, abstract, observations, say):
-    "The user's texts, checked; raises `CourseError` for a text that is none or too long"
-    authors = [authors] if isinstance(authors, str) else list(authors)
-    for k,v in dict(title=title or '', abstract=abstract, observations=observations, **{f'author {i+1}': o for i,o in enumerate(authors)}).items():
-        if not isinstance(v, str): raise CourseError(f'{k} is a text, not a {type(v).__name__}')
-    _within('title', len(title or '')); _within('abstract', len(abstract.split())); _within('authors', len(authors))
-    for o in authors: _within('author', len(o))
-    date = datetime.date.today() if date is None else date
-    if not isinstance(date, (str, datetime.date)): raise CourseError(f'date is a text or a datetime.date, not {date!r}')
-    return Texts(title, [o for o in authors if o.strip()], date if isinstance(date, str) else say.date(date), abstract, observations)
+# %% ../../nbs/report/06_pages.ipynb #3192932b
+def _check_texts(given):
+    "Raise `CourseError` for a value that isn't text"
+    for k,v in given.items():
+        if not isinstance(v, str): raise CourseError(f'{k} must be a text, got a {type(v).__name__}')
 
+# %% ../../nbs/report/06_pages.ipynb #851dc63a
+def _date_text(date, say):
+    "The date in words; today's for None"
+    if date is None: date = datetime.date.today()
+    if not isinstance(date, (str, datetime.date)): raise CourseError(f'date must be a text or a datetime.date, got {date!r}')
+    return date if isinstance(date, str) else say.date(date)
+
+# %% ../../nbs/report/06_pages.ipynb #de6d7ae4
+def _texts(title, authors, date, abstract, observations, say):
+    "The user's texts, checked; raises `CourseError` for one of the wrong type or too long"
+    authors = [authors] if isinstance(authors, str) else list(authors)
+    numbered = {f'author {i+1}': o for i,o in enumerate(authors)}
+    _check_texts(dict(title=title or '', abstract=abstract, observations=observations, **numbered))
+    _within('title', len(title or ''))
+    _within('abstract', len(abstract.split()))
+    _within('authors', len(authors))
+    for o in authors: _within('author', len(o))
+    return Texts(title, [o for o in authors if o.strip()], _date_text(date, say), abstract, observations)
+
+# %% ../../nbs/report/06_pages.ipynb #a469a315
 def _usual_title(es, say):
     "A title, if none was given"
     names = [o.name for o in es]
     if len(es) == 1: return say('title', names[0])
     return say('compared', say('others', ', '.join(names[:3]), len(es)-3) if len(es) > 4 else ', '.join(names))
 
+# %% ../../nbs/report/06_pages.ipynb #f6bf8437
 def _full(contents):
-    "What there is to show"
+    "The layout that shows everything"
     ev, n = contents.best.ev, len(contents.texts.observations.split())
     K = len(ev.vocab or [])
-    return Fit(examples=min(10, len(ev)), classes=min(10, K), matrix=K > 0, learners=len(contents.es), words=n)
+    return Layout(examples=min(10, len(ev)), classes=min(10, K), matrix=K > 0, learners=len(contents.es), words=n)
 
 # %% ../../nbs/report/06_pages.ipynb #4973f07a
 def report(
@@ -185,18 +213,19 @@ def report(
     "Write a PDF of at most two pages on trained learners; raises `CourseError` for what can't be reported and when typst is missing"
     say, printable, path = Wording(lang), Printable(), Path(path)
     optional('typst', 'report')
-    if path.suffix.lower() != '.pdf': raise CourseError(f'a report is a PDF: give a name that ends in .pdf, not {path.name!r}')
+    if path.suffix.lower() != '.pdf': raise CourseError(f'path must be a name that ends in .pdf, got {path.name!r}')
     texts = _texts(title, authors, date, abstract, observations, say)
-    es = entries(learners)
+    es = read_entries(learners)
     for o in es: o.name = printable(o.name)
-    judge(es, printable)
+    evaluate_entries(es, printable)
     texts.title = title or _usual_title(es, say)
     contents = Contents(es, texts, say)
-    typeset = lambda fit: Typeset(json.dumps(_ready(contents.data(fit), printable), ensure_ascii=False))
     full = _full(contents)
-    fit = fitted(replace(full, learners=min(full.learners, most_learners)), lambda o: typeset(o).pages)
-    made = typeset(fit)
+    def typeset(layout): return Typeset(json.dumps(_printable_tree(contents.data(layout), printable), ensure_ascii=False))
+    layout = shrink_to_pages(replace(full, learners=min(full.learners, most_learners)), lambda o: typeset(o).pages)
+    made = typeset(layout)
     with whole_file(path, 'wb') as f: f.write(made.pdf())
-    lacking = [f"no font has {' '.join(sorted(printable.lacking))}"] * bool(printable.lacking)
-    unknown = ['no curves: there is no history'] * (contents.data(fit)['curves'] is None)
-    return Report(path, made.pages, left_out(fit, full) + unknown + lacking, made)
+    omitted = left_out(layout, full)
+    if contents.data(layout)['curves'] is None: omitted.append('no curves: there is no history')
+    if printable.lacking: omitted.append(f"no font has {' '.join(sorted(printable.lacking))}")
+    return Report(path, made.pages, omitted, made)

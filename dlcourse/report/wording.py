@@ -16,72 +16,131 @@ from matplotlib.ft2font import FT2Font
 from ..core import CourseError, choose
 
 # %% ../../nbs/report/01_wording.ipynb #fe31c2ac
-phrases = dict(
-    title=('Training report: {}', 'Relatório de treino: {}'), compared=('Comparison: {}', 'Comparação: {}'), others=('{} and {} others', '{} e outros {}'),
-    abstract=('Abstract', 'Resumo'), setup=('Set-up', 'Configuração'), results=('Results', 'Resultados'), 
+phrases = dict( # English, Portuguese
+    title=('Training report: {}', 'Relatório de treino: {}'),
+    compared=('Comparison: {}', 'Comparação: {}'),
+    others=('{} and {} others', '{} e outros {}'),
+    abstract=('Abstract', 'Resumo'),
+    setup=('Set-up', 'Configuração'),
+    results=('Results', 'Resultados'),
     observations=('Observations', 'Observações'),
-    learner=('Learner', 'Modelo'), data=('Data', 'Dados'), parts=('Training / validation / test', 'Treino / validação / teste'), train=('training', 'treino'),
-    valid=('validation', 'validação'), test=('test', 'teste'), classes=('Classes', 'Classes'), arch=('Network', 'Rede'), parameters=('Parameters', 'Parâmetros'),
-    weights=('Pretrained weights', 'Pesos pré-treinados'), optimiser=('Optimiser', 'Otimizador'), lr=('Learning rate', 'Taxa de aprendizado'), schedule=('Schedule', 'Programação da taxa'),
-    bs=('Batch size', 'Tamanho do lote'), epochs=('Epochs', 'Épocas'), seed=('Seed', 'Semente'), options=('Options', 'Opções'), device=('Device', 'Dispositivo'), versions=('Versions', 'Versões'))
+    learner=('Learner', 'Modelo'),
+    data=('Data', 'Dados'),
+    parts=('Training / validation / test', 'Treino / validação / teste'),
+    train=('training', 'treino'),
+    valid=('validation', 'validação'),
+    test=('test', 'teste'),
+    classes=('Classes', 'Classes'),
+    arch=('Network', 'Rede'),
+    parameters=('Parameters', 'Parâmetros'),
+    weights=('Pretrained weights', 'Pesos pré-treinados'),
+    optimiser=('Optimiser', 'Otimizador'),
+    lr=('Learning rate', 'Taxa de aprendizado'),
+    schedule=('Schedule', 'Programação da taxa'),
+    bs=('Batch size', 'Tamanho do lote'),
+    epochs=('Epochs', 'Épocas'),
+    seed=('Seed', 'Semente'),
+    options=('Options', 'Opções'),
+    device=('Device', 'Dispositivo'),
+    versions=('Versions', 'Versões'))
 
+# %% ../../nbs/report/01_wording.ipynb #eab6786f
 phrases |= dict(
-    accuracy=('Accuracy', 'Acurácia'), macro=('Macro F1', 'F1 macro'), loss=('Loss', 'Perda'), gap=('Gap', 'Diferença'), seconds=('Seconds', 'Segundos'), mae=('MAE', 'MAE'),
-    rmse=('RMSE', 'RMSE'), r2=('R²', 'R²'), precision=('Precision', 'Precisão'), recall=('Recall', 'Revocação'), f1=('F1', 'F1'), support=('n', 'n'), cls=('Class', 'Classe'),
-    actual=('Actual', 'Real'), predicted=('Predicted', 'Previsto'), yes=('yes', 'sim'), no=('no', 'não'), own=('own data', 'dados próprios'), of=('{} of {}', '{} de {}'),
-    last=('{}, judged after the last', '{}, avaliado após a última'), best=('{}, judged after epoch {}', '{}, avaliado após a época {}'), and_=(' and ', ' e '),
+    accuracy=('Accuracy', 'Acurácia'),
+    macro=('Macro F1', 'F1 macro'),
+    loss=('Loss', 'Perda'),
+    gap=('Gap', 'Diferença'),
+    seconds=('Seconds', 'Segundos'),
+    mae=('MAE', 'MAE'),
+    rmse=('RMSE', 'RMSE'),
+    r2=('R²', 'R²'),
+    precision=('Precision', 'Precisão'),
+    recall=('Recall', 'Revocação'),
+    f1=('F1', 'F1'),
+    support=('n', 'n'),
+    cls=('Class', 'Classe'),
+    actual=('Actual', 'Real'),
+    predicted=('Predicted', 'Previsto'),
+    yes=('yes', 'sim'),
+    no=('no', 'não'),
+    own=('own data', 'dados próprios'),
+    of=('{} of {}', '{} de {}'),
+    last=('{}, evaluated after the last', '{}, avaliado após a última'),
+    best=('{}, evaluated after epoch {}', '{}, avaliado após a época {}'),
+    and_=(' and ', ' e '),
     cut=('[Cut here to keep to two pages.]', '[Cortado aqui para caber em duas páginas.]'))
 
 # %% ../../nbs/report/01_wording.ipynb #74733a3c
 phrases |= dict(
-    setup_same=('What the learners were made from', 'De que foram feitos os modelos'), setup_differs=('Where the learners differ', 'Em que os modelos diferem'),
-    results_note=('Measured on the {} part ({} examples).', 'Medidos na parte de {} ({} exemplos).'), class_note=('By class: {}.', 'Por classe: {}.'),
-    differ_note=('The learners were judged on different data, so none is marked as the best.', 'Os modelos foram avaliados em dados diferentes; nenhum é marcado como o melhor.'),
-    best_note=('The best learner is in bold.', 'O melhor modelo está em negrito.'), no_test=('There is no test part.', 'Não há parte de teste.'),
+    setup_same=('Set-up that the learners share', 'Configuração comum aos modelos'),
+    setup_differs=('Where the learners differ', 'Em que os modelos diferem'),
+    results_note=('Measured on the {} part ({} examples).', 'Medidos na parte de {} ({} exemplos).'),
+    class_note=('By class: {}.', 'Por classe: {}.'),
+    differ_note=('The learners were evaluated on different data, so none is marked as the best.',
+        'Os modelos foram avaliados em dados diferentes; nenhum é marcado como o melhor.'),
+    best_note=('The best learner is in bold.', 'O melhor modelo está em negrito.'),
+    no_test=('There is no test part.', 'Não há parte de teste.'),
     first_note=('The best {} of {} learners.', 'Os melhores {} de {} modelos.'),
-    gap_note=('Gap: validation loss less training loss at the epoch judged.', 'Diferença: perda de validação menos perda de treino na época avaliada.'),
-    curve_note=('{} by epoch, counted from 0; the best epoch is marked.', '{} por época, contadas a partir de 0; a melhor época está marcada.'),
-    curves_note=('{} by epoch, counted from 0; dashed: on the training part.', '{} por época, contadas a partir de 0; tracejado: na parte de treino.'),
-    matrix_note=('Actual class by row, predicted class by column: {}, {} part.', 'Classe real por linha, classe prevista por coluna: {}, parte de {}.'),
-    confused_note=('Most often confused: {}.', 'Confusões mais frequentes: {}.'), 
+    gap_note=('Gap: validation loss minus training loss at the epoch evaluated.',
+        'Diferença: perda de validação menos perda de treino na época avaliada.'),
+    curve_note=('{} by epoch, counted from 0; the best epoch is marked.',
+        '{} por época, contadas a partir de 0; a melhor época está marcada.'),
+    curves_note=('{} by epoch, counted from 0; dashed: on the training part.',
+        '{} por época, contadas a partir de 0; tracejado: na parte de treino.'),
+    matrix_note=('Actual class by row, predicted class by column: {}, {} part.',
+        'Classe real por linha, classe prevista por coluna: {}, parte de {}.'),
+    confused_note=('Most often confused: {}.', 'Confusões mais frequentes: {}.'),
     weakest_note=('The {} weakest of {} classes: {}.', 'As {} classes mais fracas de {}: {}.'),
-    example_note=('The largest losses of {}: actual class → predicted class, and its probability.', 'As maiores perdas de {}: classe real → classe prevista, e sua probabilidade.'),
+    example_note=('The largest losses of {}: actual class → predicted class, and its probability.',
+        'As maiores perdas de {}: classe real → classe prevista, e sua probabilidade.'),
     numbers_note=('The largest losses of {}.', 'As maiores perdas de {}.'))
 
-months = dict(en='January February March April May June July August September October November December'.split(),
-              pt='janeiro fevereiro março abril maio junho julho agosto setembro outubro novembro dezembro'.split())
+# %% ../../nbs/report/01_wording.ipynb #7f8c2055
+months = dict(
+    en='January February March April May June July August September October November December'.split(),
+    pt='janeiro fevereiro março abril maio junho julho agosto setembro outubro novembro dezembro'.split())
 
 # %% ../../nbs/report/01_wording.ipynb #b6f9bba3
 class Wording:
-    "How a language says what a report says; raises `CourseError` for another than 'en' and 'pt'"
+    "Phrases, numbers and dates of a report in one language; raises `CourseError` if it isn't 'en' or 'pt'"
     def __init__(self,
         lang:str='en', # 'en' for English, 'pt' for Portuguese
     ):
         self.lang = choose(lang, list(months), 'language')
-        self.words = {k: v[list(months).index(self.lang)] for k,v in phrases.items()}
+        at = list(months).index(self.lang)
+        self.words = {k: v[at] for k,v in phrases.items()}
 
     def __call__(self, key, *values): return self.words[key].format(*values)
-    def local(self, s): return s if self.lang == 'en' else s.translate(str.maketrans(',.', '.,'))
+
+    def local(self, s):
+        "`s` with the language's decimal mark"
+        return s if self.lang == 'en' else s.translate(str.maketrans(',.', '.,'))
 
     def number(self,
         v, # A number, or None
         digits:int=3, # Digits after the point
-    )->str: # A dash if there is no such number
+    )->str: # A dash for None, NaN or infinity
         "`v` with `digits` digits after the point or comma"
-        return '–' if v is None or not np.isfinite(v) else self.local(f'{v:,.{digits}f}').replace('-', '−')
+        if v is None or not np.isfinite(v): return '–'
+        return self.local(f'{v:,.{digits}f}').replace('-', '−')
 
     def date(self, d):
         "The `datetime.date` `d` in words"
-        return f'{d.day} {"de " * (self.lang == "pt")}{months[self.lang][d.month-1]} {"de " * (self.lang == "pt")}{d.year}'
+        of = ' de ' if self.lang == 'pt' else ' '
+        return f'{d.day}{of}{months[self.lang][d.month-1]}{of}{d.year}'
 
 # %% ../../nbs/report/01_wording.ipynb #70faa6c6
 font_folder = Path(matplotlib.get_data_path())/'fonts'/'ttf'
 
+# %% ../../nbs/report/01_wording.ipynb #582dc55e
 @cache
-def _glyphs(): return frozenset(FT2Font(str(font_folder/'DejaVuSans.ttf')).get_charmap())
+def _glyphs():
+    "Code points that DejaVu Sans has"
+    return frozenset(FT2Font(str(font_folder/'DejaVuSans.ttf')).get_charmap())
 
+# %% ../../nbs/report/01_wording.ipynb #8934bfc6
 class Printable:
-    "Makes texts printable, and collects in `lacking` the characters that no font has"
+    "Make texts printable; collects in `lacking` the characters that no font has"
     def __init__(self): self.lacking = set()
 
     def __call__(self,
@@ -93,9 +152,10 @@ class Printable:
         self.lacking |= lacking
         return ''.join('□' if c in lacking else c for c in s)
 
+# %% ../../nbs/report/01_wording.ipynb #62bcf76a
 def breakable(
     s:str, # A text
-    longest:int=30, # Characters that may stand together without a place to break them
+    longest:int=30, # Longest run of characters without a place to break
 )->str:
     "`s` with zero-width spaces in its long words, after a mark such as `/` if there is one"
     def split(m):
@@ -112,6 +172,7 @@ def short(
     s = ' '.join(str(s).split())
     return s if len(s) <= n else s[:n-1].rstrip() + '…'
 
+# %% ../../nbs/report/01_wording.ipynb #58a53eeb
 def paragraphs(
     text:str, # Plain text
 )->list: # Paragraphs as text, lists as a list of texts
@@ -119,6 +180,7 @@ def paragraphs(
     blocks = [[l.strip() for l in o.splitlines() if l.strip()] for o in re.split(r'\n\s*\n', text)]
     return [[l[2:] for l in o] if all(l.startswith('- ') for l in o) else ' '.join(o) for o in blocks if o]
 
+# %% ../../nbs/report/01_wording.ipynb #edb25827
 def first_words(
     text:str, # Plain text
     n:int, # How many words are left
