@@ -73,16 +73,18 @@ def write_record(
     with whole_file(file) as f: f.write(json.dumps(record, indent=1, ensure_ascii=False) + '\n')
     return record
 
-# %% ../../nbs/course/49_records.ipynb #b527eb0a
+# %% ../../nbs/course/49_records.ipynb #56aa606b
 _fields = dict(schema=int, id=str, title=str, full=bool, variants=list, seeds=int, reported=dict, rows=list, summary=list,
                verdicts=list, command=str, seconds=float, checksum=str)
 
 def _problem(record):
     "Reason why `record` is not what `write_record` wrote, or None"
-    if record.get('schema', schema) != schema: return f"has the format {record['schema']}, and this version reads {schema}: measure it again"
+    found = record.get('schema', schema)
+    if found != schema: return f'has the format {found}, and this version reads {schema}: measure it again'
     wrong = [k for k,t in _fields.items() if not isinstance(record.get(k), t)]
     if wrong: return f"is not a record of an experiment: {', '.join(wrong)} is missing or of the wrong kind"
-    if record['checksum'] != checksum(record): return 'was changed after it was measured: put it back as it was, or measure it again (--again)'
+    changed = record['checksum'] != checksum(record)
+    return 'was changed after it was measured: put it back as it was, or measure it again (--again)' if changed else None
 
 # %% ../../nbs/course/49_records.ipynb #c9f233a4
 def read_record(
