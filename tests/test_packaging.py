@@ -5,6 +5,7 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
+from fastcore.nbio import read_nb
 from nbdev.config import get_config
 
 from dlcourse.house import floor_of, forbidden, imports, modules_of, room_of, uses_of
@@ -83,6 +84,49 @@ def test_wheel_installs(dist, tmp_path):
     show = 'import dlcourse; print(dlcourse.__file__, dlcourse.__version__)'
     out = subprocess.run([sys.executable, '-c', show], env=dict(os.environ, PYTHONPATH=str(tmp_path)), cwd=tmp_path, capture_output=True, text=True)
     assert out.stdout.split() == [str(tmp_path/'dlcourse'/'__init__.py'), importlib.metadata.version('dlcourse')], out.stderr
+
+
+@pytest.fixture(scope='module')
+def elsewhere(dist, tmp_path_factory):
+    "An environment with the wheel and the packages it needs, and a function that runs Python there in an empty folder"
+    root = tmp_path_factory.mktemp('elsewhere')
+    subprocess.run([sys.executable, '-m', 'venv', '--without-pip', root/'venv'], check=True)
+    python = next(o for o in (root/'venv'/'bin'/'python', root/'venv'/'Scripts'/'python.exe') if o.exists())
+    site = Path(subprocess.check_output([python, '-c', "import sysconfig; print(sysconfig.get_path('purelib'))"], text=True).strip())
+    pip = [sys.executable, '-m', 'pip', 'install', '-q', '--no-deps', '--no-index', '--no-compile', '--target', site, dist['wheel']]
+    subprocess.run(pip, check=True, capture_output=True)
+    (site/'needed.pth').write_text('\n'.join(o for o in sys.path if o.endswith('-packages')))
+    (root/'empty').mkdir()
+    env = {k: v for k,v in os.environ.items() if not k.startswith(('DLCOURSE', 'PYTHON'))}
+    def run(*args):
+        out = subprocess.run([python, *map(str, args)], env=dict(env, MPLBACKEND='agg'), cwd=root/'empty', capture_output=True, text=True)
+        assert out.returncode == 0, out.stdout + out.stderr
+        return out.stdout
+    return run, root/'empty', site/'dlcourse'
+
+
+def code_of(notebook):
+    "The code cells of a chapter as one program, without the cells that are for Colab only"
+    cells = [o.source for o in read_nb(ROOT/'nbs'/notebook).cells if o.cell_type == 'code' and '%pip' not in o.source]
+    return '\n'.join('' if 'light_figures' in o else o for o in cells)
+
+
+def test_a_chapter_runs_without_a_clone(elsewhere):
+    "In an empty folder, with only the installed package: code, figures and verdicts of the records"
+    run, folder, package = elsewhere
+    before = sorted(o for o in package.rglob('*') if '__pycache__' not in o.parts)
+    show = ("import dlcourse; from dlcourse.course.experiment import recorded; from dlcourse.course.records import obtained_table\n"
+            "print(dlcourse.__file__); print(obtained_table(recorded('mba-8'), ['test_mse']).to_string())")
+    file, *lines = run('-c', show).splitlines()
+    assert Path(file) == package/'__init__.py' and len(lines) == 9 and 'not measured' not in '\n'.join(lines)
+    run('-c', code_of('course/mba/03_architectures.ipynb'))
+    assert sorted(o for o in package.rglob('*') if '__pycache__' not in o.parts) == before, 'nothing is written into the package'
+    assert not list(folder.iterdir()), 'reading records writes nothing'
+
+
+def test_the_command_lists_records_without_a_clone(elsewhere):
+    lines = elsewhere[0]('-m', 'dlcourse', 'reproduce').splitlines()
+    assert 'measured' in next(o for o in lines if o.startswith('mba-8')) and not any('not measured' in o for o in lines)
 
 
 def test_help_of_the_command():

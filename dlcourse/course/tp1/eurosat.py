@@ -79,6 +79,7 @@ def frozen(
     dls = images(trial, size, data, bs=trial.pick(32, head['bs']), **({} if n_per_class is None else dict(n_per_class=trial.pick(20, n_per_class))))
     learn = with_weights(trial, arch, dls, **{'head': 'mean', 'label_smoothing': head['label_smoothing'], **kwargs})
     learn.freeze()
+    views = views[:trial.pick(2, None)]
     table = table_for(trial, arch, learn, f'{data}-{size}-NETWORK-{len(views)}.safetensors' if trial.full and n_per_class is None else '', views)
     with learn.on_table(table), watched(trial, learn): learn.fit_one_cycle(trial.pick(1, head['epochs']), head['lr'])
     with learn.on_table(table, average=True), learn.quiet(): return classifier_figures(learn)

@@ -1,0 +1,673 @@
+"The course: experiments and their records, a quick trial of each experiment, the documents' own rules and values"
+import copy, json, math, pickle, sys
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+from torch import nn
+
+from dlcourse.core import CourseError
+from dlcourse.course import experiment as ex, records as rc
+from dlcourse.course.experiment import NotMeasured, Trial, experiments, find_experiments, recorded, reproduce
+from dlcourse.course.mac import hyperparameters, imbalance, looking, pair, perturbed, recipe, similar_size, stopping, views
+from dlcourse.course.mba.architectures import three_nets, ways
+from dlcourse.course.mba.boston import Decay, epochs_for, house_net
+from dlcourse.course.mba.losses import four, logistic_probabilities, points, truth
+from dlcourse.course.mba.optimisers import adam_rule, by_hand_and_torch, rank_correlation, sgd_rule
+from dlcourse.course.tp1.cifar10 import l2_adam
+from dlcourse.course.tp1.eurosat import images
+from dlcourse.data.blocks import dls_for
+from dlcourse.data.loader import renormalized
+from dlcourse.insight.embedding import activations
+from dlcourse.insight.explain import Explanation
+from dlcourse.models.blocks import count_params
+from dlcourse.models.views import as_is, mirrored
+from dlcourse.models.zoo import model_for, size_of
+from dlcourse.training.learner import learner_for
+from dlcourse.training.losses import BinaryLoss, Brier, MultiHinge, cross_entropy, hinge, quadratic, zero_one
+from dlcourse.training.transfer import concat_tables, feature_table
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def quick(variant, seed=1): return Trial(variant, seed)
+
+
+# ---- experiments and records ----
+
+def exp(run, **kwargs):
+    return ex.Experiment('test-1', 'A test', run, **{**dict(variants=('a', 'b'), seeds=2), **kwargs})
+def simple(t): return dict(acc=t.seed + (t.variant == 'b'), curve=[1, 2.5])
+
+
+def test_crash_loses_the_trial_in_flight_only(tmp_path):
+    ran = []
+    def run(t):
+        ran.append((t.variant, t.seed))
+        if t.seed == 2 and len(ran) < 5: raise RuntimeError('power cut')
+        return simple(t)
+    with pytest.raises(RuntimeError): ex.reproduce(exp(run), full=True, folder=tmp_path)
+    assert [(r['variant'], r['seed']) for r in rc.read_record(tmp_path/'test-1.json')['rows']] == [('a', 1), ('b', 1)]
+    ran += [None, None]
+    assert len(ex.reproduce(exp(run), full=True, folder=tmp_path)['rows']) == 4
+    assert ran == [('a', 1), ('b', 1), ('a', 2), None, None, ('a', 2), ('b', 2)]
+    assert sorted(o.name for o in tmp_path.iterdir()) == ['test-1.json', 'test-1.svg']
+
+
+def test_more_seeds_keep_the_old_ones_and_fewer_drop_none(tmp_path):
+    first = ex.reproduce(exp(simple), full=True, folder=tmp_path)
+    assert len(ex.reproduce(exp(simple), full=True, seeds=3, folder=tmp_path)['rows']) == 6
+    record = ex.reproduce(exp(simple), full=True, folder=tmp_path)
+    assert len(record['rows']) == 6 and record['seeds'] == 3 and record['rows'][0] == first['rows'][0]
+
+
+def test_seeds_by_variant(tmp_path):
+    e = exp(simple, seeds=dict(a=1, b=3))
+    record = ex.reproduce(e, full=True, folder=tmp_path)
+    assert [(r['variant'], r['seed']) for r in record['rows']] == [('a', 1), ('b', 1), ('b', 2), ('b', 3)] and record['trials'] == 4
+    assert record['command'] == 'dlcourse reproduce test-1 --full'
+    assert ex.reproduce(e, full=True, seeds=4, folder=tmp_path)['command'].endswith('--seeds 4')
+
+
+def test_again_measures_anew_what_is_asked_for(tmp_path):
+    values = iter(range(100))
+    run = lambda t: dict(n=next(values))
+    ex.reproduce(exp(run), full=True, folder=tmp_path)
+    record = ex.reproduce(exp(run), full=True, folder=tmp_path, variants=['b'], again=True)
+    assert [r['figures']['n'] for r in record['rows']] == [0, 2, 4, 5]
+
+
+def test_quick_and_full_lie_apart(tmp_path):
+    run = lambda t: dict(n=t.pick(1, 2))
+    ex.reproduce(exp(run), folder=tmp_path)
+    assert ex.reproduce(exp(run), full=True, folder=tmp_path)['summary'][0]['mean'] == 2
+    quick = rc.read_record(tmp_path/'test-1.quick.json')
+    assert quick['summary'][0]['mean'] == 1 and quick['verdicts'] == [] and len(quick['rows']) == 2
+
+
+def test_mean_spread_and_verdicts(tmp_path):
+    expects = {'b better': lambda r: r['b']['acc'] > r['a']['acc'], 'each seed': lambda r: r.by_seed['a']['acc'] == [1, 2],
+               'c': lambda r: r['c']['acc'] > 0, 'wrong': lambda r: r['a']['acc'] > 5}
+    e = exp(simple, expects=expects)
+    record = ex.reproduce(e, full=True, folder=tmp_path)
+    spread = pytest.approx(0.5**0.5)
+    assert record['summary'] == [dict(variant=v, figure='acc', mean=mean, spread=spread, n=2) for v,mean in (('a', 1.5), ('b', 2.5))]
+    assert [o['met'] for o in record['verdicts']] == [True, True, None, False]
+    assert rc.verdict_table(record)['came true'].tolist() == ['yes', 'yes', 'not measured', 'no']
+
+
+def test_not_measured_is_said_and_tried_again(tmp_path):
+    def run(t):
+        if t.variant == 'b' and not (tmp_path/'weights').exists(): raise ex.NotMeasured('weights are missing: put them there')
+        return simple(t)
+    record = ex.reproduce(exp(run, reported=dict(b=dict(acc=9))), full=True, folder=tmp_path)
+    assert [r.get('not_measured') for r in record['rows']] == [None, None] + 2*['weights are missing: put them there']
+    assert rc.reported_and_obtained(record).loc[('b', 'acc')].tolist() == [9, 'not measured', 0]
+    (tmp_path/'weights').touch()
+    assert all('figures' in r for r in ex.reproduce(exp(run), full=True, folder=tmp_path)['rows'])
+
+
+def test_provenance_of_each_row(tmp_path):
+    about = ex.reproduce(exp(simple), full=True, folder=tmp_path)['rows'][0]['provenance']
+    assert {'date', 'commit', 'uncommitted_changes', 'device', 'hardware', 'threads', 'versions', 'system'} == about.keys()
+    assert about['versions']['torch'] and about['hardware']['cores'] >= 1
+
+
+EDITS = {'was changed after it was measured': lambda d: d['rows'][0]['figures'].update(acc=7),
+         'seeds is missing or of the wrong kind': lambda d: d.update(seeds='2'), 'summary is missing': lambda d: d.pop('summary'),
+         'has the format 99': lambda d: d.update(schema=99)}
+
+@pytest.mark.parametrize('message, change', EDITS.items(), ids=EDITS)
+def test_edited_records_are_refused(tmp_path, message, change):
+    ex.reproduce(exp(simple), full=True, folder=tmp_path)
+    file = tmp_path/'test-1.json'
+    record = json.loads(file.read_text())
+    change(record)
+    file.write_text(json.dumps(record))
+    for f in (lambda: rc.read_record(file), lambda: ex.reproduce(exp(simple), full=True, folder=tmp_path)):
+        with pytest.raises(CourseError, match=message): f()
+    assert json.loads(file.read_text()) == record
+
+
+def test_no_json_and_no_file(tmp_path):
+    (tmp_path/'a.json').write_text('{')
+    with pytest.raises(CourseError, match='is not a record'): rc.read_record(tmp_path/'a.json')
+    with pytest.raises(CourseError, match='there is no record'): rc.read_record(tmp_path/'b.json')
+    (tmp_path/'c.json').write_text('[1]')
+    with pytest.raises(CourseError, match='is not a record'): rc.read_record(tmp_path/'c.json')
+
+
+def test_unknown_names(tmp_path):
+    with pytest.raises(CourseError, match='unknown experiment'): ex.find_experiments(['mba-777'])
+    with pytest.raises(CourseError, match="unknown variant 'c'"): ex.reproduce(exp(simple), variants=['c'], folder=tmp_path)
+    with pytest.raises(CourseError, match="unknown device 'tpu'"): ex.reproduce(exp(simple), device='tpu', folder=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_full_without_the_data(tmp_path, monkeypatch):
+    monkeypatch.setenv('DLCOURSE_DATA', str(tmp_path/'none'))
+    monkeypatch.setenv('FASTAI_HOME', str(tmp_path/'none'))
+    e = exp(simple, needs=('cifar10', 'digits'))
+    with pytest.raises(CourseError, match='needs cifar10: dlcourse data get cifar10'): ex.reproduce(e, full=True, folder=tmp_path/'out')
+    assert not (tmp_path/'out').exists()
+
+
+@pytest.mark.parametrize('figures', [dict(a='high'), dict(a=[1, None]), dict(a=True)])
+def test_a_figure_is_a_number(tmp_path, figures):
+    with pytest.raises(CourseError, match='a figure is a number'): ex.reproduce(exp(lambda t: figures), folder=tmp_path)
+
+
+def test_drawing(tmp_path):
+    def draw(record):
+        fig = Figure()
+        fig.subplots().plot([r['seed'] for r in record['rows']])
+        return fig
+    texts = []
+    for _ in range(2):
+        ex.reproduce(exp(simple, draw=draw), full=True, folder=tmp_path)
+        texts.append((tmp_path/'test-1.svg').read_bytes())
+    assert texts[0] == texts[1] and b'<svg' in texts[0]
+
+
+def test_every_experiment_of_the_package_is_complete():
+    for e in ex.experiments().values():
+        assert e.title and e.run and e.variants and all(e.seeds_of(p) > 0 for p in e.variants) and set(e.reported) <= set(e.variants), e.id
+
+
+def test_every_record_is_whole_and_of_an_experiment():
+    there, files = ex.experiments(), [o for o in (ROOT/'results'/'experiments').glob('*.json') if not o.name.endswith('.quick.json')]
+    assert len(files) == len(there)
+    for f in files:
+        record = rc.read_record(f)
+        exp = there[record['id']]
+        assert exp.id == f.stem and rc.summary(record['rows']) == record['summary']
+        assert rc.verdicts(exp.expects, record['rows']) == record['verdicts'], f'python tools/verdicts.py {exp.id}'
+
+
+def test_every_expectation_is_a_sentence():
+    for e in ex.experiments().values():
+        for o in e.expects: assert len(o.split()) >= 5 and (o[0].isupper() or o[0].isdigit()), o
+
+
+def test_own_records_come_before_the_published_ones(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv('DLCOURSE_RESULTS', raising=False)
+    published = ex.recorded('mba-8')
+    assert published['rows'] and not list(tmp_path.iterdir()), 'reading writes nothing'
+    own = {k: v for k,v in published.items() if k not in ('schema', 'checksum')}
+    rc.write_record(dict(own, title='Mine'), rc.record_file('mba-8'))
+    assert ex.recorded('mba-8')['title'] == 'Mine' and ex.recorded('mba-7')['rows']
+    assert ex.recorded('mba-7', tmp_path/'results')['rows'] == []
+
+
+def test_a_damaged_record_is_measured_anew_only_on_request(tmp_path):
+    file = tmp_path/'test-1.json'
+    file.write_text('{"half')
+    with pytest.raises(CourseError): ex.reproduce(exp(simple), full=True, folder=tmp_path)
+    with pytest.raises(CourseError): ex.reproduce(exp(simple), full=True, again=True, variants=['a'], folder=tmp_path)
+    assert len(ex.reproduce(exp(simple), full=True, again=True, folder=tmp_path)['rows']) == 4
+    assert (tmp_path/'test-1.damaged').read_text() == '{"half'
+
+
+def test_a_damaged_record_does_not_hide_the_others(tmp_path):
+    (tmp_path/'mba-1.json').write_text('{"half')
+    table = ex.reproduction(['mba'], tmp_path)
+    assert table.state['mba-1'] == 'changed or damaged' and (table.state.drop('mba-1') == 'not measured').all()
+
+
+def test_progress_counts_what_is_left(tmp_path):
+    said = []
+    ex.reproduce(exp(simple), variants=['a'], folder=tmp_path)
+    ex.reproduce(exp(simple), seeds=2, folder=tmp_path, show=said.append)
+    assert said == ['test-1 b seed 1 (1 of 3)', 'test-1 a seed 2 (2 of 3)', 'test-1 b seed 2 (3 of 3)']
+
+
+def test_fewer_seeds_than_usual_are_not_all(tmp_path):
+    e = exp(simple)
+    record = ex.reproduce(e, full=True, seeds=1, folder=tmp_path)
+    assert ex._state(e, record) == '2 of 4 trials'
+    assert ex._state(e, ex.reproduce(e, full=True, folder=tmp_path)) == 'measured'
+
+
+@pytest.mark.parametrize('run', [lambda t: dict(acc=1.), lambda t: dict(curve_by_epoch=[1, 2])])
+def test_every_record_can_be_drawn(run, tmp_path):
+    record = ex.reproduce(exp(run, variants=('',), reported={'': dict(acc=0.5)}), folder=tmp_path)
+    assert len(rc.draw_record(record).axes) == 1
+
+
+def test_whole_numbers_are_written_out(tmp_path):
+    record = ex.reproduce(exp(lambda t: dict(parameters=4_218_842), variants=('',), seeds=1), full=True, folder=tmp_path)
+    assert rc.reported_and_obtained(record).obtained.tolist() == ['4,218,842']
+
+# ---- every experiment ----
+
+# Variants of a quick run, where not all of them are run: the others take the same way with other settings
+SOME = {'mac-3c': ['NN 30', 'CNN 300'], 'mac-3d': ['NN stopped', 'CNN to the end'], 'mac-4a': ['NN clean', 'CNN noise'],
+        'mac-4b': ['NN oversampling', 'CNN class weights', 'NN 2 classes'], 'mac-4d': ['CNN CIFAR-10', 'NN EuroSAT'],
+        'mac-4f': ['CNN kernel size', 'NN optimiser'], 'mba-8': ['2', '32'], 'tp1-1.5': ['2'],
+        'tp1-2.1': ['mobilenet_v2, scratch', 'squeezenet1_1, frozen', 'mobilenet_v2, fine-tuned'],
+        'tp1-2.2': ['mobilenet_v2+squeezenet1_1, late']}
+IDS = list(experiments())
+
+
+def test_every_item_is_there():
+    assert {f'mba-{i}' for i in range(1, 11)} <= set(IDS)
+    assert {'mac-3a', 'mac-3c', 'mac-3d', 'mac-3e', 'mac-4a', 'mac-4b', 'mac-4c', 'mac-4d', 'mac-4e', 'mac-4f', 'mac-recipe'} <= set(IDS)
+
+
+@pytest.mark.parametrize('id', IDS)
+def test_quick_run(id, tmp_path):
+    "A quick run measures everything that was reported, and is drawn"
+    exp, variants = experiments()[id], SOME.get(id)
+    record = reproduce(id, variants=variants, folder=tmp_path)
+    assert {r['variant'] for r in record['rows']} == set(variants or exp.variants)
+    for r in record['rows']: assert r['figures'] and set(exp.reported.get(r['variant'], {})) <= set(r['figures'])
+    if id.startswith('mba'): assert None not in [v for r in record['rows'] for v in r['figures'].values()]
+    assert rc.record_file(id, False, tmp_path).with_suffix('.svg').exists() == bool(exp.draw)
+
+
+@pytest.mark.parametrize('id', IDS)
+def test_record_was_measured_with_committed_code(id):
+    exp, record = experiments()[id], recorded(id)
+    assert not any(r['provenance']['uncommitted_changes'] for r in record['rows'])
+    if id.startswith('mac'):
+        assert {(r['variant'], r['seed']) for r in record['rows'] if 'figures' in r} == {
+            (v, s) for v in exp.variants for s in range(1, exp.seeds + 1)}
+        assert None not in [o['met'] for o in record['verdicts']]
+    if id.startswith('mba'): assert all('figures' in r for r in record['rows'])
+
+
+@pytest.mark.parametrize('id', [k for k in IDS if experiments()[k].draw and k.startswith('mac')])
+def test_nothing_measured_is_drawn_too(id):
+    empty = dict(recorded(id), rows=[], summary=[])
+    assert experiments()[id].draw(empty).axes
+    assert (rc.obtained_table(empty, ['test']) == 'not measured').all(axis=None)
+
+
+# ---- mac ----
+
+@pytest.mark.parametrize('shape', [(1, 28, 28), (3, 32, 32), (1, 8, 8)])
+def test_matched_pair_have_one_size(shape):
+    made = pair.matched_pair(shape, 10)
+    nn, cnn = (size_of(arch, shape, 10, **args) for arch, args in made.values())
+    assert abs(nn/cnn - 1) <= 0.02
+
+
+def test_a_quick_trial_can_be_repeated():
+    first, again = (similar_size.similar_size(quick('CNN')) for _ in range(2))
+    assert first == again != similar_size.similar_size(quick('CNN', seed=2))
+
+
+def test_restored_weights_are_those_of_the_best_epoch():
+    found = stopping.stopping(quick('NN stopped'))
+    assert found['restored_difference'] < 1e-4 and found['valid_curve'][found['best_epoch']] == min(found['valid_curve'])
+
+
+@pytest.mark.parametrize('kind', perturbed.strengths)
+def test_the_first_strength_changes_nothing_and_the_last_does(kind):
+    ex = perturbed.small_set(quick(''))
+    same, other = (perturbed.changed_test(ex, kind, perturbed.strengths[kind][i]).x_test for i in (0, -1))
+    assert torch.equal(same, ex.x_test) and not torch.equal(other, ex.x_test)
+
+
+def test_unknown_kind_of_change():
+    with pytest.raises(CourseError, match="unknown kind of change 'sizes'. Did you mean 'size'"): perturbed.change('sizes', 1)
+
+
+def test_the_tail_and_its_repairs():
+    plain, over, even = (imbalance.variant_data(quick(''), o) for o in ('unbalanced', 'oversampling', 'balanced'))
+    counts = [np.bincount(o.labels(), minlength=10) for o in (plain, over, even)]
+    assert counts[0][0] == 50*counts[0][9] and len(set(counts[1])) == len(set(counts[2])) == 1
+    assert abs(counts[2].sum() - counts[0].sum()) < 10
+
+
+def test_recalls_are_those_of_the_report():
+    dls = imbalance.variant_data(quick(''), '5 classes')
+    ev = pair.evaluate_on(pair.trial_learner(quick(''), 'NN', dls))
+    assert np.allclose(imbalance.recalls(ev), ev.report().recall[:5])
+
+
+def test_worst_pairs():
+    C = [[9, 1, 0], [3, 9, 2], [0, 1, 9]]
+    assert views.worst_pairs(C, 2) == [(0, 1), (1, 2)] and views.mistakes_of(sum(C, []), (0, 1)) == 4
+
+
+def test_every_value_of_every_axis_makes_a_network():
+    dls = dls_for('fashion_mini', n_per_class=20, seed=1)
+    for net in pair.nets:
+        arch, args = hyperparameters.base[net]
+        for options in hyperparameters.axes(net).values():
+            for o in options.values():
+                known = {k: v for k, v in o.items() if k not in ('bs', 'lr', 'augment')}
+                learner_for(arch, dls, **{**args, **known})
+
+
+def test_recipe_is_augmented_only_in_training():
+    learn = recipe.by_recipe(quick('NN'), 'NN', widths=(16,))
+    x = [[b[0] for b in dl.new(shuffle=False)] for dl in (learn.dls.valid, learn.dls.valid)]
+    assert all(torch.equal(a, b) for a, b in zip(*x))
+    assert any(type(t).__name__ == 'BatchAffine' for t in learn.dls.train.after_batch.fs)
+
+
+# ---- mac: looking inside ----
+
+@pytest.fixture(scope='module')
+def cnn(): return looking.train_network(quick('ink'), 'cnn')
+
+
+def explanation(images, maps, preds, targets):
+    classes = torch.tensor([preds])
+    scores, targets = torch.rand(len(preds), 2), torch.tensor(targets)
+    return Explanation('Grad-CAM', 'layer', images, ['predicted'], classes, maps[None], scores, targets, ['a', 'b'])
+
+
+def test_networks_of_one_size():
+    mlp, cnn = (looking.untrained_learner(quick(o), o).model for o in looking.architectures)
+    sizes = [sum(p.numel() for p in o.parameters()) for o in (mlp, cnn)]
+    assert abs(sizes[0]/sizes[1] - 1) < 0.02
+    with pytest.raises(CourseError, match="Did you mean 'cnn'"): looking.untrained_learner(quick('cn'), 'cn')
+
+
+def test_heat_on_the_ink_and_beside_it():
+    images, maps = torch.zeros(2, 1, 4, 4), torch.zeros(2, 4, 4)
+    images[0, 0, 0], images[1, 0, 3] = 1, 1 # the first row is ink, the last row is
+    maps[:, 0] = 1
+    table = looking.ink_shares(explanation(images, maps, [0, 1], [0, 0]))
+    assert table.on_ink.tolist() == [1, 0] and table.on_other_ink.tolist() == [0, 1] and table.ink.tolist() == [0.25, 0.25]
+    assert table.right.tolist() == [True, False]
+
+
+def test_images_without_heat_are_counted_apart():
+    images, maps = torch.ones(4, 1, 2, 2), torch.ones(4, 2, 2)
+    maps[3] = 0
+    found = looking.by_answer(looking.ink_shares(explanation(images, maps, [0, 0, 1, 1], [0, 0, 0, 1])))
+    assert found['no_evidence'] == 0.25 and found['test_accuracy'] == 0.75
+    assert found['on_ink'] == found['on_ink_right'] == found['on_ink_wrong'] == 1
+
+
+def test_chunks_make_no_difference(cnn):
+    whole, parts = looking.evidence(cnn, 60, chunk=60), looking.evidence(cnn, 60, chunk=20)
+    assert whole.right.equals(parts.right)
+    assert torch.allclose(torch.tensor(whole.on_ink), torch.tensor(parts.on_ink), equal_nan=True, atol=1e-5)
+
+
+def test_last_hidden_layer_feeds_the_last_linear_one(cnn):
+    name = looking.last_hidden(cnn)
+    acts = activations(cnn, [name, 'head.out'], n=50, pool=False)
+    out = cnn.model.head.out(torch.tensor(acts.features[name]))
+    assert torch.allclose(out.detach(), torch.tensor(acts.features['head.out']), atol=1e-4)
+
+
+def test_last_hidden_layer_needs_one(cnn):
+    flat = learner_for(nn.Sequential(nn.Conv2d(1, 10, 28), nn.Flatten()), cnn.dls)
+    with pytest.raises(CourseError, match='no hidden layer'): looking.last_hidden(flat)
+
+
+def test_looking_leaves_the_learner_as_it_was(cnn):
+    before, rng = {k: v.clone() for k,v in cnn.model.state_dict().items()}, torch.get_rng_state()
+    cnn.model.train()
+    looking.last_hidden(cnn), looking.evidence(cnn, 20), looking.separation(cnn, 100)
+    assert all(torch.equal(v, before[k]) for k,v in cnn.model.state_dict().items()) and torch.equal(rng, torch.get_rng_state())
+    assert all(m.training and not m._forward_hooks for m in cnn.model.modules())
+
+
+def test_captum_agrees(cnn):
+    pytest.importorskip('captum')
+    found = looking.captum_difference(cnn, 10)
+    x, classes = looking.image_batch(cnn, range(10), 'test')[0], torch.tensor([[0]*10, [1]*10])
+    theirs = looking.captum_maps(cnn.model, x, classes, 'body.block3.act')
+    ours, _ = looking.cam_maps(cnn.model, x, classes.flip(0), 'body.block3.act')
+    assert (ours - theirs).abs().max() > 1e-4 # another class has other maps
+    assert 0 < found['largest_value'] and found['largest_difference'] <= 1e-4*min(1, found['largest_value'])
+
+
+def test_without_captum_one_part_is_not_measured(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'captum.attr', None)
+    ink, captum = reproduce('mac-4e', folder=tmp_path, variants=['ink', 'captum'])['rows']
+    assert 'figures' in ink and 'pip install captum' in captum['not_measured'] and 'figures' not in captum
+    with pytest.raises(NotMeasured): looking.captum_maps(nn.Identity(), torch.zeros(1, 1, 2, 2), torch.zeros(1, 1), '')
+
+
+# ---- mba ----
+
+SAID = {'quadratic': [.018, .032, .106, .321, .24, .205, .331, .101, .043, .025],
+        'cross-entropy': [.142, .195, .394, .837, .674, .603, .857, .382, .233, .17],
+        '0-1': [0, 0, 0, 1, 0, 0, 1, 0, 0, 0],
+        'hinge': [.265, .355, .651, 1.134, .98, .905, 1.151, .635, .415, .313]}
+FUNCTIONS = [zero_one, quadratic, cross_entropy, hinge]
+
+
+@pytest.mark.parametrize('name', four)
+def test_losses_equal_the_printed_ones(name):
+    each = four[name](logistic_probabilities(points, truth), torch.tensor(truth), 'none')
+    assert torch.allclose(each, torch.tensor(SAID[name], dtype=each.dtype), atol=.0011), 'the last printed digit of one is cut, not rounded'
+
+
+@pytest.mark.parametrize('f', FUNCTIONS)
+def test_losses_take_any_shape(f):
+    p, y = torch.rand(2, 3, 4), torch.randint(0, 2, (2, 3, 4))
+    each = f(p, y, 'none')
+    assert each.shape == p.shape
+    assert torch.allclose(f(p, y), each.mean()) and torch.allclose(f(p, y, 'sum'), each.sum())
+    assert torch.allclose(f(p.flatten(), y.flatten(), 'none'), each.flatten())
+    assert f(torch.ones(3), torch.ones(3)) == 0 and f(torch.zeros(3), torch.zeros(3)) == 0
+    with pytest.raises(CourseError, match='own target'): f(torch.rand(3, 1), torch.rand(4))
+    with pytest.raises(CourseError, match='own target'): f(torch.rand(3, 2), torch.rand(2, 3))
+    with pytest.raises(CourseError, match='reduction'): f(p, y, 'average')
+
+
+def test_a_certain_mistake_costs_a_lot_but_not_infinity():
+    assert cross_entropy(torch.tensor([0.]), torch.tensor([1])) == 100
+
+
+@pytest.mark.parametrize('f', [quadratic, cross_entropy, hinge])
+def test_losses_have_a_slope(f):
+    x = torch.randn(8, 1, requires_grad=True)
+    BinaryLoss(f)(x, torch.randint(0, 2, (8,))).backward()
+    assert x.grad.abs().min() > 0
+
+
+def test_losses_of_classes():
+    x, y = torch.randn(5, 3), torch.tensor([0, 1, 2, 0, 1])
+    p, corner = x.softmax(1), torch.eye(3)[y]
+    assert torch.allclose(Brier('none')(x, y), ((p - corner)**2).sum(1))
+    assert torch.allclose(MultiHinge()(x, y), nn.functional.multi_margin_loss(x, y))
+    assert torch.allclose(Brier()(torch.zeros(1, 5), torch.tensor([3])), torch.tensor(.8))
+
+
+@pytest.mark.parametrize('momentum', [0., .5, .9])
+def test_sgd_by_hand(momentum):
+    mine, theirs = by_hand_and_torch(sgd_rule(.005, momentum), lambda p: torch.optim.SGD(p, .005, momentum=momentum), 200)
+    assert torch.allclose(mine, theirs, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize('betas', [(.9, .999), (.8, .95), (0., .9)])
+def test_adam_by_hand(betas):
+    mine, theirs = by_hand_and_torch(adam_rule(.02, betas, 1e-7), lambda p: torch.optim.Adam(p, .02, betas, 1e-7), 200)
+    assert torch.allclose(mine, theirs, rtol=0, atol=1e-12)
+
+
+def test_a_wrong_rule_would_be_seen():
+    mine, theirs = by_hand_and_torch(adam_rule(.02, (.9, .99)), lambda p: torch.optim.Adam(p, .02), 20)
+    assert not torch.allclose(mine, theirs, rtol=0, atol=1e-6)
+
+
+def test_rank_correlation():
+    assert rank_correlation(dict(a=1, b=2, c=3), dict(a=10, b=11, c=50)) == pytest.approx(1)
+    assert rank_correlation(dict(a=1, b=2, c=3), dict(c=10, b=11, a=50)) == pytest.approx(-1)
+
+
+def test_counts():
+    assert count_params(model_for('inception', (1, 28, 28), 10)) == 196_154
+    assert count_params(model_for('residual', (1, 28, 28), 10)) == 186_058
+    assert count_params(house_net()) == 369
+
+
+def test_house_net_begins_as_in_keras():
+    for o in house_net().modules():
+        if isinstance(o, nn.Linear):
+            assert (o.bias == 0).all() and o.weight.abs().max() <= math.sqrt(6/sum(o.weight.shape))
+
+
+def test_decay_rounds_as_the_document_prints_it():
+    class Opt:
+        hypers = [dict(lr=.02)]
+        def set_hyper(self, k, v): self.hypers[-1][k] = v
+    class Learn: epoch, opt = 0, Opt()
+    cb, rates = Decay(.05, 10), []
+    cb.learn = Learn()
+    for Learn.epoch in range(20):
+        cb.before_epoch()
+        rates.append(Opt.hypers[-1]['lr'])
+    assert rates == [.02]*10 + [.019, .0181, .0172, .0164, .0156, .0148, .0141, .0134, .0127, .0121]
+
+
+def test_epochs(): assert [epochs_for(2**i) for i in range(1, 9)] == list(range(10, 18))
+
+
+def test_ways():
+    found = {k: ways(o) for k,o in three_nets().items()}
+    assert sum(found['VGG'].values()) == 1 and sum(found['ResNet'].values()) == 2**4
+    assert min(found['ResNet']) == 2 and min(found['Inception']) == 3
+
+
+# ---- tp1 ----
+
+def test_decay_goes_through_the_gradient():
+    p, q = (nn.Parameter(torch.tensor([1., -2.])) for _ in range(2))
+    ours, theirs = partial(l2_adam, wd=0.1)([p], lr=0.01), torch.optim.Adam([q], lr=0.01, weight_decay=0.1)
+    for o,w in ((ours, p), (theirs, q)):
+        for _ in range(3):
+            w.grad = torch.tensor([0.5, 0.1])
+            o.step()
+    assert torch.allclose(p, q) and ours.hypers[0]['wd'] == 0.1
+
+
+def test_quick_images_are_few_and_coloured():
+    dls = images(Trial('', 1, False, 'cpu'), 64)
+    assert dls.one_batch()[0].shape[1:] == (3, 64, 64) and len(dls.train_ds) < 400
+
+
+# ---- tables of features ----
+
+@pytest.fixture(scope='module')
+def few_digits(): return dls_for('digits', size=32, n_per_class=12, bs=16, seed=1)
+
+
+def frozen_net(dls, arch='squeezenet1_1', **kwargs):
+    learn = learner_for(arch, dls, pretrained=False, head='mean', seed=1, **kwargs)
+    learn.freeze()
+    return learn
+
+
+@pytest.fixture(scope='module')
+def frozen_learner(few_digits): return frozen_net(few_digits)
+
+
+def test_trained_and_judged_as_on_images(few_digits):
+    dls = few_digits
+    both = []
+    for tabled in (False, True):
+        learn = frozen_net(dls)
+        for p in learn.model.head.modules():
+            if isinstance(p, nn.Dropout): p.p = 0.
+        with learn.quiet():
+            if tabled:
+                with learn.on_table(feature_table(learn.model, dls)):
+                    learn.fit(2, 1e-3)
+                    both.append((learn.history.valid_loss.tolist(), learn.validate(ds_idx=2)))
+            else:
+                learn.fit(2, 1e-3)
+                both.append((learn.history.valid_loss.tolist(), learn.validate(ds_idx=2)))
+        assert learn.dls is dls
+    assert both[0][0] == pytest.approx(both[1][0], abs=1e-5) and list(both[0][1]) == pytest.approx(list(both[1][1]), abs=1e-5)
+
+
+def test_kept_in_a_file(few_digits, frozen_learner, tmp_path):
+    dls, learn = few_digits, frozen_learner
+    file = tmp_path/'a.safetensors'
+    first = feature_table(learn.model, dls, file, (as_is, mirrored))
+    written = file.stat().st_mtime_ns
+    again = feature_table(learn.model, dls, file, (as_is, mirrored))
+    assert all(torch.equal(a, b) for a,b in zip(first.xs, again.xs)) and file.stat().st_mtime_ns == written and len(first.xs) == 2
+    whole = [renormalized(dls_for('digits', size=32, bs=16, seed=s), (0.5,), (0.2,)) for s in (3, 4)]
+    tables = [feature_table(learn.model, o, tmp_path/'b.safetensors') for o in whole]
+    assert torch.equal(tables[0].xs[0], tables[1].xs[0]), 'the split makes no difference'
+
+
+@pytest.mark.parametrize('change, what', [('weights', 'weights'), ('images', 'images'), ('views', 'transforms')])
+def test_a_stale_file_is_refused(few_digits, tmp_path, change, what):
+    dls = few_digits
+    learn, file, views = frozen_net(dls), tmp_path/'a.safetensors', (as_is,)
+    feature_table(learn.model, dls, file, views)
+    if change == 'weights':
+        with torch.no_grad(): next(learn.model.body.parameters())[0] += 1
+    if change == 'images': dls = dls_for('digits', size=32, n_per_class=12, bs=16, seed=9)
+    if change == 'views': views = (mirrored,)
+    with pytest.raises(CourseError, match=f'was made from other {what}'): feature_table(learn.model, dls, file, views)
+
+
+def test_what_does_not_fit(few_digits, frozen_learner, tmp_path):
+    dls, learn = few_digits, frozen_learner
+    table = feature_table(learn.model, dls)
+    others = dls_for('digits', size=32, bs=16, seed=3)
+    with pytest.raises(CourseError, match='made of other images'):
+        with frozen_net(others).on_table(table): pass
+    with pytest.raises(CourseError, match='same images in the same views'): concat_tables([table, feature_table(learn.model, others)])
+    two_views = feature_table(learn.model, dls, views=(as_is, mirrored))
+    with pytest.raises(CourseError, match='same images in the same views'): concat_tables([table, two_views])
+    in_files = dls_for('digits', size=32, n_per_class=12, bs=16, item_tfms=[lambda o: o])
+    with pytest.raises(CourseError, match='images in memory'): feature_table(learn.model, in_files)
+
+
+def test_everything_is_put_back_after_an_error(few_digits, frozen_learner):
+    dls, learn = few_digits, frozen_learner
+    net = learn.model
+    with pytest.raises(KeyError), learn.on_table(feature_table(net, dls, views=(as_is, mirrored)), average=True): raise KeyError
+    assert learn.model is net and learn.dls is dls and not net.takes_features
+
+
+def test_fast_copy_follows_the_weights():
+    net = model_for('mobilenet_v2', (3, 32, 32), 4, pretrained=False).eval()
+    net.body.requires_grad_(False)
+    x = torch.randn(3, 3, 32, 32)
+    with net.quickly(), torch.no_grad():
+        assert (net(x) - net.tail(net.features(x))).abs().max() == 0
+        before = net.features(x)
+        assert not any(isinstance(m, nn.BatchNorm2d) for m in net._copy[1][0].modules())
+        for o in net.body.buffers():
+            if o.dtype.is_floating_point: o.mul_(1.5)
+        after = net.features(x)
+    with torch.no_grad(): off = (after - net.features(x)).abs().max()
+    assert off < 1e-3*after.abs().max() and (after - before).abs().max() > 0.1*before.abs().max()
+    assert net._copy == (None, None)
+
+
+def test_a_body_that_learns_is_not_replaced():
+    net = model_for('squeezenet1_1', (3, 48, 48), 4, pretrained=False).train()
+    x = torch.randn(2, 3, 48, 48)
+    with net.quickly():
+        net(x).sum().backward()
+        assert net._copy == (None, None) and next(net.body.parameters()).grad is not None
+
+
+def test_copies_and_pickles_leave_the_fast_copy_behind():
+    net = model_for('squeezenet1_1', (3, 48, 48), 4, pretrained=False).eval()
+    net.body.requires_grad_(False)
+    x = torch.randn(2, 3, 48, 48)
+    with net.quickly():
+        expected = net(x)
+        for other in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+            assert other._copy == (None, None) and torch.allclose(other(x), expected, atol=1e-5)
+    assert not [k for k in net.state_dict() if 'copy' in k]
+
+
+def test_images_that_want_gradients_get_them():
+    net = model_for('squeezenet1_1', (3, 48, 48), 4, pretrained=False).eval()
+    net.body.requires_grad_(False)
+    x = torch.randn(1, 3, 48, 48, requires_grad=True)
+    with net.quickly(): net(x).sum().backward()
+    assert x.grad.abs().sum() > 0
