@@ -143,7 +143,6 @@ NO_ALT_YET = {Path(o) for o in '''
     course/tp1/01_cifar10.ipynb
     course/tp1/02_eurosat.ipynb
     course/tp1/03_ninety_four.ipynb
-    getting_started.ipynb
     insight/01_curves.ipynb
     insight/02_evaluation.ipynb
     insight/04_resolution.ipynb

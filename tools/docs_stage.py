@@ -9,7 +9,7 @@ from nbdev.config import nbpath2html
 
 from docs_entries import Links, entry, index_page
 
-FIRST = ['index.ipynb', 'getting_started.ipynb']
+FIRST = ['index.ipynb', 'getting_started.ipynb', 'items.ipynb']
 ROOMS = {'course': 'Lessons', 'course/mac': 'MAC: plain and convolutional', 'course/mba': 'MBA: losses, optimisers, architectures',
          'course/tp1': 'TP1: CIFAR-10 and transfer', 'course/pcs': 'PCS: exercises', 'datasets': 'Data sets', 'data': 'Data', 'models': 'Models',
          'training': 'Training', 'insight': 'Insight', 'report': 'Report', 'cli': 'Command line'}
@@ -84,6 +84,9 @@ def plain_links(nb):
     fix = partial(re.sub, r'(\]\((?!\w+:)[^)\s]*?)([^)\s/]+\.ipynb)', lambda m: m[1] + plain_name(Path(m[2])).name)
     for o in nb.cells:
         if o.cell_type == 'markdown': o.source = fix(o.source)
+        for out in o.get('outputs', []):
+            text = out.get('data', {}).get('text/markdown')
+            if text: out['data']['text/markdown'] = fix(text if isinstance(text, str) else ''.join(text))
 
 
 def drop_library_warnings(nb):

@@ -25,7 +25,8 @@ def table(page):
 def result(out):
     "A saved output as Markdown; pictures and warnings are for the site"
     data = out.get('data', {})
-    if 'text/markdown' in data: return data['text/markdown'].strip()
+    if 'text/markdown' in data: return ''.join(data['text/markdown']).strip()
+    if any(o.startswith('image/') for o in data): return ''
     if 'text/html' in data: return table(data['text/html'])
     text = data.get('text/plain') or (out.get('text', '') if out.get('name') == 'stdout' else '')
     return '' if text.startswith(('<IPython', '<Figure')) or not text.strip() else fenced(text)
