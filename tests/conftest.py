@@ -3,6 +3,7 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 
 def needs_data(*folders):
@@ -11,3 +12,13 @@ def needs_data(*folders):
     missing = [o for o in folders if not (root and (Path(root)/o).exists())]
     skip = pytest.mark.skipif(bool(missing), reason=f"real data not found: $DLCOURSE_DATA has no {', '.join(missing)}")
     return lambda test: pytest.mark.realdata(skip(test))
+
+
+@pytest.fixture(autouse=True)
+def same_number_of_threads():
+    "Fail a test that leaves torch's number of threads changed, and put the number back for the next one"
+    before = torch.get_num_threads()
+    yield
+    after = torch.get_num_threads()
+    torch.set_num_threads(before)
+    assert after == before, f"this test left torch with {after} threads, and found {before}: use `with num_threads(n):`"

@@ -1,5 +1,5 @@
 "Run folders: interrupted at any point and carried on, damaged, changed, full disks"
-import json, math, shutil, subprocess, sys
+import json, math, os, shutil, subprocess, sys
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +9,7 @@ from fastai.callback.core import Callback
 from PIL import Image
 from torchvision.models import shufflenet_v2_x0_5, squeezenet1_1
 
-from dlcourse.core import CourseError, lock_for, whole_file
+from dlcourse.core import CourseError, lock_for, num_threads, whole_file
 from dlcourse.training import checkpoints as C
 from dlcourse.training import runs as R
 from dlcourse.training.checkpoints import load_tensors, load_weights, save_tensors
@@ -123,7 +123,8 @@ def test_resumes_with_bars_too():
 
 
 def test_killed_process_carries_on():
-    "A process that was killed has told nobody, and leaves a half-written file"
+    "A process that was killed has told nobody, and leaves a half-written file; it had another number of threads than this one"
+    n = 1 if torch.get_num_threads() != 1 else 2
     code = f"""
 import os, sys
 from fastai.callback.core import Callback
@@ -134,9 +135,11 @@ class Die(Callback):
         if self.learn.epoch == 2: os._exit(9)
 run = start(Settings('mlp', 'digits', epochs=5, **{SMALL!r}), 'cut')
 run.train(cbs=[Die()])"""
-    assert subprocess.run([sys.executable, '-W', 'ignore', '-c', code]).returncode == 9
+    environment = os.environ | dict(OMP_NUM_THREADS=str(n))
+    assert subprocess.run([sys.executable, '-W', 'ignore', '-c', code], env=environment).returncode == 9
     Path('cut/weights.safetensors.99.part').write_bytes(b'half')
-    begin('whole').train()
+    there = Run('cut').settings.threads
+    begin('whole', threads=there).train()
     assert_same(Run('whole'), resume('cut'))
 
 
@@ -217,6 +220,85 @@ def test_same_seed_same_run():
     assert measured(Run('a')) != measured(Run('c'))
 
 
+# ---- number of threads --------------------------------------------------------------------------
+
+WIDE = dict(data_args=dict(n_per_class=60, bs=64), model_args=dict(widths=[128]), epochs=3)
+
+
+@pytest.mark.parametrize('n', [1, 2, 4])
+def test_resumed_with_another_number_of_threads(n):
+    "A run keeps the number that it was started with, and the process keeps its own"
+    with num_threads(n): begin('whole', **WIDE).train()
+    assert Run('whole').settings.threads == n
+    for m in (1, 2, 4):
+        with num_threads(n): run = begin(f'cut{m}', **WIDE)
+        with num_threads(m):
+            with pytest.raises(KeyboardInterrupt): run.train(cbs=[Stop(1, 'after_batch')])
+            assert torch.get_num_threads() == m
+            again = resume(f'cut{m}')
+            assert torch.get_num_threads() == m and again.changes() == []
+        assert_same(Run('whole'), again)
+
+
+class Note(Callback):
+    "Note the number of threads that a batch is trained with"
+    def after_batch(self): self.found = torch.get_num_threads()
+
+
+def test_asked_for_threads():
+    note = Note()
+    before = torch.get_num_threads()
+    run = begin('run', threads=3, epochs=1)
+    run.train(cbs=[note])
+    assert note.found == 3 and torch.get_num_threads() == before
+    assert json.loads(Path('run/settings.json').read_text())['settings']['threads'] == 3
+    assert repr(run) == 'Run run: mlp on digits, 1 of 1 epochs, 3 threads (finished)'
+
+
+def test_threads_are_put_back_after_a_fault():
+    before = torch.get_num_threads()
+    with pytest.raises(CourseError, match='not a finite number'): begin(lr=1e38, schedule='flat', threads=before + 1).train()
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize('threads', [0, 1.5, '2', True, 10**9])
+def test_bad_number_of_threads(threads):
+    with pytest.raises(CourseError, match='^threads must be a whole number from 1 to 1024, or None, got '): Settings(threads=threads)
+
+
+def test_threads_that_torch_refuses(monkeypatch):
+    monkeypatch.setattr(torch, 'set_num_threads', lambda n: None)
+    there = torch.get_num_threads()
+    with pytest.raises(CourseError, match=f'^threads must be {there} on this machine'): begin('run', threads=there + 1)
+    assert names() == []
+
+
+def interrupted(folder):
+    run = begin(folder)
+    with pytest.raises(KeyboardInterrupt): run.train(cbs=[Stop(2, 'after_batch')])
+
+
+def test_run_of_before_the_number_was_noted(capsys):
+    interrupted('run')
+    settings = vars(Run('run').settings)
+    change('run', settings={k: v for k,v in settings.items() if k != 'threads'}, processor='another one')
+    capsys.readouterr()
+    assert resume('run').finished
+    said = capsys.readouterr().out
+    assert 'the last digits of the weights may differ from those of an uninterrupted run: the processor was another one and is' in said
+    assert 'the number of threads it began with is not known' in said
+
+
+def test_resumed_where_torch_refuses_the_number(capsys, monkeypatch):
+    interrupted('run')
+    there = torch.get_num_threads()
+    change('run', settings={**vars(Run('run').settings), 'threads': there + 1})
+    monkeypatch.setattr(torch, 'set_num_threads', lambda n: None)
+    capsys.readouterr()
+    resume('run')
+    assert f'the number of threads was {there + 1} and is {there}' in capsys.readouterr().out
+
+
 # ---- faults while training ---------------------------------------------------------------------
 
 def test_nan_at_once_leaves_nothing():
@@ -294,9 +376,9 @@ def test_folder_that_cannot_be_made(where):
 
 @pytest.mark.parametrize('kwargs, says', [
     (dict(arch='cnnn'), "unknown architecture 'cnnn'. Did you mean 'cnn'"), (dict(data='mnits'), "Did you mean 'mnist'"),
-    (dict(epochs=0), 'epochs=0: expected'), (dict(epochs=1.5), 'epochs=1.5'), (dict(lr='fast'), "lr='fast'"), (dict(lr=math.nan), 'lr=nan'),
-    (dict(lr=-1), 'lr=-1'), (dict(seed=-1), 'seed=-1'), (dict(schedule='one'), "Did you mean 'one_cycle'"), (dict(device='cuda:77'), "unknown device 'cuda:77'"),
-    (dict(model_args=dict(width=3)), "Did you mean 'widths'"), (dict(data_args=dict(bs=10_000)), 'choose bs of at most'),
+    (dict(epochs=0), 'epochs must be a whole number of at least 1, or None, got 0'), (dict(epochs=1.5), 'epochs must be .*, got 1.5'), (dict(lr='fast'), "lr must be a number above 0, or 'auto', got 'fast'"), (dict(lr=math.nan), 'lr must be .*, got nan'),
+    (dict(lr=-1), 'lr must be .*, got -1'), (dict(seed=-1), 'seed must be .* of at least 0, got -1'), (dict(schedule='one'), "Did you mean 'one_cycle'"), (dict(device='cuda:77'), "unknown device 'cuda:77'"),
+    (dict(model_args=dict(width=3)), "Did you mean 'widths'"), (dict(data_args=dict(bs=10_000)), 'bs must be at most'),
     (dict(data_args=dict(n_per_class=10_000)), '10,?000'), (dict(data_args=dict(classes=['1'])), 'at least two'), (dict(data_args=dict(classes=['1', 'x'])), "unknown class 'x'")])
 def test_bad_settings_leave_nothing(kwargs, says):
     with pytest.raises(CourseError, match=says) as e: start(Settings(**{'arch': 'mlp', 'data': 'digits', **kwargs}))
@@ -330,6 +412,27 @@ def test_every_setting_is_written():
     assert s.model_args['activation'] == 'relu' and s.data_args['label_noise'] == 0. and s.learner_args == dict(wd=None, early_stopping=None, label_smoothing=0.)
     again = s.written_out()
     assert again == s
+
+
+@pytest.mark.parametrize('kwargs, says', [
+    (dict(data_args=dict(bs=0)), 'bs must be a whole number of at least 1, got 0'), (dict(data_args=dict(sise=8)), "Did you mean 'size'"),
+    (dict(data_args=dict(size=0)), 'size must be a number of pixels'), (dict(data_args=dict(channels=2)), 'channels must be 1 for grey'),
+    (dict(data_args=dict(label_noise=2)), 'label_noise must be a number from 0 to 1'), (dict(data_args=dict(valid=0)), 'valid must be'),
+    (dict(data_args=dict(augment='yes')), 'augment must be True or False'), (dict(data_args=dict(classes=['0', '77'])), "unknown class '?77"),
+    (dict(data_args=dict(n_per_class=10**6)), 'images, fewer than'), (dict(model_args=dict(width=3)), "Did you mean 'widths'"),
+    (dict(learner_args=dict(early_stopping=0)), 'early_stopping must be'), (dict(learner_args=dict(label_smoothing=-1)), 'label_smoothing must be'),
+    (dict(learner_args=dict(wd='much')), 'wd must be a number of at least 0, or None'), (dict(learner_args=dict(opt_func='sgd')), "unknown argument of the Learner 'opt_func'"),
+    (dict(learner_args=dict(cbs=[])), "unknown argument of the Learner 'cbs'"), (dict(arch='cnn', model_args=dict(filters=[0])), 'filters|widths'),
+    (dict(device='cuda:77'), 'unknown device'), (dict(data_args=[1]), 'data_args must be a dictionary')])
+def test_bad_settings_before_any_download(kwargs, says, monkeypatch, tmp_path_factory):
+    "A data set that has to be downloaded first isn't"
+    elsewhere = tmp_path_factory.mktemp('elsewhere')
+    monkeypatch.setenv('DLCOURSE_DATA', str(elsewhere/'empty'))
+    monkeypatch.setenv('FASTAI_HOME', str(elsewhere/'home'))
+    def fetched(*args, **kwargs): raise AssertionError('nothing may be fetched')
+    monkeypatch.setattr('socket.socket.connect', fetched)
+    with pytest.raises(CourseError, match=says): start(Settings(**{'arch': 'mlp', 'data': 'mnist', **kwargs}))
+    assert names() == []
 
 
 # ---- folders that are no runs, or not of this version ------------------------------------------
@@ -371,7 +474,7 @@ def test_another_format():
 def test_impossible_settings_in_the_file():
     begin('run')
     change('run', settings={**vars(Run('run').settings), 'epochs': 'many'})
-    with pytest.raises(CourseError, match="epochs='many'"): Run('run')
+    with pytest.raises(CourseError, match="epochs must be .*, got 'many'"): Run('run')
 
 
 @pytest.mark.parametrize('damage', [lambda p: p.write_bytes(p.read_bytes()[:100]), lambda p: p.write_bytes(b''), lambda p: p.write_bytes(b'\x80\x04pickle' * 99)])
@@ -560,13 +663,13 @@ def test_interrupted_frozen_run_can_be_used(own_weights):
 def test_opened_again_it_says_and_reads_nothing(own_weights, capsys):
     "The same network, head, normalisation and frozen body, without the file it began with and without a line about it"
     run = transfer('run', epochs=1, arch='squeezenet1_1')
-    run.train()
+    with run.learner().quiet(): run.train()
     was, out = run.learner(), capsys.readouterr().out.splitlines()
     assert len(out) == 1 and out[0].startswith('squeezenet1_1 (torchvision), weights: squeezenet1_1.safetensors')
     shutil.rmtree(own_weights)
     now = Run('run').learner()
     assert capsys.readouterr().out == ''
-    assert torch.equal(now.get_preds(ds_idx=2)[0], was.get_preds(ds_idx=2)[0]) and now.model.frozen
+    with now.quiet(), was.quiet(): assert torch.equal(now.get_preds(ds_idx=2)[0], was.get_preds(ds_idx=2)[0]) and now.model.frozen
     assert str(now.model.backbone) == str(was.model.backbone) and [type(o) for o in now.model.head] == [type(o) for o in was.model.head]
     assert now.model.backbone.mean == (0.485, 0.456, 0.406)
 
@@ -594,13 +697,13 @@ def test_features_of_other_images_are_refused(own_weights):
 
 
 NOT_FROZEN = [
-    (dict(arch='mlp', learner_args=dict(cache=True)), 'mlp has no pretrained weights and no frozen part, and so no cache: networks of torchvision and timm have'),
-    (dict(arch='cnn', fine_tune=2), 'and so no fine_tune'), (dict(arch='cnn', model_args=dict(pretrained=True)), 'and so no pretrained:'),
-    (dict(model_args=dict(pretrained=False), learner_args=dict(cache=True)), 'squeezenet1_1 has no frozen part if it is trained from scratch, and so no cache'),
-    (dict(model_args=dict(pretrained=False), fine_tune=1), 'from scratch, and so no fine_tune'),
-    (dict(learner_args=dict(frozen=False, cache=True, copies=2)), 'if all of it is trained from the start, and so no cache and copies'),
-    (dict(learner_args=dict(copies=2)), 'they need cache'), (dict(learner_args=dict(copies=0, cache=True)), 'copies=0: expected'),
-    (dict(fine_tune=0), 'fine_tune=0: expected'), (dict(fine_tune=1, schedule='flat'), 'cannot have the schedule flat'),
+    (dict(arch='mlp', learner_args=dict(cache=True)), 'cache needs a pretrained network (any torchvision or timm name); mlp is trained from scratch'),
+    (dict(arch='cnn', fine_tune=2), 'fine_tune needs a pretrained network'), (dict(arch='cnn', model_args=dict(pretrained=True)), 'pretrained needs a pretrained network'),
+    (dict(model_args=dict(pretrained=False), learner_args=dict(cache=True)), 'cache needs a frozen part; squeezenet1_1 is trained from scratch'),
+    (dict(model_args=dict(pretrained=False), fine_tune=1), 'fine_tune needs a frozen part'),
+    (dict(learner_args=dict(frozen=False, cache=True, copies=2)), 'cache and copies need a frozen part; squeezenet1_1 is trained as a whole from the start'),
+    (dict(learner_args=dict(copies=2)), 'copies=2 needs cache'), (dict(learner_args=dict(copies=0, cache=True)), 'copies must be a whole number of at least 1, got 0'),
+    (dict(fine_tune=0), 'fine_tune must be a whole number of at least 1, or None, got 0'), (dict(fine_tune=1, schedule='flat'), "schedule must be 'one_cycle' for fine-tuning, which is two one-cycle fits, got 'flat'"),
     (dict(model_args=dict(weights='given', pretrained=False)), 'pretrained=False'), (dict(model_args=dict(head='fast')), "unknown head 'fast'. Did you mean 'fastai'"),
     (dict(arch='squeezenet1_1+resnt18'), "unknown architecture 'resnt18'. Did you mean 'resnet18'"), (dict(arch='alexnet+alexnet'), 'two or more different networks'),
     (dict(arch='squeezenet1_1+resnet18', model_args=dict(how='early')), "unknown fusion 'early'"),

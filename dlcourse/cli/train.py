@@ -35,7 +35,8 @@ _training_args = (
     arg('--weight-decay', group='training', type=not_negative, metavar='X', dest='wd', help='default: 0.01'),
     arg('--label-smoothing', group='training', type=fraction, metavar='X', help='of the cross-entropy (default: 0)'),
     arg('--seed', group='training', type=int, metavar='N', help='default: 42'),
-    arg('--device', group='training', metavar='NAME', help='cpu or cuda (default: cuda where there is one)'))
+    arg('--device', group='training', metavar='NAME', help='cpu or cuda (default: cuda where there is one)'),
+    arg('--threads', group='training', type=whole, metavar='N', help='threads within one operation on the CPU (default: as torch chooses)'))
 
 _transfer_args = (
     arg('--pretrained', group=_pretrained, action=argparse.BooleanOptionalAction, help='begin with weights of ImageNet, or from scratch (default: with weights)'),
@@ -72,7 +73,7 @@ def settings_of(args):
     arch = _arch(given.pop('arch', None), given.pop('fuse', None))
     learner_args = take(given, 'early_stopping', 'wd', 'label_smoothing', 'frozen', 'cache', 'copies')
     model_args = network_options(given.pop('set', [])) | take(given, 'pretrained', 'weights', 'head')
-    own = take(given, 'data', 'epochs', 'fine_tune', 'lr', 'schedule', 'seed', 'device')
+    own = take(given, 'data', 'epochs', 'fine_tune', 'lr', 'schedule', 'seed', 'device', 'threads')
     return Settings(arch, **own, data_args=given, model_args=model_args, learner_args=learner_args)
 
 def _arch(name, fuse):

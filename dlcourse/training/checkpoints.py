@@ -6,7 +6,7 @@ Docs: https://dlcourse.github.io/dlcourse/training/checkpoints.html.md"""
 
 # %% auto #0
 __all__ = ['save_tensors', 'load_tensors', 'load_weights', 'optimizer_parameters', 'optimizer_tensors', 'load_optimizer',
-           'frozen_names', 'without', 'within_prefix', 'with_prefix']
+           'frozen_names', 'without', 'within_prefix', 'with_prefix', 'training_state', 'load_training_state']
 
 # %% ../../nbs/training/07_checkpoints.ipynb #7348dc31
 import json
@@ -23,14 +23,15 @@ def save_tensors(
     tensors:dict, # Name -> tensor
     **notes, # Anything that JSON can hold
 ):
-    "Write `tensors` and `notes` as one safetensors file in one step; raises `CourseError` if the disk refuses"
+    "Write `tensors` and `notes` as one safetensors file in one step; raises `CourseError` if it can't be written"
     plain = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k,v in tensors.items()}
     with whole_file(path, 'wb') as f: f.write(save(plain, {k: json.dumps(v) for k,v in notes.items()} or None))
 
+# %% ../../nbs/training/07_checkpoints.ipynb #1c262cab
 def load_tensors(
     path, # A safetensors file
 )->tuple: # Name -> tensor, name -> note
-    "What `save_tensors` wrote; raises `CourseError` for a missing or damaged file"
+    "Read a file that `save_tensors` wrote; raises `CourseError` for a missing or damaged file"
     try:
         with safe_open(path, 'pt') as f:
             return {k: f.get_tensor(k) for k in f.keys()}, {k: json.loads(v) for k,v in (f.metadata() or {}).items()}
@@ -44,30 +45,79 @@ def load_weights(
     source='the file', # Where they come from, for the message
 ):
     "Give `model` these weights; raises `CourseError` that names the first one that doesn't fit"
-    have, got = ({k: tuple(v.shape) for k,v in o.items()} for o in (model.state_dict(), weights))
+    have = {k: tuple(v.shape) for k,v in model.state_dict().items()}
+    got = {k: tuple(v.shape) for k,v in weights.items()}
     odd = [k for k in {**have, **got} if have.get(k) != got.get(k)]
-    if odd: raise CourseError(f"{source} does not fit the network: {odd[0]} has shape {got.get(odd[0], 'none')}, expected {have.get(odd[0], 'none')}")
+    if odd:
+        given, wanted = got.get(odd[0], 'none'), have.get(odd[0], 'none')
+        raise CourseError(f"{source} does not fit the network: {odd[0]} has shape {given}, expected {wanted}")
     model.load_state_dict(weights)
 
 # %% ../../nbs/training/07_checkpoints.ipynb #b07f287b
 def optimizer_parameters(learn): return [p for group in learn.opt.opt.param_groups for p in group['params']]
 
-def optimizer_tensors(learn):
-    "The optimiser's state as tensors, by number of the parameter and name"
-    state = learn.opt.opt.state
-    return {f'{i}.{k}': v for i,p in enumerate(optimizer_parameters(learn)) for k,v in state.get(p, {}).items() if isinstance(v, Tensor)}
+def optimizer_tensors(
+    learn, # A `Learner` with one of torch's optimisers
+)->dict: # '<number of the parameter>.<name>' -> tensor
+    "Collect the optimiser's state"
+    state, found = learn.opt.opt.state, {}
+    for i, p in enumerate(optimizer_parameters(learn)):
+        found |= {f'{i}.{k}': v for k,v in state.get(p, {}).items() if isinstance(v, Tensor)}
+    return found
 
-def load_optimizer(learn, tensors):
-    "Give the optimiser the state that `optimizer_tensors` returned"
-    ps, state = optimizer_parameters(learn), learn.opt.opt.state
+# %% ../../nbs/training/07_checkpoints.ipynb #c9baa510
+def load_optimizer(
+    learn, # A `Learner` with the same optimiser
+    tensors:dict, # Tensors from `optimizer_tensors`
+):
+    "Give the optimiser its state back"
+    parameters, state = optimizer_parameters(learn), learn.opt.opt.state
     for name, v in tensors.items():
         i, k = name.split('.', 1)
-        state[ps[int(i)]][k] = v.to(ps[int(i)].device)
+        p = parameters[int(i)]
+        state[p][k] = v.to(p.device)
 
 # %% ../../nbs/training/07_checkpoints.ipynb #fdaea32e
-def frozen_names(model): return {f'body.{k}' for k in model.body.state_dict()} if isinstance(model, TransferNet) and model.frozen else set()
-def without(tensors, names): return {k: v for k,v in tensors.items() if k not in names}
+def frozen_names(
+    model, # A network
+)->set: # Empty where nothing is frozen
+    "Names of the weights in the frozen part of `model`"
+    if not (isinstance(model, TransferNet) and model.frozen): return set()
+    return {f'body.{k}' for k in model.body.state_dict()}
 
 # %% ../../nbs/training/07_checkpoints.ipynb #110eaf58
+def without(tensors, names): return {k: v for k,v in tensors.items() if k not in names}
 def within_prefix(tensors, prefix): return {k.removeprefix(prefix): v for k,v in tensors.items() if k.startswith(prefix)}
 def with_prefix(prefix, tensors): return {f'{prefix}{k}': v for k,v in tensors.items()}
+
+# %% ../../nbs/training/07_checkpoints.ipynb #0c11a266
+def training_state(
+    learn, # A `LeanLearner` at the end of an epoch
+    watch, # Its `BestWeights`
+    frozen=(), # Names of weights that have a file of their own
+)->tuple: # Name -> tensor, name -> note
+    "Collect what a training needs to carry on: weights, best weights, state of the optimiser, running average of the loss, history"
+    best = {} if watch.better else without(watch.weights, frozen)
+    smooth = learn.recorder.smooth_loss
+    tensors = with_prefix('model.', without(learn.model.state_dict(), frozen)) | with_prefix('best.', best)
+    tensors |= with_prefix('opt.', optimizer_tensors(learn)) | dict(smooth_val=smooth.val)
+    waited = {k: vars(watch)[k] for k in ('best', 'wait') if k in vars(watch)}
+    return tensors, dict(watch=waited, best_epoch=learn.best_epoch, smooth_count=smooth.count, rows=learn.rows)
+
+# %% ../../nbs/training/07_checkpoints.ipynb #096ddca6
+def load_training_state(
+    learn, # A `LeanLearner` at the start of a fit
+    watch, # Its `BestWeights`
+    tensors:dict, # Tensors from `training_state`
+    notes:dict, # Notes from `training_state`
+    fixed=None, # Name -> tensor for the weights that have a file of their own
+    source='the checkpoint', # Where they come from, for the message
+):
+    "Let `learn` carry on from there; raises `CourseError` if the weights don't fit"
+    model, best, fixed = within_prefix(tensors, 'model.'), within_prefix(tensors, 'best.'), fixed or {}
+    load_weights(learn.model, fixed | model, source)
+    load_optimizer(learn, within_prefix(tensors, 'opt.'))
+    kept = {k: v.to(learn.dls.device) for k,v in (fixed | (best or model)).items()}
+    vars(watch).update(notes['watch'], weights=kept)
+    learn.best_epoch = notes['best_epoch']
+    vars(learn.recorder.smooth_loss).update(count=notes['smooth_count'], val=tensors['smooth_val'])

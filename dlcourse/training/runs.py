@@ -1,4 +1,4 @@
-"""A training that leaves its settings, history and weights in a folder, survives an interruption, and can be judged later
+"""A training that leaves its settings, history and weights in a folder, survives an interruption, and can be evaluated later
 
 Docs: https://dlcourse.github.io/dlcourse/training/runs.html.md"""
 
@@ -8,20 +8,19 @@ Docs: https://dlcourse.github.io/dlcourse/training/runs.html.md"""
 __all__ = ['format_version', 'find_run', 'Run', 'start', 'KeepRun']
 
 # %% ../../nbs/training/09_runs.ipynb #4b9eff5d
-import csv, json, math
+import csv, json, math, os
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
 from itertools import count
 from pathlib import Path
-import pandas as pd
+import pandas as pd, torch
 from fastai.callback.core import Callback
 from fastcore.basics import patch
-from ..core import CourseError, choose, lock_for, save_figure, seed_all, whole_file
-from ..provenance import versions
+from ..core import CourseError, choose, lock_for, num_threads, save_figure, seed_all, whole_file
+from ..provenance import cpu_model, versions
 from .callbacks import BestWeights
-from .checkpoints import frozen_names, load_optimizer, load_tensors, load_weights, optimizer_tensors, save_tensors
-from .checkpoints import with_prefix, within_prefix, without
+from .checkpoints import frozen_names, load_tensors, load_training_state, load_weights, save_tensors, training_state, without
 from .lean import LeanLearner
 from .progress import TextProgress
 from .settings import Settings, backbone_facts, examples_of
@@ -33,7 +32,7 @@ _weights, _checkpoint, _frozen = 'weights.safetensors', 'checkpoint.safetensors'
 
 # %% ../../nbs/training/09_runs.ipynb #d2130e51
 def _read_settings(folder):
-    "What `settings.json` of `folder` holds, as a dictionary"
+    "Read `settings.json` of `folder` as a dictionary"
     path = folder/_settings
     if not path.is_file(): raise CourseError(f'{folder} is not a run folder: it has no {_settings}')
     try:
@@ -41,14 +40,16 @@ def _read_settings(folder):
         found, made_by = d['format'], d['versions']['dlcourse']
         if found == format_version: return {**d, 'settings': Settings(**d['settings'])}
     except CourseError: raise
-    except (OSError, ValueError, KeyError, TypeError) as e: raise CourseError(f'{path} is damaged or not of a run ({type(e).__name__}: {e})') from e
-    raise CourseError(f'{folder} is a run of format {found}, made by dlcourse {made_by}; this is dlcourse {version("dlcourse")}, which reads format {format_version}')
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise CourseError(f'{path} is damaged or not of a run ({type(e).__name__}: {e})') from e
+    here = f'this is dlcourse {version("dlcourse")}, which reads format {format_version}'
+    raise CourseError(f'{folder} is a run of format {found}, made by dlcourse {made_by}; {here}')
 
 # %% ../../nbs/training/09_runs.ipynb #6b8c9da4
 def find_run(
     folder, # Folder of a run, or its name within `runs`
 )->Path:
-    "The folder of a run; raises `CourseError` with the nearest names if there is none"
+    "Find the folder of a run; raises `CourseError` with the nearest names if it doesn't exist"
     path = Path(folder).expanduser()
     for o in (path, Path('runs')/path):
         if o.is_dir(): return o
@@ -65,9 +66,9 @@ def _number(name, text):
 
 # %% ../../nbs/training/09_runs.ipynb #c5659820
 class Run:
-    "A training and its folder; raises `CourseError` if `folder` is no run, or one of another format"
+    "A training and its folder; raises `CourseError` if `folder` isn't a run, or is one of another format"
     def __init__(self,
-        folder, # As in `find_run`
+        folder, # Folder of a run, or its name within `runs`
     ):
         self.folder = find_run(folder)
         self.facts = _read_settings(self.folder)
@@ -80,16 +81,19 @@ class Run:
 
     @property
     def rows(self):
-        "What each finished epoch measured, as a list of dictionaries"
+        "Measurements of each finished epoch, as a list of dictionaries"
         if not self.has(_history): return []
-        with open(self.folder/_history, newline='') as f: return [{k: _number(k, v) for k,v in o.items()} for o in csv.DictReader(f)]
+        with open(self.folder/_history, newline='') as f:
+            return [{k: _number(k, v) for k,v in o.items()} for o in csv.DictReader(f)]
 
     @property
     def history(self): return pd.DataFrame(self.rows)
 
     def __repr__(self):
-        s = self.settings
-        return f"Run {self.folder.as_posix()}: {s.arch} on {Path(s.data).name}, {len(self.rows)} of {s.n_epochs} epochs{' (finished)' if self.finished else ''}"
+        s, n = self.settings, self.settings.threads
+        threads = '' if n in (None, torch.get_num_threads()) else f", {n} thread{'s' if n > 1 else ''}"
+        epochs = f'{len(self.rows)} of {s.n_epochs} epochs'
+        return f"Run {self.folder.as_posix()}: {s.arch} on {Path(s.data).name}, {epochs}{threads}{' (finished)' if self.finished else ''}"
 
 # %% ../../nbs/training/09_runs.ipynb #d70fdf92
 def _next_free(stem):
@@ -99,24 +103,32 @@ def _next_free(stem):
         except FileExistsError: continue
         return folder
 
+def _check_folder(folder):
+    "Raise `CourseError` if `folder` can't become a new run's"
+    there = next(o for o in (folder, *folder.absolute().parents) if o.exists())
+    if there == folder and not (folder.is_dir() and not any(folder.iterdir())):
+        raise CourseError(f'{folder} exists already: choose another folder for the run, or carry on with the run in it')
+    if not there.is_dir(): raise CourseError(f'cannot make a folder for the run: {there} is a file ({folder})')
+    if not os.access(there, os.W_OK): raise CourseError(f'cannot make a folder for the run: no permission in {there} ({folder})')
+
 def _make_folder(folder, stem):
     "Make an empty folder for a run"
     try:
         if folder is None: return _next_free(stem)
-        folder = Path(folder).expanduser()
-        if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-            raise CourseError(f'{folder} exists already: choose another folder for the run, or carry on with the run in it')
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as e: raise CourseError(f'cannot make a folder for the run: {e.strerror or e} ({e.filename})') from e
     return folder
 
 # %% ../../nbs/training/09_runs.ipynb #e352787a
 def start(
-    settings:Settings, # What to train
-    folder=None, # Where; by default `runs/<arch>-<data>-<n>`
+    settings:Settings, # Settings of the run
+    folder=None, # Folder of the run; by default `runs/<arch>-<data>-<n>`
 )->Run: # Not trained yet: see `Run.train`
     "Make the Learner and the folder of a new run; raises `CourseError`, and leaves nothing, if one of them can't be made"
+    folder = None if folder is None else Path(folder).expanduser()
     s = settings.written_out()
+    _check_folder(folder or Path('runs/new'))
+    s.rehearse()
     learn = s.learner()
     s.epochs = s.epochs or (1 if s.fine_tune else max(5, math.ceil(150 / len(learn.dls.train))))
     above = [o for o in (Path('runs'),) if folder is None and not o.exists()]
@@ -128,17 +140,18 @@ def start(
     return run
 
 # %% ../../nbs/training/09_runs.ipynb #cd21d3ed
-def _write_json(path, d):
-    with whole_file(path) as f: json.dump(d, f, indent=1)
+def _processor(): return f'{cpu_model()}, {torch.backends.cpu.get_cpu_capability()}'
 
 def _write_settings(folder, s, learn):
+    "Write `settings.json`: the settings, and facts about data, network and machine"
     n = sum(o.numel() for o in learn.model.parameters())
-    _write_json(folder/_settings, dict(format=format_version, settings=asdict(s), examples=examples_of(learn.dls), parameters=n,
-                                       backbone=backbone_facts(learn.model), trained_on=str(learn.dls.device), versions=versions('dlcourse torch fastai numpy')))
+    facts = dict(examples=examples_of(learn.dls), parameters=n, backbone=backbone_facts(learn.model), trained_on=str(learn.dls.device),
+                 processor=_processor(), versions=versions('dlcourse torch fastai numpy'))
+    with whole_file(folder/_settings) as f: json.dump(dict(format=format_version, settings=asdict(s), **facts), f, indent=1)
 
 # %% ../../nbs/training/09_runs.ipynb #d0163336
 def _remove(folders):
-    "Remove what `start` writes, and those of `folders` that are then empty"
+    "Remove the files that `start` writes, and those of `folders` that are then empty"
     for o in (_settings, _frozen, 'lr_find.png'): (folders[0]/o).unlink(missing_ok=True)
     for o in folders:
         if o.is_dir() and not any(o.iterdir()): o.rmdir()
@@ -166,11 +179,13 @@ def learner(self:Run,
         self._learn = learn
     return self._learn
 
+# %% ../../nbs/training/09_runs.ipynb #df36d737
 @patch
 def fixed(self:Run)->dict: # Name -> tensor; empty unless epochs are left
-    "The weights that are not trained, as far as they have a file of their own"
+    "Weights that are not trained, as far as they have a file of their own"
     return load_tensors(self.folder/_frozen)[0] if self.has(_frozen) else {}
 
+# %% ../../nbs/training/09_runs.ipynb #0c36be21
 @patch
 def _compare(self:Run, found):
     "Raise `CourseError` if the data are no longer what they were"
@@ -180,43 +195,38 @@ def _compare(self:Run, found):
 
 # %% ../../nbs/training/09_runs.ipynb #f8d88f7e
 class KeepRun(Callback):
-    "Write the files of `run` as epochs end; begin with the state of its checkpoint if it has one"
+    "Write the files of a run as epochs end; begin with the state of its checkpoint if it has one"
     order = 70
 
     def __init__(self,
         run:Run, # The run that is trained
         checkpoint:tuple=None, # Tensors and notes to carry on from
         at=(0, 0), # Number of the fit within the run, and epochs before it
-    ): self.of, self.checkpoint, self.at, self.last = run, checkpoint, at, at[0] + 1 == len(run.settings.fits())
+    ):
+        self.of, self.checkpoint, self.at = run, checkpoint, at
+        self.last = at[0] + 1 == len(run.settings.fits())
 
     @property
     def watch(self): return next(o for o in self.learn.cbs if isinstance(o, BestWeights))
 
     def before_fit(self):
-        "Put model, optimiser and best weights to where the checkpoint has them"
+        "Bring model, optimiser and best weights to the state of the checkpoint"
         self.still, self.written = frozen_names(self.learn.model), False
         if self.checkpoint is None: return
-        tensors, notes = self.checkpoint
-        fixed, model, best = self.of.fixed(), within_prefix(tensors, 'model.'), within_prefix(tensors, 'best.')
-        load_weights(self.learn.model, fixed | model, self.of.folder/_checkpoint)
-        load_optimizer(self.learn, within_prefix(tensors, 'opt.'))
-        vars(self.watch).update(notes['watch'], weights={k: v.to(self.learn.dls.device) for k,v in (fixed | (best or model)).items()})
-        self.learn.best_epoch = notes['best_epoch']
-        vars(self.learn.recorder.smooth_loss).update(count=notes['smooth_count'], val=tensors['smooth_val'])
+        load_training_state(self.learn, self.watch, *self.checkpoint, self.of.fixed(), self.of.folder/_checkpoint)
         bar = getattr(getattr(self.learn, 'progress', None), 'mbar', None)
         if bar: bar.update(0) # fastprogress must have seen 0 before it sees the epoch
 
     def after_epoch(self):
-        "Write checkpoint, weights and history; once also what is frozen"
+        "Write checkpoint, weights and history; once also the frozen part"
         learn, watch, folder = self.learn, self.watch, self.of.folder
-        state, best = learn.model.state_dict(), without(watch.weights, self.still)
-        if self.still and not self.written: save_tensors(folder/_frozen, {k: state[k] for k in self.still})
-        self.written, state = True, without(state, self.still)
-        tensors = {**with_prefix('model.', state), **with_prefix('best.', {} if watch.better else best), **with_prefix('opt.', optimizer_tensors(learn))}
-        waited, smooth = {k: vars(watch)[k] for k in ('best', 'wait') if k in vars(watch)}, learn.recorder.smooth_loss
-        save_tensors(folder/_checkpoint, dict(tensors, smooth_val=smooth.val), watch=waited, best_epoch=learn.best_epoch,
-                     smooth_count=smooth.count, rows=learn.rows, at=self.at)
-        save_tensors(folder/_weights, best if watch.restore else state, best_epoch=learn.best_epoch)
+        if self.still and not self.written:
+            save_tensors(folder/_frozen, {k: v for k,v in learn.model.state_dict().items() if k in self.still})
+        self.written = True
+        tensors, notes = training_state(learn, watch, self.still)
+        save_tensors(folder/_checkpoint, tensors, at=self.at, **notes)
+        weights = watch.weights if watch.restore else learn.model.state_dict()
+        save_tensors(folder/_weights, without(weights, self.still), best_epoch=learn.best_epoch)
         self.of.write_history(learn.rows)
 
     def after_fit(self):
@@ -242,58 +252,79 @@ def write_history(self:Run,
 def train(self:Run,
     cbs=(), # Further callbacks
 )->LeanLearner: # The trained Learner, with the weights that were kept
-    "Train the epochs that are left; raises `CourseError` if there are none, another process is at it, the loss is no number or the disk refuses; Ctrl-C says what was kept"
-    with self._alone():
+    "Train the remaining epochs; raises `CourseError` if it can't. Ctrl-C reports what was saved"
+    with self._alone(), num_threads(self.settings.threads):
         if self.finished: raise CourseError(f'{self.folder} is finished ({len(self.rows)} epochs): evaluate it, or start another run')
         try: self._fit(cbs)
         except BaseException as e: self._failed(e)
         return self._learn
 
+# %% ../../nbs/training/09_runs.ipynb #23d8743d
 @patch
 @contextmanager
 def _alone(self:Run):
     "Within the block no other process can train this run"
     lock = lock_for(self.folder)
     try: lock.acquire(timeout=0)
-    except TimeoutError as e: raise CourseError(f'another process is training {self.folder}: wait for it, or start another run') from e
+    except TimeoutError as e:
+        raise CourseError(f'another process is training {self.folder}: wait for it, or start another run') from e
     try: yield
     finally: lock.release()
 
+# %% ../../nbs/training/09_runs.ipynb #406e8979
 @patch
 def _failed(self:Run, e):
-    "Leave nothing of a run that has no epoch yet, and raise `e` with word of what is kept"
+    "Leave nothing of a run that has no epoch yet, and raise `e` with what is kept"
     self._learn = None
     kept = self.has(_weights) or self.has(_checkpoint)
     if not kept: _remove(self._made)
     if isinstance(e, KeyboardInterrupt): raise KeyboardInterrupt(self._interrupted(kept)) from None
     if not isinstance(e, CourseError): raise e
-    what = str(e).rpartition('\n\t')[2] # without fastai's word on the callback it came from
+    what = str(e).rpartition('\n\t')[2] # without the name of the callback, which fastai puts before it
     raise CourseError(f'{what} ({len(self.rows)} epochs are kept in {self.folder})' if kept else what) from e
 
 # %% ../../nbs/training/09_runs.ipynb #755acf2e
 @patch
 def _interrupted(self:Run, kept):
-    "What to say after Ctrl-C"
+    "Say after Ctrl-C how much was kept"
     if not kept: return 'interrupted before the first epoch had ended; nothing was kept'
     return f'interrupted; {len(self.rows)} of {self.settings.n_epochs} epochs are kept in {self.folder}'
 
+# %% ../../nbs/training/09_runs.ipynb #80f071e0
+@patch
+def changes(self:Run)->list: # Texts such as 'torch was 2.14.0 and is 2.15.0'; empty where nothing has changed
+    "Name the differences to where the run was started that may change the last digits of its weights"
+    was, now, n = self.facts['versions'], versions('dlcourse torch fastai numpy'), self.settings.threads
+    pairs = [(o, was.get(o), now[o]) for o in ('dlcourse', 'torch', 'fastai')]
+    device = str(self.learner().dls.device)
+    pairs += [('the processor', self.facts.get('processor'), _processor()), ('the device', self.facts.get('trained_on'), device)]
+    with num_threads(n): pairs.append(('the number of threads', n, torch.get_num_threads()))
+    found = [f'{name} was {a} and is {b}' for name, a, b in pairs if a not in (None, b)]
+    if n is None: found.append('the number of threads it began with is not known')
+    if device != 'cpu': found.append('a GPU may add up in another order each time')
+    return found
+
+# %% ../../nbs/training/09_runs.ipynb #a097a467
 @patch
 def _fit(self:Run, cbs):
     "Fit from the checkpoint, or from the start"
     s, checkpoint = self.settings, load_tensors(self.folder/_checkpoint) if self.has(_checkpoint) else None
     learn = self.learner()
+    if checkpoint and (found := self.changes()):
+        print(f"the last digits of the weights may differ from those of an uninterrupted run: {'; '.join(found)}")
     learn.rows = checkpoint[1]['rows'] if checkpoint else []
     seed_all(s.seed, learn.dls)
     if s.lr == 'auto' and s.lr_found is None: self._find_lr(learn)
     at, before = checkpoint[1].get('at', (0, 0)) if checkpoint else (0, 0)
     for i,(fit, n) in list(enumerate(s.fits()))[at:]:
-        fit(learn, n, s.lr_found or s.lr, cbs=[KeepRun(self, checkpoint, (i, before)), *cbs], start_epoch=learn.n_done - before)
+        keep = KeepRun(self, checkpoint, (i, before))
+        fit(learn, n, s.lr_found or s.lr, cbs=[keep, *cbs], start_epoch=learn.n_done - before)
         checkpoint, before = None, learn.n_done
 
 # %% ../../nbs/training/09_runs.ipynb #9d440353
 @patch
 def _find_lr(self:Run, learn):
-    "Search a learning rate and note it in the settings"
+    "Search for a learning rate and note it in the settings"
     self.settings.lr_found = float(learn.lr_find().valley)
     save_figure(learn.lr_figure, self.folder/'lr_find.png')
     _write_settings(self.folder, self.settings, learn)
