@@ -229,10 +229,10 @@ def test_archs(run):
 BAD = [('train cn', "unknown architecture 'cn'. Did you mean 'cnn'"), ('train', 'which network? For example: dlcourse train cnn'),
        ('train cnn --data fashion_mni', "unknown data set 'fashion_mni'. Did you mean 'fashion_mini'"),
        ('train cnn --classes Sneakers,Bag', "unknown class 'Sneakers'. Did you mean 'Sneaker'"), ('train cnn --classes Bag', 'at least two'),
-       ('train mlp --n-per-class 301', '301'), ('train mlp --bs 5000', 'choose bs of at most 2400'),
-       ('train mlp --imbalance 0', ''), ('train mlp --imbalance 1,2', '2 class sizes were given for 10 classes'), ('train mlp --valid 1.5', ''),
+       ('train mlp --n-per-class 301', '301'), ('train mlp --bs 5000', 'bs must be at most 2400'),
+       ('train mlp --imbalance 0', ''), ('train mlp --imbalance 1,2', 'imbalance must have 10 class sizes'), ('train mlp --valid 1.5', ''),
         ('train cnn_v3 --data digits', 'takes at least 17×17 pixels'), ('train cnn --data boston_housing', 'needs images'),
-       ('train mlp --seed -1', 'seed=-1'), ('train mlp --schedule cosine', "unknown schedule 'cosine'"),
+       ('train mlp --seed -1', 'seed must be a whole number of at least 0, got -1'), ('train mlp --schedule cosine', "unknown schedule 'cosine'"),
        ('train mlp --device gpu', "unknown device 'gpu'"), ('train mlp --set widths', "--set takes KEY=VALUE, such as dropout=0.2, not 'widths'"),
        ('train mlp --set width=3', "Did you mean 'widths'"), ('train mlp --set widths=big', 'cannot make mlp with'), ('train mlp --set dropout=2', ''), ('train mlp --set activation=relo', "Did you mean 'relu'"),
        ('train mlp --lr 1e38 --schedule flat', 'the training loss is not a finite number at epoch 0'), ('train mlp --out file/x', 'cannot make a folder for the run'),
@@ -327,7 +327,7 @@ def weights(monkeypatch):
     for k in ('DLCOURSE_WEIGHTS', 'DLCOURSE_DATA'): monkeypatch.delenv(k, raising=False)
     monkeypatch.setenv('TORCH_HOME', str(Path('hub').resolve()))
     for o in ('torch.hub.urlopen', 'torch.hub.download_url_to_file'): monkeypatch.setattr(o, unreachable)
-    monkeypatch.setattr(pretrained, 'urlopen', unreachable)
+    monkeypatch.setattr('dlcourse.models.weights.urlopen', unreachable)
     Path('w').mkdir()
     torch.manual_seed(1)
     torch.save(squeezenet1_1(num_classes=3).state_dict(), 'w/squeezenet1_1.pth')
@@ -400,7 +400,7 @@ def test_bad_weights_and_options_leave_nothing(run, weights):
         assert names() == before, words
 
 
-@pytest.mark.parametrize('line, says', [('cnn --cache', 'cnn has no pretrained weights and no frozen part, and so no cache'), ('cnn --pretrained', 'and so no pretrained'),
+@pytest.mark.parametrize('line, says', [('cnn --cache', 'cache needs a pretrained network'), ('cnn --pretrained', 'pretrained needs a pretrained network'),
     ('--fuse alexnet+resnt18', "unknown architecture 'resnt18'. Did you mean 'resnet18'"), ('--fuse alexnet', '--fuse takes two or more networks, such as alexnet+mobilenet_v2'),
     ('alexnet+mobilenet_v2 --size 32', 'alexnet does not work on images of 32×32 pixels; the smallest square ones it takes have 63×63'), ('resnt18', "Did you mean 'resnet18'")])
 def test_bad_networks(run, line, says):

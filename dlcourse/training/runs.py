@@ -277,11 +277,22 @@ def _failed(self:Run, e):
     "Leave nothing of a run that has no epoch yet, and raise `e` with what is kept"
     self._learn = None
     kept = self.has(_weights) or self.has(_checkpoint)
-    if not kept: _remove(self._made)
+    if kept: self._complete_history()
+    else: _remove(self._made)
     if isinstance(e, KeyboardInterrupt): raise KeyboardInterrupt(self._interrupted(kept)) from None
     if not isinstance(e, CourseError): raise e
     what = str(e).rpartition('\n\t')[2] # without the name of the callback, which fastai puts before it
     raise CourseError(f'{what} ({len(self.rows)} epochs are kept in {self.folder})' if kept else what) from e
+
+# %% ../../nbs/training/09_runs.ipynb #8f718d88
+@patch
+def _complete_history(self:Run):
+    "Write the history of the checkpoint, if the training was stopped between the two files"
+    if not self.has(_checkpoint): return
+    try:
+        rows = load_tensors(self.folder/_checkpoint)[1]['rows']
+        if len(rows) > len(self.rows): self.write_history(rows)
+    except (CourseError, KeyboardInterrupt): pass # the checkpoint alone is enough to carry on with
 
 # %% ../../nbs/training/09_runs.ipynb #755acf2e
 @patch
