@@ -322,7 +322,6 @@ def weights(monkeypatch):
     "A folder with weights of chance; no other weights and no hub are to be had"
     import torch
     from torchvision.models import squeezenet1_1
-    from dlcourse.models import pretrained
     def unreachable(*args, **kwargs): raise URLError('no network in tests')
     for k in ('DLCOURSE_WEIGHTS', 'DLCOURSE_DATA'): monkeypatch.delenv(k, raising=False)
     monkeypatch.setenv('TORCH_HOME', str(Path('hub').resolve()))
@@ -384,8 +383,8 @@ def spoil(path):
 BAD_TRANSFER = [('--weights w/cut.pth', 'w/cut.pth cannot be read as weights: it is damaged or incomplete'), ('--weights w/cut.safetensors', 'w/cut.safetensors cannot be read as weights'),
     ('--weights w/other.pth', 'w/other.pth is not of squeezenet1_1: of the 50 weights of its body 0 are there'), ('--weights w/pickled.pth', 'w/pickled.pth holds pickled code'),
     ('--weights w/text.pth', 'w/text.pth'), ('--weights nowhere', 'there is no file or folder nowhere'), ('--size 16 --weights w', 'the smallest square ones it takes have 17×17'),
-    ('--no-pretrained --cache', 'squeezenet1_1 has no frozen part if it is trained from scratch, and so no cache'), ('--no-pretrained --weights w', 'pretrained=False'),
-    ('--weights w --cache w/other.safetensors', 'w/other.safetensors is not a file of features'), ('--weights w --unfrozen --fine-tune 2', 'if all of it is trained from the start, and so no fine_tune'),
+    ('--no-pretrained --cache', 'cache needs a frozen part; squeezenet1_1 is trained from scratch'), ('--no-pretrained --weights w', 'pretrained=False'),
+    ('--weights w --cache w/other.safetensors', 'w/other.safetensors is not a file of features'), ('--weights w --unfrozen --fine-tune 2', 'fine_tune needs a frozen part'),
     ('--weights w --fuse alexnet+mobilenet_v2', "--fuse alexnet+mobilenet_v2 is the network: leave out 'squeezenet1_1'"), ('--weights w --head fast', "Did you mean 'fastai'")]
 
 
