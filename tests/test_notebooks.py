@@ -148,12 +148,6 @@ NO_ALT_YET = {Path(o) for o in '''
     insight/04_resolution.ipynb
     insight/06_explain.ipynb
     insight/07_embedding.ipynb
-    insight/08_studies.ipynb
-    models/01_blocks.ipynb
-    models/04_nets.ipynb
-    models/04c_views.ipynb
-    report/06_pages.ipynb
-    training/02_lean.ipynb
 '''.split()}
 # Pages that still have lines of more than 140 columns; a page that has none loses its line
 LONG_YET = {Path(o) for o in '''
@@ -163,9 +157,6 @@ LONG_YET = {Path(o) for o in '''
     cli/04_train.ipynb
     cli/05_runs.ipynb
     cli/06_studies.ipynb
-    course/49_records.ipynb
-    course/mac/01_similar_size.ipynb
-    course/mac/02_convergence.ipynb
     course/mac/03_stopping.ipynb
     course/mac/04_comparison.ipynb
     course/mac/05_perturbed.ipynb
@@ -190,25 +181,11 @@ LONG_YET = {Path(o) for o in '''
     insight/05_inference.ipynb
     insight/06_explain.ipynb
     insight/07_embedding.ipynb
-    models/01_blocks.ipynb
-    models/04a_folding.ipynb
-    models/04b_whitened.ipynb
-    models/07_zoo.ipynb
-    report/01_wording.ipynb
-    report/02_entries.ipynb
-    report/03_tables.ipynb
-    report/04_figures.ipynb
-    report/05_layout.ipynb
-    report/06_pages.ipynb
-    training/01_losses.ipynb
     training/02_lean.ipynb
-    training/04_transfer.ipynb
-    training/05_learner.ipynb
     training/06_settings.ipynb
     training/07_checkpoints.ipynb
     training/08_progress.ipynb
     training/09_runs.ipynb
-    training/12_search.ipynb
 '''.split()}
 ONE_SHARE = .84 # of the cells that export, those with a single definition
 HIDDEN = {'hide', 'export', 'exporti', 'default_exp'}
