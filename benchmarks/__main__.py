@@ -27,7 +27,8 @@ def arguments(args=None):
     p.add_argument('--threads', type=int, default=1, metavar='N', help='threads that torch may use (1)')
     p.add_argument('--device', choices=['cpu', 'cuda'], default='cpu')
     p.add_argument('--quick', action='store_true', help='a dry run: tiny sizes, one round, nothing judged')
-    p.add_argument('-o', '--output', metavar='FILE', help='where the JSON goes; by default results/benchmarks/bench-DEVICE.json, unless --rows or --quick is given')
+    p.add_argument('-o', '--output', metavar='FILE', 
+                   help='where the JSON goes (results/benchmarks/bench-DEVICE.json, unless --rows or --quick is given)')
     options = p.parse_args(args)
     options.groups = chosen(p, options)
     options.warm_up = 0 if options.quick else 1
@@ -40,7 +41,8 @@ def chosen(parser, options):
     "The names of the groups to measure"
     names = [k for k in GROUPS if options.device == 'cpu' or k not in NO_DEVICE]
     for o in options.rows or []:
-        if not any(k.startswith(o) for k in names): parser.error(f"no group of rows starts with {o!r}; on {options.device} there are: {', '.join(names)}")
+        if any(k.startswith(o) for k in names): continue
+        parser.error(f"no group of rows starts with {o!r}; on {options.device} there are: {', '.join(names)}")
     return [k for k in names if not options.rows or k.startswith(tuple(options.rows))]
 
 
@@ -73,7 +75,8 @@ def table(rows):
         form = '.3g' if r['unit'] == 's' else '.1f'
         spread = '–'.join(format(o, '.3g') for o in r['spread']) if r['spread'] else ''
         met = r['note'] or {True: 'yes', False: 'NO', None: ''}[r['met']]
-        lines.append((r['name'], cell(r['ours'], form), cell(r['peer'], form), cell(r['ratio'], '.3f'), spread, cell(r['target'], 'g'), met))
+        figures = [cell(r['ours'], form), cell(r['peer'], form), cell(r['ratio'], '.3f'), spread, cell(r['target'], 'g')]
+        lines.append((r['name'], *figures, met))
     widths = [max(len(o[i]) for o in lines) for i in range(6)]
     return '\n'.join('  '.join([o[0].ljust(widths[0])] + [c.rjust(w) for c,w in zip(o[1:6], widths[1:])] + [o[6]]).rstrip() for o in lines)
 
@@ -92,7 +95,8 @@ def main(args=None):
     from .measure import keep_memory, rounded
     options.keeps_memory = keep_memory()
     torch.set_num_threads(options.threads)
-    if options.device == 'cuda' and not torch.cuda.is_available(): sys.exit('there is no GPU that torch can use here: measure with --device cpu')
+    if options.device == 'cuda' and not torch.cuda.is_available():
+        sys.exit('there is no GPU that torch can use here: measure with --device cpu')
     rows, groups = [], {}
     for o in options.groups:
         print(f'{o}: {GROUPS[o]}', flush=True)

@@ -26,7 +26,8 @@ MNIST = dict(mlp=dict(epochs=10, lr=3e-3), cnn=dict(epochs=10, lr=3e-3))
 def first_run(seed):
     "Test accuracy and seconds, interpreter and imports included, of the example on the home page"
     start = time.time()
-    out = subprocess.run([sys.executable, '-W', 'ignore', '-c', FIRST.replace('SEED', str(seed))], capture_output=True, text=True, check=True)
+    command = [sys.executable, '-W', 'ignore', '-c', FIRST.replace('SEED', str(seed))]
+    out = subprocess.run(command, capture_output=True, text=True, check=True)
     return dict(json.loads(out.stdout.strip().splitlines()[-1]), seconds=time.time() - start)
 
 
@@ -46,7 +47,8 @@ def row(name, claim, target, run, seeds, **more):
     runs = [dict(seed=s, **run(s)) for s in seeds]
     tests = [o['test'] for o in runs]
     spread = statistics.stdev(tests) if len(tests) > 1 else None
-    res = dict(name=name, claim=claim, target=target, mean=statistics.mean(tests), spread=spread, met=statistics.mean(tests) >= target, runs=runs, **more)
+    mean = statistics.mean(tests)
+    res = dict(name=name, claim=claim, target=target, mean=mean, spread=spread, met=mean >= target, runs=runs, **more)
     print(f"{name}: {res['mean']:.4f} (target {target}), seeds {' '.join(f'{o:.4f}' for o in tests)}", flush=True)
     return res
 
@@ -70,7 +72,8 @@ def main(args=None):
     rows = [row('fashion_mini, cnn, 3 epochs', 'learner_for("cnn").fit_one_cycle(3) on the shipped images', 0.80, first_run, seeds)]
     if (Path(os.environ.get('DLCOURSE_DATA', '.'))/'MNIST').exists():
         for arch, target in (('mlp', 0.925), ('cnn', 0.965)):
-            rows.append(row(f'MNIST, 300 per class, {arch}', 'no augmentation, a fifth of the 3,000 images validates', target, lambda s: mnist_run(arch, s), seeds, budget=MNIST[arch]))
+            claim = 'no augmentation, a fifth of the 3,000 images validates'
+            rows.append(row(f'MNIST, 300 per class, {arch}', claim, target, lambda s: mnist_run(arch, s), seeds, budget=MNIST[arch]))
     else: print('MNIST not measured: $DLCOURSE_DATA does not hold it')
     rows += [run_folder(o) for o in options.run]
     import torch

@@ -19,7 +19,9 @@ def epochs_of(task):
     x, y, xv, yv = task.on_device()
     ours = dls_for((task.x, task.y, task.xv, task.yv), valid='test', bs=task.bs, device=task.device).train
     plain, _ = task.loaders(*task.floats())
-    def bare(): drain((task.ready(x.index_select(0, i)), y.index_select(0, i)) for i in torch.randperm(len(x), device=x.device).split(task.bs))
+    def bare():
+        batches = torch.randperm(len(x), device=x.device).split(task.bs)
+        drain((task.ready(x.index_select(0, i)), y.index_select(0, i)) for i in batches)
     return {'ours': lambda: drain(ours), 'bare indexing': bare, 'TensorDataset, DataLoader': lambda: drain(plain)}
 
 
@@ -47,7 +49,8 @@ def augmentations(x):
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         stock = Pipeline([IntToFloatTensor(), *aug_transforms(), Normalize.from_stats([0.5]*3, [0.25]*3, cuda=x.is_cuda)], split_idx=0)
-    return {'cast and normalise': lambda: finish(x.float()), 'crop and flip': lambda: crop.apply(x), 'random affine': lambda: affine.apply(floats),
+    return {'cast and normalise': lambda: finish(x.float()), 'crop and flip': lambda: crop.apply(x),
+            'random affine': lambda: affine.apply(floats),
             'bytes to floats with crop and flip': lambda: finish(crop.apply(x).float()),
             'bytes to floats with random affine': lambda: finish(affine.apply(x.float())),
             'bytes to floats with aug_transforms': lambda: stock(TensorImage(x))}

@@ -131,7 +131,8 @@ def fastai_arrays(task):
     from fastai.vision.all import (CategoryBlock, DataBlock, ImageBlock, IndexSplitter, Learner, Normalize, PILImageBW, accuracy)
     x, y = torch.cat([task.x, task.xv])[:, 0].numpy(), torch.cat([task.y, task.yv]).tolist()
     block = DataBlock(blocks=(ImageBlock(PILImageBW), CategoryBlock), get_x=lambda i: x[i], get_y=lambda i: y[i],
-                      splitter=IndexSplitter(range(len(task.x), len(x))), batch_tfms=Normalize.from_stats([task.mean], [task.std], cuda=task.device == 'cuda'))
+                      splitter=IndexSplitter(range(len(task.x), len(x))),
+                      batch_tfms=Normalize.from_stats([task.mean], [task.std], cuda=task.device == 'cuda'))
     dls = block.dataloaders(range(len(x)), bs=task.bs, val_bs=len(task.xv), num_workers=0, device=task.device)
     learn = Learner(dls, task.model(), metrics=accuracy)
     return lambda: learn.fit(task.epochs, HYPER['lr']), learn.model
@@ -179,7 +180,8 @@ def lightning_trainer(task, progress=True):
     L = optional('lightning', 'bench')
     for o in ('lightning.pytorch', 'lightning.fabric'): logging.getLogger(o).setLevel(logging.ERROR)
     module, loaders = lightning_module(L, task), task.loaders(*task.floats())
-    trainer = L.Trainer(max_epochs=0, accelerator='gpu' if task.device == 'cuda' else 'cpu', devices=1, logger=False, num_sanity_val_steps=0,
+    trainer = L.Trainer(max_epochs=0, accelerator='gpu' if task.device == 'cuda' else 'cpu', devices=1, logger=False,
+                        num_sanity_val_steps=0,
                         enable_checkpointing=False, enable_progress_bar=progress, enable_model_summary=False)
     def run():
         trainer.fit_loop.max_epochs += task.epochs
@@ -197,7 +199,8 @@ def skorch_net(task):
     skorch = optional('skorch', 'bench')
     from skorch.helper import predefined_split
     (x, y), valid = task.floats()[0].tensors, skorch.dataset.Dataset(*task.floats()[1].tensors)
-    net = skorch.NeuralNetClassifier(task.model(), criterion=nn.CrossEntropyLoss, optimizer=adam, lr=HYPER['lr'], batch_size=task.bs, verbose=0,
+    net = skorch.NeuralNetClassifier(task.model(), criterion=nn.CrossEntropyLoss, optimizer=adam, lr=HYPER['lr'],
+                                     batch_size=task.bs, verbose=0,
                                      max_epochs=task.epochs, train_split=predefined_split(valid), device=task.device,
                                      iterator_train__shuffle=True, iterator_train__drop_last=True, iterator_valid__batch_size=len(valid))
     net.initialize()
@@ -250,5 +253,6 @@ def fit_rows(group, options):
         return Row(**named, note=missing[k]) if k in missing else compare(ours=seconds['ours'], peer=seconds[k], **named)
     cycle = compare(f'{group}, one cycle / bare loop', group, seconds['ours, one cycle'], seconds['bare loop'], clock=clock)
     accuracy = learned(ready, task, 0. if options.quick else 0.7)
-    detail = dict(data=task.data, batches=task.n // task.bs * task.epochs, network=f'{task.arch} {task.kwargs}', accuracy=accuracy, seconds=seconds)
+    detail = dict(data=task.data, batches=task.n // task.bs * task.epochs, network=f'{task.arch} {task.kwargs}',
+                  accuracy=accuracy, seconds=seconds)
     return [*map(row, PEERS), cycle], detail

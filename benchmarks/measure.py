@@ -109,7 +109,8 @@ def compare(name, group, ours, peer, target=None, scale=1, **kw):
 
 def single(name, group, values, target=None, **kw):
     "A row from one value a round, without a peer"
-    return Row(name, group, ours=float(np.median(values)), spread=np.quantile(values, [0.25, 0.75]).tolist(), rounds=len(values), target=target, **kw)
+    spread = np.quantile(values, [0.25, 0.75]).tolist()
+    return Row(name, group, ours=float(np.median(values)), spread=spread, rounds=len(values), target=target, **kw)
 
 
 def child(

@@ -4,7 +4,8 @@
 
 Nothing is tuned to what is measured here, with one exception: the network of `choice` first learnt each of its four sizes equally often,
 for six epochs, and was no better at 28 pixels than at 10, so that there was little to choose; now it learns what the lesson's network
-learns, for twelve. (That changed the result little.) Photographs are judged on validation images, clothing on the official test images. Only the rows measured are
+learns, for twelve. (That changed the result little.) Photographs are judged on validation images, clothing on the official
+test images. Only the rows measured are
 replaced in FILE.
 The photographs and the choice need $DLCOURSE_DATA with CIFAR-10 and Fashion-MNIST."""
 import argparse, json, os, statistics, sys, time
@@ -71,7 +72,8 @@ def choice_run(seed):
 
 
 def choice(seeds):
-    return [dict(name='fashion_mnist, a size for each image', group='choice', part='test', images=10_000, epochs=EPOCHS['choice'], sizes=SIZES['choice'], learnt_at=MIXED,
+    return [dict(name='fashion_mnist, a size for each image', group='choice', part='test', images=10_000, epochs=EPOCHS['choice'],
+                 sizes=SIZES['choice'], learnt_at=MIXED,
                  runs=[choice_run(s) for s in seeds])]
 
 
@@ -85,7 +87,8 @@ def kept(path, groups):
 
 
 def main(args=None):
-    p = argparse.ArgumentParser('python -m benchmarks.resolution', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+    p = argparse.ArgumentParser('python -m benchmarks.resolution', description=__doc__,
+                                formatter_class=argparse.RawDescriptionHelpFormatter,
                                 epilog='groups:\n' + '\n'.join(f'  {k:12} {v}' for k,v in GROUPS.items()))
     p.add_argument('--rows', nargs='+', choices=GROUPS, default=list(GROUPS), metavar='GROUP', help='measure only these groups')
     p.add_argument('--seeds', type=int, default=3, metavar='N', help='seeds 1 to N (3)')

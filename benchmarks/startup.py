@@ -59,7 +59,8 @@ def set_up(n):
 def million_rows(options):
     "`dls_for` on one million images of 28×28 pixels in an array"
     n = 10_000 if options.quick else 1_000_000
-    if sys.platform != 'linux': return [Row('million images', 'million', note='not measured: memory is read from /proc, which only Linux has')], {}
+    if sys.platform != 'linux':
+        return [Row('million images', 'million', note='not measured: memory is read from /proc, which only Linux has')], {}
     found = [child_json('benchmarks.startup', n, threads=options.threads) for _ in range(options.starts)]
     of = lambda k, scale=1: [o[k] / scale for o in found]
     kw = dict(group='million', clock='wall')

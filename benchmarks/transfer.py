@@ -19,7 +19,8 @@ GROUPS = dict(epoch='a frozen epoch on images against fastai',
               same='predictions of cached and uncached runs',
               inference='MobileNetV2 answering at 64 px and 224 px, `fast` against the network as it is')
 
-TIMED = {('mobilenet_v2', 64): (0.25, 1/12, 64), ('mobilenet_v2', 224): (None, 1/20, 16), ('alexnet', 224): (None, 1/4.5, 16)} # Targets of an epoch and of five cached ones, images per class
+# Targets of an epoch and of five cached ones, images per class
+TIMED = {('mobilenet_v2', 64): (0.25, 1/12, 64), ('mobilenet_v2', 224): (None, 1/20, 16), ('alexnet', 224): (None, 1/4.5, 16)}
 
 CACHED = dict(cached64=('mobilenet_v2', 64), cached224=('mobilenet_v2', 224), alexnet224=('alexnet', 224))
 
@@ -63,7 +64,8 @@ def contestants(arch, size, per_class):
         def run(): learn._found = None; learn.fit_one_cycle(epochs, 1e-3)
         return run
     def peer(epochs):
-        model = create_vision_model(getattr(torchvision.models, arch), 10, pretrained=False, cut=1) # `vision_learner` of 2.8.12 drops its `cut`
+        # `vision_learner` of 2.8.12 drops its `cut`
+        model = create_vision_model(getattr(torchvision.models, arch), 10, pretrained=False, cut=1)
         learn = Learner(dls, model, CrossEntropyLossFlat(), splitter=default_split, metrics=accuracy)
         learn.freeze()
         return lambda: learn.fit_one_cycle(epochs, 1e-3)
@@ -76,20 +78,23 @@ def once(options, rounds): return SimpleNamespace(device='cpu', warm_up=1 if rou
 def epoch_rows(options):
     n, m, ours, _, peer = contestants('mobilenet_v2', 64, TIMED['mobilenet_v2', 64][2])
     with silent(): found = interleaved(dict(ours=ours(1), peer=peer(1)), once(options, options.rounds))
-    return [speed_row(f'mobilenet_v2, 64 px: a frozen epoch on {n} images, {m} for validation / fastai', 'epoch', found, TIMED['mobilenet_v2', 64][0])]
+    name = f'mobilenet_v2, 64 px: a frozen epoch on {n} images, {m} for validation / fastai'
+    return [speed_row(name, 'epoch', found, TIMED['mobilenet_v2', 64][0])]
 
 
 def cached_rows(options, group, arch, size):
     _, target, per_class = TIMED[arch, size]
     n, m, _, fresh, peer = contestants(arch, size, per_class)
     with silent(): found = interleaved(dict(ours=fresh(5), peer=peer(5)), once(options, options.rounds if size < 100 else 1))
-    return [speed_row(f'{arch}, {size} px: 5 frozen epochs on {n} images, {m} for validation, features computed once / fastai', group, found, target)]
+    name = f'{arch}, {size} px: 5 frozen epochs on {n} images, {m} for validation, features computed once / fastai'
+    return [speed_row(name, group, found, target)]
 
 
 def speed_row(name, group, found, target, note=None):
     "A row of `measure`, as a dictionary"
     r = compare(name, group, found['ours'], found['peer'], target, note=note).judge().plain()
-    print(f"{name}: {r['ours']:.3g} s against {r['peer']:.3g} s, ratio {r['ratio']:.4f}, {1/r['ratio']:.1f} times (target ratio {target})", flush=True)
+    times = f"{r['ours']:.3g} s against {r['peer']:.3g} s"
+    print(f"{name}: {times}, ratio {r['ratio']:.4f}, {1/r['ratio']:.1f} times (target ratio {target})", flush=True)
     return dict(kind='speed', **r)
 
 
@@ -107,7 +112,8 @@ def same_rows(options):
             right.append(learn.validate()[1])
     diff = float((preds[0] - preds[1]).abs().max())
     print(f'largest difference of probabilities {diff:.2g}, accuracies {right}', flush=True)
-    r = Row('mobilenet_v2, 64 px: cached and uncached probabilities, largest difference', 'same', unit='1', clock=None, ours=diff, rounds=1, target=1e-5,
+    r = Row('mobilenet_v2, 64 px: cached and uncached probabilities, largest difference', 'same', unit='1', clock=None, ours=diff,
+            rounds=1, target=1e-5,
             note=f'accuracies {right[0]:.4f} and {right[1]:.4f}').judge()
     return [dict(kind='equality', **r.plain())]
 
@@ -138,7 +144,8 @@ def inference_rows(options):
             found = interleaved(dict(ours=lambda: quick(x), peer=lambda: model(x)), once(options, options.rounds), times=3)
             error = ((quick(x) - model(x)).abs().max()/model(x).abs().max()).item()
         note = f'{weights}; largest error {error:.1e} of the largest output'
-        res.append(speed_row(f'mobilenet_v2, {size} px: answers for a batch of {n}, folded and channels last / as it is', 'inference', found, target, note))
+        name = f'mobilenet_v2, {size} px: answers for a batch of {n}, folded and channels last / as it is'
+        res.append(speed_row(name, 'inference', found, target, note))
     return res
 
 
@@ -177,7 +184,8 @@ def main(args=None):
     import torch
     torch.set_num_threads(options.threads)
     for group,kept,rows in measured(options):
-        about = run_facts(SimpleNamespace(device='cpu', repeats=options.rounds, starts=1, threads=options.threads, quick=False, keeps_memory=kept), start, load)
+        how = dict(repeats=options.rounds, starts=1, threads=options.threads, quick=False, keeps_memory=kept)
+        about = run_facts(SimpleNamespace(device='cpu', **how), start, load)
         about['command'] = 'python -m benchmarks.transfer ' + ' '.join(sys.argv[1:])
         Path(options.output).parent.mkdir(exist_ok=True)
         write(merged(options.output, group, rows, about), options.output)

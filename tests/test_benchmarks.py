@@ -14,7 +14,8 @@ FROM = 'command commit uncommitted_changes date device hardware threads quick ve
 GROUPS = ['import', 'million', 'loader', 'augment', 'fit-mlp-64', 'fit-mlp-512', 'fit-cnn-64']
 
 
-def benchmarks(*args): return subprocess.run([sys.executable, '-m', 'benchmarks', *map(str, args)], cwd=ROOT, capture_output=True, text=True)
+def benchmarks(*args):
+    return subprocess.run([sys.executable, '-m', 'benchmarks', *map(str, args)], cwd=ROOT, capture_output=True, text=True)
 
 
 @pytest.fixture(scope='module')

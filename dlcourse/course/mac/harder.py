@@ -51,4 +51,5 @@ def below_sixty(r): return max(r[f'{net} CIFAR-10']['test'] for net in nets) < 0
 def harder(trial):
     net, name = trial.variant.split()
     learn = train_one_cycle(trial, trial_learner(trial, net, harder_data(trial, name), larger), 10)
-    return dict(parameters=count_params(learn.model, trainable=True), **{o: evaluate_on(learn, o).accuracy for o in ('train', 'valid', 'test')})
+    accuracies = {o: evaluate_on(learn, o).accuracy for o in ('train', 'valid', 'test')}
+    return dict(parameters=count_params(learn.model, trainable=True), **accuracies)

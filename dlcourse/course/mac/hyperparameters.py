@@ -1,4 +1,4 @@
-"""One axis at a time: size, depth, width, kernel, activation, normalisation, regularisation, initialisation, batch size, learning rate, optimiser
+"""One axis at a time: size, depth, width, kernel, activation, regularisation, initialisation, batch size, learning rate, optimiser
 
 Docs: https://dlcourse.github.io/dlcourse/course/mac/hyperparameters.html.md"""
 
@@ -33,12 +33,14 @@ def _named(name, options, label=str): return {label(o): {name: o} for o in optio
 shared_axes = {
     'activation': _named('activation', ('relu', 'leaky_relu', 'gelu', 'tanh', 'sigmoid')),
     'normalisation': _named('norm', (None, 'batch', 'layer')),
-    'regularisation': {'none': {}, 'dropout 0.3': dict(dropout=0.3), 'weight decay 0.3': dict(wd=0.3), 'label smoothing 0.1': dict(label_smoothing=0.1),
+    'regularisation': {'none': {}, 'dropout 0.3': dict(dropout=0.3), 'weight decay 0.3': dict(wd=0.3),
+                       'label smoothing 0.1': dict(label_smoothing=0.1),
                        'crops': dict(augment=CropFlip(2, flip=0))},
     'initialisation': _named('init', ('default', 'kaiming', 'xavier', 'normal', 'zeros')),
     'batch size': _named('bs', (16, 64, 512)),
     'learning rate': _named('lr', (0.0001, 0.001, 0.003, 0.03), '{:g}'.format),
-    'optimiser': {'SGD': dict(opt_func=plain_sgd, lr=0.1), 'momentum': dict(opt_func=sgd, lr=0.02), 'RMSprop': dict(opt_func=rmsprop, lr=0.001),
+    'optimiser': {'SGD': dict(opt_func=plain_sgd, lr=0.1), 'momentum': dict(opt_func=sgd, lr=0.02),
+                  'RMSprop': dict(opt_func=rmsprop, lr=0.001),
                   'Adam': dict(opt_func=adam), 'AdamW': {}}}
 
 # %% ../../../nbs/course/mac/09_hyperparameters.ipynb #88c3e899
@@ -92,7 +94,8 @@ def draw_axes(
         tidy(ax, axis)
         labels = [list(axes(net).get(axis, {})) for net in nets]
         ticks = labels[1] if labels[0] in ([], labels[1]) else [f'{a}\n{b}' if a != b else a for a,b in zip(*labels)]
-        ax.set_xticks(range(len(ticks)), ticks, fontsize=7, rotation=20 if axis in ('activation', 'regularisation', 'initialisation') else 0)
+        long_names = axis in ('activation', 'regularisation', 'initialisation')
+        ax.set_xticks(range(len(ticks)), ticks, fontsize=7, rotation=20 if long_names else 0)
         ax.set_ylim(0.7 if axis not in ('initialisation', 'learning rate') else 0, 1)
     for net,colour in zip(nets, colours): axs[0].plot([], [], 'o', color=colour, label=net)
     axs[0].legend(edgecolor='none', loc='lower right')

@@ -1,4 +1,4 @@
-"""What unbalanced classes do to each class's recall, what class weights and oversampling repair, and how the task changes with fewer classes
+"""Unbalanced classes and the recall of each class, what class weights and oversampling repair, and fewer classes
 
 Docs: https://dlcourse.github.io/dlcourse/course/mac/imbalance.html.md"""
 
@@ -70,7 +70,8 @@ def draw_imbalance(
     "Recall by class for the unbalanced data and the repairs; recall of 4 and 9 among two, five and ten classes"
     axs = panels(3, None, width=4)
     for ax,net in zip(axs, nets):
-        for variant,colour in zip(tails, colours): mean_line(ax, range(10), values(record, f'{net} {variant}', 'recall'), color=colour, marker='.', label=variant)
+        for variant,colour in zip(tails, colours):
+            mean_line(ax, range(10), values(record, f'{net} {variant}', 'recall'), color=colour, marker='.', label=variant)
         tidy(ax, f'{net}: recall by class', 'class, from the most frequent to the rarest', whole=True)
         ax.set_ylim(0, 1)
     axs[0].legend(edgecolor='none', loc='lower left')
@@ -112,4 +113,5 @@ def unbalanced(trial):
     ev = evaluate_on(trained_for(trial, net, dls, variant == 'class weights'))
     recall = recalls(ev)
     pair = [i for i,o in enumerate(groups.get(variant, range(10))) if o in (4, 9)]
-    return dict(images=len(dls.train_ds), accuracy=ev.accuracy, rare=recall[-3:].mean(), frequent=recall[:3].mean(), pair_recall=recall[pair].mean(), recall=recall.tolist())
+    return dict(images=len(dls.train_ds), accuracy=ev.accuracy, rare=recall[-3:].mean(), frequent=recall[:3].mean(),
+                pair_recall=recall[pair].mean(), recall=recall.tolist())

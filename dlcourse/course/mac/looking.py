@@ -104,7 +104,8 @@ def ink_shares(
     "How much of the heat of the first map lies on the ink of each image"
     ink, heat = cam.images.mean(1) >= 0.5, cam.heat[0]
     other = ink.roll(len(ink)//2, 0)
-    return pd.DataFrame(dict(right=cam.classes[0] == cam.targets, ink=ink.float().mean((1, 2)), on_ink=mass_on(heat, ink), on_other_ink=mass_on(heat, other)))
+    right = cam.classes[0] == cam.targets
+    return pd.DataFrame(dict(right=right, ink=ink.float().mean((1, 2)), on_ink=mass_on(heat, ink), on_other_ink=mass_on(heat, other)))
 
 # %% ../../../nbs/course/mac/11_looking_inside.ipynb #156444e2
 def evidence(

@@ -1,4 +1,4 @@
-"""Digits of other sizes, in other places and with salt-and-pepper noise: what a network trained without them makes of them, and what training with them changes
+"""Digits of other sizes, in other places and with salt-and-pepper noise, before and after training with them
 
 Docs: https://dlcourse.github.io/dlcourse/course/mac/perturbed.html.md"""
 
@@ -79,7 +79,8 @@ def draw_perturbed(
         for net,colour in zip(nets, colours):
             for how,style in [('clean', '--'), (kind, '-')]:
                 runs = list(zip(*[values(record, f'{net} {how}', f'{kind} {o:g}') for o in s]))
-                mean_line(ax, s, runs, linestyle=style, color=colour, marker='.', label=f"{net}, trained {'clean' if how == 'clean' else 'with it'}")
+                label = f"{net}, trained {'clean' if how == 'clean' else 'with it'}"
+                mean_line(ax, s, runs, linestyle=style, color=colour, marker='.', label=label)
         tidy(ax, kind, units[kind])
         if kind == 'size': ax.invert_xaxis()
         ax.set_ylim(0, 1)

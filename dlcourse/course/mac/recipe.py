@@ -30,7 +30,8 @@ def by_recipe(
     "Train a network by our recipe"
     r = {**recipes[net], **kwargs}
     epochs, lr, augment = r.pop('epochs'), r.pop('lr'), r.pop('augment', slightly_moved())
-    learn = learner_for(r.pop('arch'), trial_data(trial, augment=augment, **r.pop('data', {})), seed=trial.seed, **{'label_smoothing': 0.1, **r})
+    dls = trial_data(trial, augment=augment, **r.pop('data', {}))
+    learn = learner_for(r.pop('arch'), dls, seed=trial.seed, **{'label_smoothing': 0.1, **r})
     with watched(trial, learn): learn.fit_one_cycle(trial.pick(1, epochs), lr)
     return learn
 

@@ -73,4 +73,5 @@ def stopping(trial):
     hist, found = learn.history, gaps(learn)
     best = hist.valid_loss.min()
     return dict(found, epochs=len(hist), best_epoch=int(hist.valid_loss.idxmin()), risen=hist.valid_loss.iloc[-1]/best,
-                restored_difference=abs(found['valid_loss'] - best), train_curve=hist.train_loss.tolist(), valid_curve=hist.valid_loss.tolist())
+                restored_difference=abs(found['valid_loss'] - best),
+                train_curve=hist.train_loss.tolist(), valid_curve=hist.valid_loss.tolist())

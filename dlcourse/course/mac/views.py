@@ -80,7 +80,8 @@ def views(trial):
     learn = trial_learner(trial, trial.variant, trial_data(trial))
     with watched(trial, learn): learn.fit_one_cycle(trial.pick(2, 15), 3e-3)
     ev, hist = evaluate_on(learn), learn.history
-    return dict(accuracy=ev.accuracy, train_curve=hist.train_loss.tolist(), valid_curve=hist.valid_loss.tolist(), confusion=ev.confusion_matrix().ravel().tolist())
+    return dict(accuracy=ev.accuracy, train_curve=hist.train_loss.tolist(), valid_curve=hist.valid_loss.tolist(),
+                confusion=ev.confusion_matrix().ravel().tolist())
 
 # %% ../../../nbs/course/mac/07_views.ipynb #cf2000fc
 def worst_pairs(

@@ -74,4 +74,5 @@ def structure(trial):
     model = three_nets()[trial.variant]
     found = ways(model)
     return dict(parameters=count_params(model), ways=sum(found.values()), fewest_layers=min(found), most_layers=max(found),
-                modules=sum('block' in k or 'module' in k for k,_ in model[0].named_children()), outputs=dry_run(model, (1, 28, 28)).shape[1])
+                modules=sum('block' in k or 'module' in k for k,_ in model[0].named_children()),
+                outputs=dry_run(model, (1, 28, 28)).shape[1])

@@ -131,7 +131,8 @@ def batches_compared(trial):
     learn = house_learner(trial, bs)
     with watched(trial, learn): learn.fit(trial.pick(1, epochs_for(bs)), .02, cbs=Decay(.1, 6))
     got = house_figures(learn)
-    return dict(test_mse=got['val_mse'], test_mae=got['val_mae'], steps=len(learn.dls.train)*trial.pick(1, epochs_for(bs)), dead=got['dead'])
+    steps = len(learn.dls.train)*trial.pick(1, epochs_for(bs))
+    return dict(test_mse=got['val_mse'], test_mae=got['val_mae'], steps=steps, dead=got['dead'])
 
 # %% ../../../nbs/course/mba/04_boston.ipynb #6136f315
 searched = [(lr, bs) for lr in (.001, .005, .02) for bs in (8, 32)]

@@ -81,7 +81,8 @@ def our_learner(
 ): # A `Learner`
     "Our network, loss and optimiser"
     model = model_for('residual', (1, 28, 28), 10, filters=(32, 64, 128), norm='batch').to(memory_format=torch.channels_last)
-    learn = LeanLearner(dls, model, loss_func=CrossEntropy(label_smoothing=0.1), opt_func=adamw_heavy, metrics=accuracy, moms=(0.9, 0.9, 0.9))
+    learn = LeanLearner(dls, model, loss_func=CrossEntropy(label_smoothing=0.1), opt_func=adamw_heavy, metrics=accuracy,
+                        moms=(0.9, 0.9, 0.9))
     return learn.to_bf16()
 
 # %% ../../../nbs/course/mba/05_fashion800.ipynb #6e44499b
@@ -95,7 +96,8 @@ def ours(
     figures = train_and_test_figures(learn, only.means)
     learn.model = OverViews(learn.model)
     with learn.quiet(): e = evaluate(learn, 'valid')
-    return dict(figures, test_accuracy_one_look=figures['test_accuracy'], test_loss=nll_loss(e.preds.log(), e.targets).item(), test_accuracy=e.accuracy)
+    loss = nll_loss(e.preds.log(), e.targets).item()
+    return dict(figures, test_accuracy_one_look=figures['test_accuracy'], test_loss=loss, test_accuracy=e.accuracy)
 
 # %% ../../../nbs/course/mba/05_fashion800.ipynb #6c566570
 def draw_losses(
@@ -103,15 +105,17 @@ def draw_losses(
 ): # The matplotlib figure
     "Mean training loss by epoch, one line a seed"
     ax = panels(1, width=6, height=3.6)[0]
-    for part,colour in zip(record['variants'], colours):
+    for variant,colour in zip(record['variants'], colours):
         for r in record['rows']:
-            if r['variant'] == part and 'figures' in r: ax.plot(r['figures']['loss_by_epoch'], color=colour, label=part if r['seed'] == 1 else None)
+            if r['variant'] != variant or 'figures' not in r: continue
+            ax.plot(r['figures']['loss_by_epoch'], color=colour, label=variant if r['seed'] == 1 else None)
     tidy(ax, 'training loss', 'epoch', whole=True)
     if record['rows']: ax.legend()
     return ax.figure
 
 # %% ../../../nbs/course/mba/05_fashion800.ipynb #b4959174
-networks = {'Inception, Glorot': ('inception', 'glorot_uniform'), 'Inception': ('inception', 'he_normal'), 'ResNet': ('residual', 'he_normal')}
+networks = {'Inception, Glorot': ('inception', 'glorot_uniform'), 'Inception': ('inception', 'he_normal'),
+            'ResNet': ('residual', 'he_normal')}
 
 def inception_is_slower(r): return r['Inception, Glorot']['train_loss'] > r['ResNet']['train_loss']
 def inception_as_reported(r): return abs(r['Inception, Glorot']['test_accuracy'] - .76) <= .02

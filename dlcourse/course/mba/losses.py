@@ -98,7 +98,8 @@ def losses_compared(trial):
     figures = dict()
     for name,opt_func,lr in [('accuracy', plain_sgd, .05), ('accuracy_adam', adam, 1e-3)]:
         torch.manual_seed(trial.seed)
-        learn = LeanLearner(dls, model_for('mlp', (1, 28, 28), 10, widths=(64,)), loss_func=candidates[trial.variant](), opt_func=opt_func, metrics=accuracy)
+        model = model_for('mlp', (1, 28, 28), 10, widths=(64,))
+        learn = LeanLearner(dls, model, loss_func=candidates[trial.variant](), opt_func=opt_func, metrics=accuracy)
         figures = figures or at_start(learn.model.to(trial.device), learn.loss_func, dls.one_batch())
         with watched(trial, learn):
             learn.fit(trial.pick(1, 5), lr)

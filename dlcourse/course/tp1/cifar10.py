@@ -109,7 +109,8 @@ def base(trial): return as_document(trial, 'cnn_base', 1e-4)
 @experiment('tp1-1.3', 'CIFAR-10: CNNV2', variants=('document', 'ours'), seeds=1, needs=('cifar10',), minutes=20,
             reported={'document': dict(train_accuracy=0.9444, train_loss=0.1583, test_accuracy=0.7504, test_loss=1.0673)}, expects={
     'The test accuracy is at least the reported 75.04 %': lambda r: r['document']['test_accuracy'] >= 0.7504,
-    'The network over-fits: its training loss is less than half of its test loss': lambda r: r['document']['train_loss'] < r['document']['test_loss']/2,
+    'The network over-fits: its training loss is less than half of its test loss':
+        lambda r: r['document']['train_loss'] < r['document']['test_loss']/2,
     'With our recipe, the test accuracy is at least 80 %': lambda r: r['ours']['test_accuracy'] >= 0.80})
 def v2(trial):
     if trial.variant == 'document': return as_document(trial, 'cnn_v2', 1e-3)

@@ -44,7 +44,7 @@ def with_weights(
     dls, # As `images` gives
     **kwargs, # As in `learner_for`
 ):
-    "A Learner of `arch` with ImageNet's weights (a quick one without them); raises `NotMeasured` if this machine neither has nor can fetch them"
+    "A Learner of `arch` with ImageNet's weights (a quick one without); raises `NotMeasured` if they can't be had"
     try: return learner_for(arch, dls, seed=trial.seed, pretrained=trial.full, **kwargs)
     except CourseError as e:
         if 'cannot be fetched' not in str(e): raise
@@ -62,7 +62,9 @@ def table_for(
     views=all_views,
 ):
     "The table of features that `learn` trains on"
-    if '+' not in arch: return feature_table(learn.model, learn.dls, features_folder()/name.replace('NETWORK', arch) if name else None, views)
+    if '+' not in arch:
+        file = features_folder()/name.replace('NETWORK', arch) if name else None
+        return feature_table(learn.model, learn.dls, file, views)
     alone = [with_weights(trial, o, learn.dls, head='mean') for o in arch.split('+')]
     return concat_tables([table_for(trial, o, l, name, views) for o,l in zip(arch.split('+'), alone)])
 
@@ -76,11 +78,13 @@ def frozen(
     **kwargs, # Of the network, as in `learner_for`
 )->dict: # Figures
     "Train a new head on features of `arch`"
-    dls = images(trial, size, data, bs=trial.pick(32, head['bs']), **({} if n_per_class is None else dict(n_per_class=trial.pick(20, n_per_class))))
+    few = {} if n_per_class is None else dict(n_per_class=trial.pick(20, n_per_class))
+    dls = images(trial, size, data, bs=trial.pick(32, head['bs']), **few)
     learn = with_weights(trial, arch, dls, **{'head': 'mean', 'label_smoothing': head['label_smoothing'], **kwargs})
     learn.freeze()
     views = views[:trial.pick(2, None)]
-    table = table_for(trial, arch, learn, f'{data}-{size}-NETWORK-{len(views)}.safetensors' if trial.full and n_per_class is None else '', views)
+    keep = trial.full and n_per_class is None
+    table = table_for(trial, arch, learn, f'{data}-{size}-NETWORK-{len(views)}.safetensors' if keep else '', views)
     with learn.on_table(table), watched(trial, learn): learn.fit_one_cycle(trial.pick(1, head['epochs']), head['lr'])
     with learn.on_table(table, average=True), learn.quiet(): return classifier_figures(learn)
 
