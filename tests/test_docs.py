@@ -28,19 +28,24 @@ def test_sidebar_has_every_notebook_once():
 
 
 def test_sidebar_in_order_of_rooms(tmp_path):
-    names = ['02_cli', 'index', 'insight/01_curves', 'data/02_b', 'data/01_a', 'course/10_z', 'course/02_y', 'new_room/01_n', '_proc/index', 'getting_started', 'architecture', 'course/51_reproduction', 'course/50_experiment']
+    names = ['02_cli', 'index', 'insight/01_curves', 'data/02_b', 'data/01_a', 'course/10_z', 'course/02_y', 'new_room/01_n', '_proc/index',
+             'getting_started', 'architecture', 'course/51_reproduction', 'course/50_experiment']
     for o in names: put(tmp_path/f'{o}.ipynb', '{}')
     got = docs_stage.sidebar(tmp_path)
-    assert flat(got) == [f'{o}.ipynb' for o in ('index', 'getting_started', 'course/02_y', 'course/10_z', 'data/01_a', 'data/02_b', 'insight/01_curves', 'new_room/01_n', '02_cli',
-                                                       'architecture', 'course/50_experiment', 'course/51_reproduction')]
-    assert [o['section'] for o in got if isinstance(o, dict)] == ['Lessons', 'Data', 'Insight', 'New room', 'Core and commands', 'How it is built']
+    order = ('index', 'getting_started', 'course/02_y', 'course/10_z', 'data/01_a', 'data/02_b', 'insight/01_curves',
+             'new_room/01_n', '02_cli', 'architecture', 'course/50_experiment', 'course/51_reproduction')
+    assert flat(got) == [f'{o}.ipynb' for o in order]
+    assert [o['section'] for o in got if isinstance(o, dict)] == [
+        'Lessons', 'Data', 'Insight', 'New room', 'Core and commands', 'How it is built']
 
 
 def test_plain_names():
-    assert docs_stage.plain_sidebar(['index.ipynb', dict(section='Data', contents=['data/01_a.ipynb'])]) == ['index.ipynb', dict(section='Data', contents=['data/a.ipynb'])]
+    got = docs_stage.plain_sidebar(['index.ipynb', dict(section='Data', contents=['data/01_a.ipynb'])])
+    assert got == ['index.ipynb', dict(section='Data', contents=['data/a.ipynb'])]
 
 
-@pytest.mark.parametrize('page, badge', [('course/01_first.ipynb', True), ('getting_started.ipynb', True), ('data/01_sources.ipynb', False)])
+@pytest.mark.parametrize('page, badge', [
+    ('course/01_first.ipynb', True), ('getting_started.ipynb', True), ('data/01_sources.ipynb', False)])
 def test_badge_on_lessons(tmp_path, page, badge):
     nb = new_nb([mk_cell('---\ntitle: T\n---', 'raw'), mk_cell('See [b](../data/01_b.ipynb#x) and [c](https://a.org/01_c)', 'markdown')])
     (tmp_path/'src'/page).parent.mkdir(parents=True)
@@ -49,7 +54,8 @@ def test_badge_on_lessons(tmp_path, page, badge):
     cells = read_nb(tmp_path/'to'/page.replace('01_', '')).cells
     url = f'https://colab.research.google.com/github/dlcourse/dlcourse/blob/main/nbs/{page}'
     assert [url in o.source for o in cells] == ([False, True, False] if badge else [False, False])
-    if badge: assert re.fullmatch(r'\[!\[\]\(\S+\)\{fig-alt="Open in Colab"\}\]\(\S+\)', cells[1].source), 'with a caption Quarto makes a figure of it'
+    shape = r'\[!\[\]\(\S+\)\{fig-alt="Open in Colab"\}\]\(\S+\)'
+    if badge: assert re.fullmatch(shape, cells[1].source), 'with a caption Quarto makes a figure of it'
     assert cells[-1].source == 'See [b](../data/b.ipynb#x) and [c](https://a.org/01_c)'
 
 
@@ -87,13 +93,16 @@ def test_links_to_ourselves_become_relative(tmp_path, link, local):
 
 
 def test_broken_links_are_found(tmp_path):
-    put(tmp_path/'site'/'index.html', '<h1 id="here">x</h1><img src="gone.png"><a href="#here"></a><a href="#nowhere"></a><a href="data/">d</a>'
-        '<a href="data/a.html#part">a</a><a href="data/a.html#other">a</a><a href="data/missing.html">m</a><a href="https://example.org/x">x</a>'
+    put(tmp_path/'site'/'index.html', '<h1 id="here">x</h1><img src="gone.png"><a href="#here"></a><a href="#nowhere"></a>'
+        '<a href="data/">d</a>'
+        '<a href="data/a.html#part">a</a><a href="data/a.html#other">a</a><a href="data/missing.html">m</a>'
+        '<a href="https://example.org/x">x</a>'
         '<a href="https://our.org/blob/setup.py#L3">s</a><a href="https://our.org/blob/none.py">n</a>')
     put(tmp_path/'site'/'data'/'index.html', '<a href="../index.html">up</a>')
     put(tmp_path/'site'/'data'/'a.html', '<h2 id="part">p</h2><a href="mailto:a@b.c">m</a>')
     got = docs_check.broken_links(tmp_path/'site', {'https://our.org/blob/': ROOT})
-    assert got == ['index.html: #nowhere (no such anchor)', 'index.html: data/a.html#other (no such anchor)', 'index.html: data/missing.html (no such page)',
+    assert got == ['index.html: #nowhere (no such anchor)', 'index.html: data/a.html#other (no such anchor)',
+                   'index.html: data/missing.html (no such page)',
                    'index.html: gone.png (no such page)', 'index.html: https://our.org/blob/none.py (no such file in the repository)']
 
 
@@ -101,7 +110,8 @@ def test_quarto_files():
     "`nbs/_quarto.yml` leads to the one at the top, and `nbs/nbdev.yml` says what pyproject.toml says"
     assert os.readlink(cfg.nbs_path/'_quarto.yml') == '../_quarto.yml'
     text = (cfg.nbs_path/'nbdev.yml').read_text()
-    for o in (f'title: "{cfg.title}"', f'site-url: "{cfg.doc_url}"', cfg.description, f'output-dir: {cfg.doc_path.name}', cfg.git_url): assert o in text
+    said = (f'title: "{cfg.title}"', f'site-url: "{cfg.doc_url}"', cfg.description, f'output-dir: {cfg.doc_path.name}', cfg.git_url)
+    for o in said: assert o in text
 
 
 SOURCE = """
@@ -149,7 +159,8 @@ def package(tmp_path):
 def test_symbols_are_read_from_the_sources(package):
     assert [*package] == ['learner_for', 'cnn_learner', 'Pair', 'Learner.quiet', 'Row']
     o = package['learner_for']
-    assert (o.href, o.file, o.doc, o.returns) == ('room/a.html#learner_for', 'lib/room/a.py', 'Build a `Learner`', ('Learner', 'Ready to train'))
+    got = o.href, o.file, o.doc, o.returns
+    assert got == ('room/a.html#learner_for', 'lib/room/a.py', 'Build a `Learner`', ('Learner', 'Ready to train'))
     assert [tuple(vars(p).values()) for p in o.parameters] == [
         ('arch', 'str', "'cnn'", 'Name of a network | or a `Module`'), ('*', '', '', ''),
         ('opt', '', 'partial(Adam, lr=0.001)', 'Optimiser'), ('seed', '', 'None', ''), ('**kwargs', '', '', '')]
@@ -192,7 +203,8 @@ PAGE, OTHER, TOP = Path('room/01_a.ipynb'), Path('room/02_b.ipynb'), Path('x.ipy
     ('`learner_for`', OTHER, '[`learner_for`](../room/01_a.ipynb#learner_for)'),
     ('`learner_for`', PAGE, '[`learner_for`](#learner_for)'),
     ('[see `learner_for`](b.ipynb)', TOP, None), ('`learner_for`{.no-link}', TOP, '`learner_for`'),
-    ('```\n`learner_for`\n```', TOP, None), ('``x `learner_for` ``', TOP, None), ('`affine_grid`, `Range`', TOP, None), ('`a.learner_for`', TOP, None)])
+    ('```\n`learner_for`\n```', TOP, None), ('``x `learner_for` ``', TOP, None),
+    ('`affine_grid`, `Range`', TOP, None), ('`a.learner_for`', TOP, None)])
 def test_names_in_backticks_get_links(package, text, page, linked):
     links = docs_entries.Links(package.values())
     assert links.link(text, page) == (text if linked is None else linked)
@@ -233,12 +245,14 @@ def test_index_of_all_functions(package):
 
 
 def test_search_has_an_entry_for_each_function(tmp_path, package):
-    old = [dict(objectID='x.html', href='x.html', title='X', section='', text='learner_for'), dict(objectID='p', href='room/a.html#pair', title='A', section='Pair', text='')]
+    old = [dict(objectID='x.html', href='x.html', title='X', section='', text='learner_for'),
+           dict(objectID='p', href='room/a.html#pair', title='A', section='Pair', text='')]
     put(tmp_path/'search.json', json.dumps(old))
     put(tmp_path/'site_libs'/'fuse'/'fuse.min.js', 'old')
     docs_search.add_search(tmp_path, package.values(), {'room/01_a.ipynb': 'The page'})
     got = json.loads((tmp_path/'search.json').read_text())
-    assert got[0] == dict(objectID='room/a.html#learner_for', href='room/a.html#learner_for', title='learner_for', section='The page', text='Build a Learner')
+    href = 'room/a.html#learner_for'
+    assert got[0] == dict(objectID=href, href=href, title='learner_for', section='The page', text='Build a Learner')
     assert len(got) == len(package) + 1 and got[-1] == old[0]
     assert 'window.Fuse' in (tmp_path/'site_libs'/'fuse'/'fuse.min.js').read_text()
 
@@ -248,7 +262,8 @@ def test_main_functions_have_one_definition(name): assert len([o for o in SYMBOL
 
 
 def test_faults_are_found(tmp_path):
-    page = """<main><p>a <code>x^2</code> `y` e^−0.05 **bold** [t](u.html)</p><p>{.no-link} x</p><pre>[views](../models/views.ipynb)</pre><img src="a.png" alt="A"><img src="b.png">
+    page = """<main><p>a <code>x^2</code> `y` e^−0.05 **bold** [t](u.html)</p><p>{.no-link} x</p><pre>[views](../models/views.ipynb)</pre>
+<img src="a.png" alt="A"><img src="b.png">
 <p>&lt;f at 0x7f0011223344&gt;</p><span class="math">x^2</span></main><p>**outside**</p>"""
     put(tmp_path/'a.html', page)
     for o in ('a.png', 'b.png'): put(tmp_path/o, '')
@@ -261,7 +276,8 @@ def test_faults_are_found(tmp_path):
 def test_pages_are_mended(tmp_path):
     put(tmp_path/'a'/'b.html', '<meta property="og:image" content="https://our.org/site/a/card.png"><svg alt="A house">')
     docs.mend_pages(tmp_path, 'https://our.org/site')
-    assert (tmp_path/'a'/'b.html').read_text() == '<meta property="og:image" content="https://our.org/site/card.png"><svg role="img" aria-label="A house">'
+    text = (tmp_path/'a'/'b.html').read_text()
+    assert text == '<meta property="og:image" content="https://our.org/site/card.png"><svg role="img" aria-label="A house">'
 
 
 def test_frame():

@@ -45,7 +45,9 @@ def shown(found, cache):
     "Those of `found` for which nbdev has put an entry on their page"
     cells = {}
     for o in pages(cache):
-        if o.suffix == '.ipynb': cells[o] = {m for c in read_nb(cache/o).cells for m in re.findall(r'^show_doc\(([\w.]+)\)', c.source, re.M)}
+        if o.suffix != '.ipynb': continue
+        source = '\n'.join(c.source for c in read_nb(cache/o).cells)
+        cells[o] = set(re.findall(r'^show_doc\(([\w.]+)\)', source, re.M))
     return [o for o in found if o.name in cells.get(o.page, ())]
 
 

@@ -4,7 +4,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-VOID = {'img', 'br', 'hr', 'input', 'meta', 'link', 'col', 'source', 'wbr', 'area', 'base', 'embed', 'track', 'path', 'use', 'rect', 'circle'}
+VOID = {'img', 'br', 'hr', 'input', 'meta', 'link', 'col', 'source', 'wbr', 'area', 'base', 'embed', 'track', 'path', 'use', 'rect',
+        'circle'}
 QUIET = {'script', 'style', 'svg', 'math'} # text in these is not prose
 CODE = {'code', 'pre', 'textarea'}
 RAW = {
@@ -16,7 +17,10 @@ RAW = {
     'a bar': re.compile(r'^\s*\||\|\s*$'),
     'a div': re.compile(r'^:::')}
 RAW_OUTPUT = {'a link to a notebook': re.compile(r'\]\([^)\s]*\.ipynb[^)]*\)')}
-LEFT_OVER = {'an address in memory': re.compile(r'\bat 0x[0-9a-f]{6,}|\b0x[0-9a-f]{9,}'), 'a partial': re.compile(r'functools\.partial\(<'), 'a module of the build': re.compile(r'__main__\.(?!py\b)[A-Za-z]')}
+LEFT_OVER = {
+    'an address in memory': re.compile(r'\bat 0x[0-9a-f]{6,}|\b0x[0-9a-f]{9,}'),
+    'a partial': re.compile(r'functools\.partial\(<'),
+    'a module of the build': re.compile(r'__main__\.(?!py\b)[A-Za-z]')}
 
 
 class Page(HTMLParser):
@@ -54,7 +58,8 @@ def raw_markdown(page):
 def broken_link(link, page, read, own):
     "Why the internal `link` on `page` leads nowhere; None if it leads somewhere, or out of the site"
     for prefix,folder in own.items():
-        if link.startswith(prefix) and not (folder/unquote(urlsplit(link[len(prefix):]).path)).exists(): return 'no such file in the repository'
+        if not link.startswith(prefix): continue
+        if not (folder/unquote(urlsplit(link[len(prefix):]).path)).exists(): return 'no such file in the repository'
     u = urlsplit(link)
     if u.scheme or u.netloc: return None
     path = unquote(u.path)
@@ -73,7 +78,10 @@ def broken_links(docs, own=None, read=None):
     "One line for each internal link and anchor of the site in `docs` that leads nowhere; `own` maps addresses of ours to folders here"
     docs = Path(docs).resolve()
     read = read or read_site(docs)
-    found = {(o.relative_to(docs).as_posix(), link, why) for o,p in read.items() for link in p.links if (why := broken_link(link, o, read, own or {}))}
+    found = set()
+    for path,page in read.items():
+        reasons = {link: broken_link(link, path, read, own or {}) for link in page.links}
+        found |= {(path.relative_to(docs).as_posix(), link, why) for link,why in reasons.items() if why}
     return [f'{page}: {link} ({why})' for page,link,why in sorted(found)]
 
 

@@ -68,7 +68,8 @@ class Symbol:
         if not to: return own
         but = next((ast.literal_eval(o.value) for o in call.keywords if o.arg == 'but'), [])
         left_out = {*but, *(o.name for o in own)} - {'**kwargs'}
-        return [o for o in own if o.name[:2] != '**'] + [o for o in to.parameters if (o.default or o.name[:2] == '**') and o.name not in left_out]
+        passed_on = [o for o in to.parameters if (o.default or o.name[:2] == '**') and o.name not in left_out]
+        return [o for o in own if o.name[:2] != '**'] + passed_on
 
     @cached_property
     def returns(self):
@@ -98,8 +99,9 @@ def meaning(line, comments, lines):
 def described(arg, default, comments, lines, stars=''):
     "A parameter of the source"
     kind = ast.unparse(arg.annotation).strip("'") if arg.annotation else type_of(default)
+    shown = '' if default is None else ast.unparse(default)
     last_on_line = lines.get(arg.lineno) == arg.arg
-    return Parameter(stars + arg.arg, kind, '' if default is None else ast.unparse(default), meaning(arg.lineno, comments, lines) if last_on_line else '')
+    return Parameter(stars + arg.arg, kind, shown, meaning(arg.lineno, comments, lines) if last_on_line else '')
 
 
 def function_parameters(node, comments):
@@ -182,7 +184,8 @@ def table(symbol):
     shown = [o for o in symbol.parameters if o.name != '*']
     kind, what = symbol.returns
     columns = [('Parameter', 'name'), ('Type', 'type'), ('Default', 'default'), ('Meaning', 'meaning')]
-    used = [c for c in columns if c[1] == 'name' or any(getattr(o, c[1]) for o in shown) or (c[1] == 'type' and kind) or (c[1] == 'meaning' and what)]
+    returned = dict(type=kind, meaning=what)
+    used = [c for c in columns if c[1] == 'name' or any(getattr(o, c[1]) for o in shown) or returned.get(c[1])]
     if not shown and not (kind or what): return ''
     def cell(o, column): return in_cell(o.meaning) if column == 'meaning' else as_code(getattr(o, column))
     rows = [[cell(o, c) for _,c in used] for o in shown]
@@ -227,7 +230,8 @@ class Links:
 
     def link(self, text, page):
         "`text` with links on the names in backticks; code blocks, links, and code marked with `{.no-link}` stay as they are"
-        spans = re.compile(r'(?P<fence>^(?P<ticks>```+|~~~+).*?^(?P=ticks)[ \t]*$)|(?P<long>``+(?!`).*?``+)|(?P<link>!?\[(?:[^\[\]`]|`[^`]*`|\[[^\]]*\])*\]\([^)]*\)(?:\{[^}]*\})?)'
+        spans = re.compile(r'(?P<fence>^(?P<ticks>```+|~~~+).*?^(?P=ticks)[ \t]*$)|(?P<long>``+(?!`).*?``+)'
+                           r'|(?P<link>!?\[(?:[^\[\]`]|`[^`]*`|\[[^\]]*\])*\]\([^)]*\)(?:\{[^}]*\})?)'
                            r'|(?P<code>(?<!`)`(?P<name>[^`\s]+?)(?P<call>\(\))?`(?!`)(?P<no>\{\.no-link\})?)', re.S | re.M)
         def fix(m):
             if not m['code']: return m[0]
@@ -245,9 +249,11 @@ def index_page(found):
     letters = {}
     for o in sorted(found, key=lambda o: (o.name.lower(), o.module)): letters.setdefault(o.name[0].upper(), []).append(o)
     bar = ' '.join(f'[{o}](#letter-{o.lower()})' for o in letters)
-    head = f'---\ntitle: "All functions, A to Z"\ndescription: "{len(found)} functions and classes, each with its page"\ntoc: false\nsearch: false\n---\n\n{bar}\n'
+    about = f'{len(found)} functions and classes, each with its page'
+    head = f'---\ntitle: "All functions, A to Z"\ndescription: "{about}"\ntoc: false\nsearch: false\n---\n\n{bar}\n'
     def row(o): return f'| [{as_code(o.name)}]({o.page.as_posix()}#{o.anchor}) | {as_code(o.module)} | {in_cell(o.summary)} |'
     def part(letter, some):
-        rows = ['::: {.functions}', '', f'| name | module | what it does |', f'| {"-"*24} | {"-"*20} | {"-"*56} |', *map(row, some), '', ':::']
+        head = ['| name | module | what it does |', f'| {"-"*24} | {"-"*20} | {"-"*56} |']
+        rows = ['::: {.functions}', '', *head, *map(row, some), '', ':::']
         return f'## {letter} {{#letter-{letter.lower()}}}\n\n' + '\n'.join(rows)
     return '\n\n'.join([head, *(part(*o) for o in letters.items())]) + '\n'

@@ -11,14 +11,15 @@ from docs_entries import Links, entry, index_page
 
 FIRST = ['index.ipynb', 'getting_started.ipynb', 'items.ipynb']
 ROOMS = {'course': 'Lessons', 'course/mac': 'MAC: plain and convolutional', 'course/mba': 'MBA: losses, optimisers, architectures',
-         'course/tp1': 'TP1: CIFAR-10 and transfer', 'course/pcs': 'PCS: exercises', 'datasets': 'Data sets', 'data': 'Data', 'models': 'Models',
-         'training': 'Training', 'insight': 'Insight', 'report': 'Report', 'cli': 'Command line'}
+         'course/tp1': 'TP1: CIFAR-10 and transfer', 'course/pcs': 'PCS: exercises', 'datasets': 'Data sets', 'data': 'Data',
+         'models': 'Models', 'training': 'Training', 'insight': 'Insight', 'report': 'Report', 'cli': 'Command line'}
 # How the house is built: these pages, by their plain names, and the pages of `course` that are numbered from 50 on
 BUILT = ['architecture', 'how_to_add', 'course/experiment', 'course/records', 'course/reproduction', 'benchmarks']
 BUILT_TITLE = 'How it is built'
 PAGES, IMAGES = {'.ipynb', '.qmd', '.md'}, {'.png', '.jpg', '.jpeg', '.svg', '.gif', '.webp'}
 BADGE = 'https://colab.research.google.com/assets/colab-badge.svg'
 FUNCTIONS = 'functions.qmd'
+NUMBER = re.compile(r'[-+−]?[\d.,]+( ?[%×]|e[-+]\d+)?( ± [\d.]+)?')
 
 
 def pages(nbs):
@@ -38,10 +39,16 @@ def is_built(page):
     return plain_name(Path(page)).with_suffix('').as_posix() in BUILT or bool(number and int(number[1]) >= 50)
 
 
+def place_in_built(page):
+    "Place of `page` among those that say how the house is built; one that `BUILT` doesn't name comes last"
+    name = plain_name(Path(page)).with_suffix('').as_posix()
+    return [*BUILT, name].index(name)
+
+
 def sidebar(nbs):
     "The sidebar's contents: the first pages, the rooms in the order of `ROOMS`, folders that it does not name, and how it is built"
     found = [o.as_posix() for o in pages(Path(nbs))]
-    built = sorted(filter(is_built, found), key=lambda o: [*BUILT, plain_name(Path(o)).with_suffix('').as_posix()].index(plain_name(Path(o)).with_suffix('').as_posix()))
+    built = sorted(filter(is_built, found), key=place_in_built)
     top = [o for o in found if '/' not in o and o not in FIRST + built]
     def folder(page): return next((f for f in sorted(ROOMS, reverse=True) if page.startswith(f'{f}/')), page.split('/')[0])
     inside = [o for o in found if '/' in o and o not in built]
@@ -105,7 +112,7 @@ def aligned(text):
     "An HTML table with its numbers to the right and its ids in one line"
     def cell(m):
         value = html.unescape(re.sub('<[^>]+>', '', m[2])).strip()
-        if re.fullmatch(r'[-+−]?[\d.,]+( ?[%×]|e[-+]\d+)?( ± [\d.]+)?', value): return f'<td class="number" style="text-align: right;">{m[2]}</td>'
+        if NUMBER.fullmatch(value): return f'<td class="number" style="text-align: right;">{m[2]}</td>'
         if re.fullmatch(r'(mac|mba|pcs|tp1)-[\w.]+', value): return f'<td class="id" style="white-space: nowrap;">{m[2]}</td>'
         return m[0]
     text = re.sub(r'<td( class="[^"]*")?>(.*?)</td>', cell, text, flags=re.S)

@@ -9,7 +9,8 @@ Each notebook runs from top to bottom in a process of its own, on one thread, wi
 What a cell prints must not change unseen. Compared are its words, its numbers, and how many pictures it shows; not compared are times,
 dates, versions, hashes and progress bars. Before a notebook trains anything its numbers must agree to three figures. After that a
 number with a decimal point may be off by a quarter, and a whole number below 1,000 by a quarter or by 3: another machine adds up in
-another order. A cell whose words depend on the machine says so, and why, in a line `#| varies: REASON` that a reader of the notebook sees."""
+another order. A cell whose words depend on the machine says so, and why, in a line `#| varies: REASON` that a reader of the notebook
+sees."""
 import argparse, html, math, os, re, subprocess, sys, tempfile
 from pathlib import Path
 
@@ -20,7 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from tidy import tidy
 
 REAL = ['MNIST', 'FashionMNIST', 'cifar-10-batches-py', 'eurosat']
-TRAINS = re.compile(r'\.(?:fit\w*|fine_tune|validate|lr_find)\(|\b(?:train\w*|search|reproduce|fit\w*|tune\w*|latency|cost|measure\w*|main|bench\w*)\(|^!|^%time', re.M)
+TRAINS = re.compile(r'\.(?:fit\w*|fine_tune|validate|lr_find)\('
+                    r'|\b(?:train\w*|search|reproduce|fit\w*|tune\w*|latency|cost|measure\w*|main|bench\w*)\(|^!|^%time', re.M)
 NUMBER = r'(?<![\w.])[-+−]?(?:\d[\d,]*\.?\d*|\.\d+)(?:e[-+]?\d+)?'
 UNIT = r'(?:µs|us|ms|s|sec|seconds?|min|minutes?|h|hours?|it/s|images/s|images a second|[kMG]?B/s)'
 NOISE = [
@@ -114,7 +116,9 @@ def difference(old, new, measured):
     "The first place where the texts `old` and `new` differ, or None"
     a, b = tokens(old), tokens(new)
     for i,(x,y) in enumerate(zip(a, b)):
-        if x != y and not same_number(x, y, measured): return f'saved {" ".join(a[max(0, i-3):i+4])!r}, now {" ".join(b[max(0, i-3):i+4])!r}'
+        if x == y or same_number(x, y, measured): continue
+        near = slice(max(0, i - 3), i + 4)
+        return f'saved {" ".join(a[near])!r}, now {" ".join(b[near])!r}'
     if len(a) != len(b): return f'saved {len(a)} words, now {len(b)}: {" ".join((a if len(a) > len(b) else b)[min(len(a), len(b)):][:8])!r}'
 
 

@@ -49,7 +49,9 @@ def readme(cfg):
     "The text of README.md"
     procs = [o for o in FilterDefaults().procs() if o.__name__ not in ('add_links', 'insert_warning', 'exec_show_docs')]
     nb = NBProcessor(cfg.nbs_path/cfg.readme_nb, procs=procs, rm_directives='quarto', process=True).nb
-    title = f'# {nb.frontmatter_["title"]}\n\n> {nb.frontmatter_["description"]}\n\n<!-- Written by tools/readme.py from nbs/{cfg.readme_nb} -->'
+    front = nb.frontmatter_
+    note = f'<!-- Written by tools/readme.py from nbs/{cfg.readme_nb} -->'
+    title = f'# {front["title"]}\n\n> {front["description"]}\n\n{note}'
     parts = [title, *(o.strip() for c in nb.cells for o in blocks(c))]
     return linked('\n\n'.join(filter(None, parts)), cfg.doc_url) + '\n'
 
@@ -61,5 +63,7 @@ def main(
     "Write README.md from nbs/index.ipynb"
     os.chdir(ROOT)
     text, path = readme(get_config()), ROOT/'README.md'
-    if check: sys.exit('README.md is not what nbs/index.ipynb says: run python tools/readme.py' if path.read_text(encoding='utf-8') != text else 0)
+    if check:
+        same = path.read_text(encoding='utf-8') == text
+        sys.exit(0 if same else 'README.md is not what nbs/index.ipynb says: run python tools/readme.py')
     path.write_text(text, encoding='utf-8')
