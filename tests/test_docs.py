@@ -306,3 +306,19 @@ def test_contrasts():
     assert contrast(bar, '#ffffff') >= 4.5
     quiet = re.search(r'search-result-text, \.search-none\) \{ color: (#\w{6})', css)[1]
     assert contrast(quiet, '#e7f0f9') >= 4.5 and contrast(quiet, '#ffffff') >= 4.5
+
+
+def test_every_item_leads_to_pages_that_are_there():
+    "61 items on the home page; one that has an experiment names the chapter of that experiment"
+    from dlcourse.course.experiment import experiments
+    from dlcourse.course.items import items
+    found = items()
+    assert len(found) == 61
+    for _,pages in found.values():
+        for o in pages: assert (cfg.nbs_path/f'{o}.ipynb').exists(), o
+    home = '\n'.join(str(out.get('data', '')) for c in read_nb(cfg.nbs_path/'index.ipynb').cells for out in c.get('outputs', []))
+    for o in found: assert f'| {o} |' in home
+    chapters = {o.module: o.page.with_suffix('').as_posix() for o in SYMBOLS}
+    for id,exp in experiments().items():
+        item = next((k for k in found if id == k or id.startswith(f'{k}-')), None)
+        if item: assert chapters[exp.run.__module__.removeprefix('dlcourse.')] in found[item][1], id

@@ -311,3 +311,5 @@ def test_outputs_are_compared(old, new, measured, same):
 def test_columns_of_times_are_left_out():
     def table(s): return f'<table><tr><th>arch</th><th>seconds</th><th>n</th></tr><tr><th>cnn</th><td>{s}</td><td>7</td></tr></table>'
     assert outputs.without_times(table(3)) == outputs.without_times(table(9)) == 'arch n\ncnn 7'
+    text = 'trial  seconds  n\n    1     0.08  7\n\n seconds 3'
+    assert outputs.without_time_columns(text) == 'trial  seconds  n\n    1           7\n\n seconds 3'

@@ -209,3 +209,19 @@ LONG_YET = {
     'tests/test_resolution.py',
     'tests/test_runs.py',
     'tools/make_shipped.py'} # files that still have longer lines
+
+
+def test_release_workflow():
+    "A tag builds, checks, tries the wheel and publishes without a token"
+    flow = yaml.safe_load((ROOT/'.github'/'workflows'/'release.yml').read_text(encoding='utf-8'))
+    assert flow[True] == dict(push=dict(tags=['v*'])) # `on` is a yes in YAML
+    steps = '\n'.join(o.get('run', '') for o in flow['jobs']['build']['steps'])
+    for o in ('python -m build', 'twine check --strict dist/*', 'install dist/*.whl', 'dlcourse train cnn'): assert o in steps
+    publish = flow['jobs']['publish']
+    assert publish['needs'] == 'build' and publish['permissions'] == {'id-token': 'write'}
+    assert any('pypi-publish' in o.get('uses', '') for o in publish['steps'])
+
+
+def test_changelog_has_the_version(settings):
+    text = (ROOT/'CHANGELOG.md').read_text(encoding='utf-8')
+    assert '## Unreleased' in text and f"## {settings['version']}" in text

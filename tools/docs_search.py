@@ -12,7 +12,8 @@ RANKER = r"""// The stand-in's search: whole words first, then beginnings of wor
     return q.length > 3 && (text || "").toLowerCase().includes(q) ? part : 0;
   };
   const score = (e, q) => {
-    const exact = (e.title || "").toLowerCase() === q ? 400 : 0;
+    const title = (e.title || "").toLowerCase();
+    const exact = title === q ? 400 : title.startsWith(q) ? 30 : 0;
     return exact + Math.max(field(e.title, q, 100, 60, 8), field(e.section, q, 80, 40, 6), field(e.text, q, 20, 10, 1));
   };
   window.Fuse = class {

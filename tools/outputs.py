@@ -66,16 +66,30 @@ def without_times(page):
     return '\n'.join(' '.join(o for i,o in enumerate(r) if i not in timed) for r in rows if not (r and TIMES.search(r[0])))
 
 
+def without_time_columns(text):
+    "`text` without the numbers under headings such as `seconds`, in tables whose columns end below one another"
+    ends, lines = set(), []
+    for line in text.split('\n'):
+        words = [(m[0], m.start(), m.end()) for m in re.finditer(r'\S+', line)]
+        timed = {end for word,_,end in words if TIMES.search(word)}
+        if len(words) > 2 and timed and not any(re.fullmatch(NUMBER, o[0]) for o in words): ends = timed
+        if not words: ends = set()
+        for word,start,end in words:
+            if end in ends and re.fullmatch(NUMBER, word): line = line[:start] + ' '*len(word) + line[end:]
+        lines.append(line)
+    return '\n'.join(lines)
+
+
 def text_of(out):
     "What an output says, pictures as their kind"
-    if out.output_type == 'stream': return joined(out.text)
+    if out.output_type == 'stream': return without_time_columns(joined(out.text))
     if out.output_type == 'error': return out.get('ename', 'error')
     data = out.get('data', {})
     if any(k.startswith('image/') for k in data): return '[a picture]'
     if 'text/html' in data:
         page = re.sub(r'<(style|script).*?</\1>', ' ', joined(data['text/html']), flags=re.S)
         return without_times(page) if '<table' in page else html.unescape(re.sub('<[^>]+>', ' ', page))
-    return joined(data.get('text/markdown') or data.get('text/plain') or '')
+    return without_time_columns(joined(data.get('text/markdown') or data.get('text/plain') or ''))
 
 
 def clean(text):
