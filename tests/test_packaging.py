@@ -4,7 +4,7 @@ from configparser import ConfigParser
 from graphlib import TopologicalSorter
 from pathlib import Path
 
-import pytest
+import pytest, yaml
 from fastcore.nbio import read_nb
 from nbdev.config import get_config
 

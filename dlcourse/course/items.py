@@ -24,7 +24,7 @@ mac-3d | over-fitting, validation and early stopping | course/mac/03_stopping tr
 mac-3e | the notable differences between the two networks | course/mac/04_comparison
 mac-4a | digits of other sizes, in other places, with noise | course/mac/05_perturbed data/08_transforms
 mac-4b | unbalanced classes; fewer classes | course/mac/06_imbalance data/06_sampling
-mac-4c | loss curves, confusion matrices, t-SNE | course/mac/07_views insight/07_embedding
+mac-4c | loss curves, confusion matrices, t-SNE | course/mac/07_views course/mac/11_looking_inside
 mac-4d | more complex images, on a GPU | course/mac/08_harder data/04_sources
 mac-4e | Grad-CAM for a chosen output | course/mac/11_looking_inside insight/06_explain
 mac-4f | a study over every hyper-parameter | course/mac/09_hyperparameters models/03_cnn
