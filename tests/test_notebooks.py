@@ -118,6 +118,17 @@ VISIBLE = [Path(o) for o in '''
     course/02_networks.ipynb
     course/03_training.ipynb
     course/04_judging.ipynb
+    course/mac/00_pair.ipynb
+    course/mac/01_similar_size.ipynb
+    course/mac/02_convergence.ipynb
+    course/mac/03_stopping.ipynb
+    course/mac/04_comparison.ipynb
+    course/mac/06_imbalance.ipynb
+    course/mac/07_views.ipynb
+    course/mac/08_harder.ipynb
+    course/mac/09_hyperparameters.ipynb
+    course/mac/10_recipe.ipynb
+    course/mac/11_looking_inside.ipynb
 '''.split()]
 # Model chapters that are finished
 IN_FORM = [o for o in MODEL_CHAPTERS if o in VISIBLE and any(c.source.startswith('## Exercises') for c in read(o).cells)]

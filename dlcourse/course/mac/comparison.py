@@ -20,6 +20,7 @@ from ...models.blocks import count_params
 aspects = {'test': 'test accuracy', 'first_below': 'steps to a training loss of 0.1', 'loss_gap': 'gap in the loss',
            'seconds_per_epoch': 'seconds an epoch', 'parameters': 'parameters', 'best_epoch': 'chosen epoch'}
 
+# %% ../../../nbs/course/mac/04_comparison.ipynb #7eef7f75
 def draw_comparison(
     record:dict, # Of mac-3e
 ): # A matplotlib figure

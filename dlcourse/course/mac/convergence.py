@@ -29,6 +29,7 @@ def set_apart(
 sizes = 30, 100, 300, 1000
 known = 0.1 # Training loss that counts as "has learnt the training images"
 
+# %% ../../../nbs/course/mac/02_convergence.ipynb #2dad7c86
 def first_below(
     losses, # By step
     level:float, # Where to
@@ -37,6 +38,7 @@ def first_below(
     below = np.flatnonzero(np.asarray(losses) < level)
     return below[0] + 1 if len(below) else float('nan')
 
+# %% ../../../nbs/course/mac/02_convergence.ipynb #a46d1cca
 def settling(
     learn, # A trained `Learner`
     points:int=100, # How much of the curve to keep
@@ -67,10 +69,12 @@ def reached(r):
     "Sizes of the training set at which both networks get below a training loss of 0.1"
     return [n for n in sizes if all('first_below' in r[f'{net} {n}'] for net in nets)]
 
+# %% ../../../nbs/course/mac/02_convergence.ipynb #d088c9f2
 def all_learned(r): return all(max(r.by_seed[f'{net} {n}']['final_level']) < known for net in nets for n in sizes)
 def cnn_is_faster(r): return all(r[f'CNN {n}']['first_below'] < r[f'NN {n}']['first_below'] for n in reached(r))
 def none_settled(r): return all(r[f'{net} {n}']['settled'] < 0.5 for net in nets for n in sizes)
 
+# %% ../../../nbs/course/mac/02_convergence.ipynb #3877d47b
 def more_take_longer(r):
     steps = {net: [r[f'{net} {n}']['first_below'] for n in reached(r)] for net in nets}
     return all(a < b for o in steps.values() for a,b in zip(o, o[1:]))

@@ -19,6 +19,7 @@ from ...models.blocks import count_params
 sets = {'CIFAR-10': 'cifar10', 'EuroSAT': 'eurosat'}
 larger = dict(filters=(16, 32, 64), dense=(128,))
 
+# %% ../../../nbs/course/mac/08_harder.ipynb #566e4653
 def harder_data(
     trial:Trial,
     name:str, # 'CIFAR-10' or 'EuroSAT'

@@ -28,8 +28,10 @@ from ...training.learner import learner_for
 plain_sgd = partial(OptimWrapper, opt=torch.optim.SGD)
 rmsprop   = partial(OptimWrapper, opt=torch.optim.RMSprop)
 
+# %% ../../../nbs/course/mac/09_hyperparameters.ipynb #cdc81caa
 def _named(name, options, label=str): return {label(o): {name: o} for o in options}
 
+# %% ../../../nbs/course/mac/09_hyperparameters.ipynb #c06f25d8
 shared_axes = {
     'activation': _named('activation', ('relu', 'leaky_relu', 'gelu', 'tanh', 'sigmoid')),
     'normalisation': _named('norm', (None, 'batch', 'layer')),
@@ -56,6 +58,7 @@ own_axes = dict(
          'nodes or filters': {str(n): dict(filters=(n, n)) for n in (4, 8, 16)},
          'kernel size': _named('kernel', (1, 3, 5))})
 
+# %% ../../../nbs/course/mac/09_hyperparameters.ipynb #07939c51
 def axes(
     net:str, # 'NN' or 'CNN'
 )->dict: # Axis -> label of a value -> arguments
@@ -65,6 +68,7 @@ def axes(
 # %% ../../../nbs/course/mac/09_hyperparameters.ipynb #9402c914
 base = dict(NN=('mlp', dict(widths=(121, 61))), CNN=('cnn', lenet_args))
 
+# %% ../../../nbs/course/mac/09_hyperparameters.ipynb #6859bb2f
 def score(
     trial:Trial,
     net:str, # 'NN' or 'CNN'
@@ -109,6 +113,7 @@ def spread(
     "Difference between the best and the worst value of an axis"
     return max(r[variant].values()) - min(r[variant].values())
 
+# %% ../../../nbs/course/mac/09_hyperparameters.ipynb #a6380f49
 def worst(r, variant): return min(r[variant], key=r[variant].get)
 def zeros_learn_nothing(r): return max(r[f'{net} initialisation']['zeros'] for net in nets) < 0.2
 def rate_matters_more(r): return all(spread(r, f'{net} learning rate') > spread(r, f'{net} activation') for net in nets)

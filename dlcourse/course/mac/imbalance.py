@@ -25,6 +25,7 @@ repairs = 'class weights', 'oversampling'
 tails = 'balanced', 'unbalanced', *repairs
 groups = {'2 classes': (4, 9), '5 classes': (0, 1, 4, 7, 9), '10 classes': range(10)}
 
+# %% ../../../nbs/course/mac/06_imbalance.ipynb #f46ac19b
 def tail_data(
     trial:Trial,
     variant:str, # One of `tails`
@@ -34,6 +35,7 @@ def tail_data(
     if variant == 'balanced': return trial_data(trial, n_per_class=int(long_tail([n]*10, ratio).sum()//10), valid=valid)
     return trial_data(trial, n_per_class=n, imbalance=ratio, oversample=variant == 'oversampling', valid=valid)
 
+# %% ../../../nbs/course/mac/06_imbalance.ipynb #be38aa6d
 def variant_data(
     trial:Trial,
     variant:str, # One of `tails` or of `groups`
@@ -56,6 +58,7 @@ def trained_for(
     with watched(trial, learn): learn.fit_one_cycle(max(1, round(trial.pick(5, steps)/len(dls.train))), 3e-3)
     return learn
 
+# %% ../../../nbs/course/mac/06_imbalance.ipynb #2cdc4c04
 def recalls(
     ev, # An `Evaluation`
 )->np.ndarray: # (classes,)
@@ -87,12 +90,14 @@ def for_both(f):
     "The expectation that `f(r, net)` is true for both networks"
     return lambda r: all(f(r, net) for net in nets)
 
+# %% ../../../nbs/course/mac/06_imbalance.ipynb #5f97ed82
 def rare_suffer(r, net): return r[f'{net} unbalanced']['rare'] < r[f'{net} balanced']['rare'] - 0.1
 def frequent_gain(r, net): return r[f'{net} unbalanced']['frequent'] > r[f'{net} balanced']['frequent']
 def repairs_help(r, net): return all(r[f'{net} {o}']['rare'] > r[f'{net} unbalanced']['rare'] for o in repairs)
 def repairs_fall_short(r, net): return all(r[f'{net} {o}']['rare'] < r[f'{net} balanced']['rare'] for o in repairs)
 def pair_alone_is_easier(r, net): return r[f'{net} 2 classes']['pair_recall'] > r[f'{net} 10 classes']['pair_recall']
 
+# %% ../../../nbs/course/mac/06_imbalance.ipynb #53760de9
 def cnn_loses_less(r):
     loss = {net: r[f'{net} balanced']['rare'] - r[f'{net} unbalanced']['rare'] for net in nets}
     return loss['CNN'] < loss['NN']

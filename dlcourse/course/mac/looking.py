@@ -23,6 +23,7 @@ from ...training.learner import learner_for
 # %% ../../../nbs/course/mac/11_looking_inside.ipynb #68753d55
 architectures = dict(mlp=dict(widths=(46, 64)), cnn=dict(filters=8, dense=(64,)))
 
+# %% ../../../nbs/course/mac/11_looking_inside.ipynb #0ea58740
 def untrained_learner(
     trial:Trial,
     arch:str, # 'mlp' or 'cnn'
@@ -33,6 +34,7 @@ def untrained_learner(
     dls = dls_for(**data, seed=trial.seed, device=trial.device)
     return learner_for(choose(arch, architectures, 'network'), dls, seed=trial.seed, **{**architectures[arch], **kwargs})
 
+# %% ../../../nbs/course/mac/11_looking_inside.ipynb #0f822215
 def train_network(
     trial:Trial,
     arch:str, # 'mlp' or 'cnn'
@@ -59,6 +61,7 @@ def last_hidden(
 # %% ../../../nbs/course/mac/11_looking_inside.ipynb #560a38da
 scores = 'silhouette', 'fisher', 'probe'
 
+# %% ../../../nbs/course/mac/11_looking_inside.ipynb #9980c626
 def separation(
     learn, # Any fastai `Learner` of classes
     n:int=2000, # Examples, at most
@@ -73,10 +76,12 @@ def separation(
 def _both_ends(r, net, score): return zip(r.by_seed[net][f'input_{score}'], r.by_seed[net][f'hidden_{score}'])
 def deeper_is_better(r): return all(a < b for net in architectures for k in scores for a,b in _both_ends(r, net, k))
 
+# %% ../../../nbs/course/mac/11_looking_inside.ipynb #43e846c4
 def cnn_is_better(figure):
     "The expectation that a figure is larger for the CNN than for the MLP"
     return lambda r: r['cnn'][figure] > r['mlp'][figure]
 
+# %% ../../../nbs/course/mac/11_looking_inside.ipynb #3cb0bb82
 score_names = dict(silhouette='silhouette score', fisher='Fisher ratio', probe='accuracy of a linear probe')
 
 # %% ../../../nbs/course/mac/11_looking_inside.ipynb #f921ed47
@@ -98,6 +103,7 @@ def mass_on(
     "The share of each map's mass that lies on its mask"
     return (heat*mask).sum((1, 2))/heat.sum((1, 2))
 
+# %% ../../../nbs/course/mac/11_looking_inside.ipynb #3b65af2a
 def ink_shares(
     cam:Explanation, # Of the predicted class, with targets
 )->pd.DataFrame: # One row an image: whether it is right, share of ink, share of heat on its ink and on that of another image
@@ -117,6 +123,7 @@ def evidence(
     cams = (grad_cam(learn, range(i, min(i + chunk, n)), 'predicted', part='test') for i in range(0, n, chunk))
     return pd.concat([ink_shares(o) for o in cams], ignore_index=True)
 
+# %% ../../../nbs/course/mac/11_looking_inside.ipynb #b3c89c86
 def by_answer(
     table:pd.DataFrame, # From `evidence`
 )->dict: # 'ink', 'on_ink', 'on_other_ink', each of all, right and wrong answers; 'no_evidence' and 'test_accuracy'
@@ -139,6 +146,7 @@ def captum_maps(
     theirs = LayerGradCam(model, model.get_submodule(layer))
     with evaluating(model): return torch.stack([theirs.attribute(x, c, relu_attributions=True)[:, 0].detach() for c in classes])
 
+# %% ../../../nbs/course/mac/11_looking_inside.ipynb #5aa99096
 def captum_difference(
     learn, # A Learner of a convolutional network
     n:int, # How many test images
@@ -155,14 +163,17 @@ def captum_difference(
 # %% ../../../nbs/course/mac/11_looking_inside.ipynb #c21b7448
 heads = dict(ink={}, averaged=dict(dense=(), grid=1))
 
+# %% ../../../nbs/course/mac/11_looking_inside.ipynb #d197ab6d
 def larger_in_each_run(variant, one, other):
     "The expectation that the figure `one` is larger than the figure `other` with every seed"
     return lambda r: all(a > b for a,b in zip(r.by_seed[variant][one], r.by_seed[variant][other]))
 
+# %% ../../../nbs/course/mac/11_looking_inside.ipynb #34f95224
 def gain(r, answers): return r['ink'][f'on_ink_{answers}']/r['ink'][f'ink_{answers}']
 def right_gain_more(r): return gain(r, 'right') > gain(r, 'wrong')
 def same_maps(r): return max(r.by_seed['captum']['largest_difference']) <= 1e-4
 
+# %% ../../../nbs/course/mac/11_looking_inside.ipynb #5813d3e1
 def relatively_same_maps(r):
     found = r.by_seed['captum']
     return all(d <= 1e-4*v for d,v in zip(found['largest_difference'], found['largest_value']))

@@ -20,8 +20,10 @@ from ...training.learner import learner_for
 recipes = dict(NN=dict(arch='mlp', widths=(512, 256), norm='batch', dropout=0.2, epochs=60, lr=0.003),
                CNN=dict(arch='cnn', filters=(16, 32), grid=7, dense=(128,), dropout=0.1, dense_dropout=0.3, epochs=30, lr=0.005))
 
+# %% ../../../nbs/course/mac/10_recipe.ipynb #0b683e60
 def slightly_moved(): return BatchAffine(degrees=(-12, 12), scale=(0.9, 1.1), translate=(-0.08, 0.08), shear=(-10, 10))
 
+# %% ../../../nbs/course/mac/10_recipe.ipynb #47dbd4b3
 def by_recipe(
     trial:Trial,
     net:str, # 'NN' or 'CNN'

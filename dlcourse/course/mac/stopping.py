@@ -37,6 +37,7 @@ def trained_long(
 # %% ../../../nbs/course/mac/03_stopping.ipynb #ac1e424b
 runs = 'to the end', 'stopped'
 
+# %% ../../../nbs/course/mac/03_stopping.ipynb #a0869e9a
 def draw_stopping(
     record:dict, # Of mac-3d
 ): # A matplotlib figure
