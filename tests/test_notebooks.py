@@ -134,29 +134,9 @@ VISIBLE = [Path(o) for o in '''
 IN_FORM = [o for o in MODEL_CHAPTERS if o in VISIBLE and any(c.source.startswith('## Exercises') for c in read(o).cells)]
 # Pages whose pictures still lack an alternative text; a page that has them all loses its line
 NO_ALT_YET = {Path(o) for o in '''
-    course/mac/01_similar_size.ipynb
-    course/mac/02_convergence.ipynb
-    course/mac/03_stopping.ipynb
-    course/mac/04_comparison.ipynb
     course/mac/05_perturbed.ipynb
-    course/mac/06_imbalance.ipynb
-    course/mac/07_views.ipynb
-    course/mac/08_harder.ipynb
-    course/mac/09_hyperparameters.ipynb
-    course/mac/10_recipe.ipynb
-    course/mac/11_looking_inside.ipynb
-    course/mba/02_optimisers.ipynb
-    course/mba/03_architectures.ipynb
     course/mba/04_boston.ipynb
-    course/mba/05_fashion800.ipynb
     course/tp1/01_cifar10.ipynb
-    course/tp1/02_eurosat.ipynb
-    course/tp1/03_ninety_four.ipynb
-    insight/01_curves.ipynb
-    insight/02_evaluation.ipynb
-    insight/04_resolution.ipynb
-    insight/06_explain.ipynb
-    insight/07_embedding.ipynb
 '''.split()}
 # Pages that still have lines of more than 140 columns; a page that has none loses its line
 LONG_YET = {Path(o) for o in '''
