@@ -18,20 +18,20 @@ from ...models.blocks import count_params
 
 # %% ../../../nbs/course/mac/04_comparison.ipynb #0a5f3f08
 aspects = {'test': 'test accuracy', 'first_below': 'steps to a training loss of 0.1', 'loss_gap': 'gap in the loss',
-           'seconds_per_epoch': 'seconds an epoch', 'parameters': 'parameters', 'best_epoch': 'chosen epoch'}
+           'seconds_per_epoch': 'seconds per epoch', 'parameters': 'parameters', 'best_epoch': 'chosen epoch'}
 
 # %% ../../../nbs/course/mac/04_comparison.ipynb #7eef7f75
 def draw_comparison(
-    record:dict, # Of mac-3e
+    record:dict, # The record of mac-3e
 ): # A matplotlib figure
-    "A panel for each aspect, a dot for each seed"
+    "Plot one panel for each aspect, with a dot for each seed"
     axs = panels(len(aspects), None, width=3, height=2.4)
     for ax,(k,name) in zip(axs, aspects.items()):
         dots(ax, {net: values(record, net, k) for net in nets}, colours[0])
         tidy(ax, name)
         ax.set_xlim(-0.6, 1.6)
         ax.margins(y=0.2)
-        if k != 'test': ax.set_ylim(bottom=0)
+        if k != 'test': ax.set_ylim(0, 1.15*ax.get_ylim()[1])
     return axs[0].figure
 
 # %% ../../../nbs/course/mac/04_comparison.ipynb #1543eeb8

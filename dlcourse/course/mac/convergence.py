@@ -19,9 +19,9 @@ from ...insight.curves import colours, convergence, panels, step_losses, tidy
 # %% ../../../nbs/course/mac/02_convergence.ipynb #5e2659f1
 def set_apart(
     trial:Trial,
-    n:int, # How many
-)->range: # Rows
-    "Rows of `n` training images, evenly spaced, that are to be held against training"
+    n:int, # Number wanted
+)->range: # Row numbers
+    "Choose `n` training images, evenly spaced, for validation"
     total = source(trial.pick('fashion_mini', 'mnist')).n_train
     return range(0, total, total//n)
 
@@ -31,19 +31,19 @@ known = 0.1 # Training loss that counts as "has learnt the training images"
 
 # %% ../../../nbs/course/mac/02_convergence.ipynb #2dad7c86
 def first_below(
-    losses, # By step
-    level:float, # Where to
+    losses, # Training loss after each step
+    level:float, # Loss to get below
 )->float: # Step, counted from 1; NaN if never
-    "The first step at which the loss is below a level"
+    "Find the first step at which the loss is below a level"
     below = np.flatnonzero(np.asarray(losses) < level)
     return below[0] + 1 if len(below) else float('nan')
 
 # %% ../../../nbs/course/mac/02_convergence.ipynb #a46d1cca
 def settling(
     learn, # A trained `Learner`
-    points:int=100, # How much of the curve to keep
-)->dict: # Figures
-    "What `convergence` reads off the training loss, and the curve itself"
+    points:int=100, # Number of points of the curve to keep
+)->dict: # Figures of `convergence`, 'first_below', and the curve as 'at' (steps) and 'losses'
+    "Measure the convergence of the training loss, and keep the curve"
     losses = step_losses(learn)
     at = np.linspace(0, len(losses) - 1, min(points, len(losses))).round().astype(int)
     found = convergence(learn).iloc[0].astype(float)
@@ -51,9 +51,9 @@ def settling(
 
 # %% ../../../nbs/course/mac/02_convergence.ipynb #2e66b6af
 def draw_convergence(
-    record:dict, # Of mac-3c
+    record:dict, # The record of mac-3c
 ): # A matplotlib figure
-    "Training loss by step, a panel for each network"
+    "Plot the training loss by step, one panel for each network"
     axs = panels(2, None, width=5)
     for ax,net in zip(axs, nets):
         for n,colour in zip(sizes, colours):
@@ -66,7 +66,7 @@ def draw_convergence(
 
 # %% ../../../nbs/course/mac/02_convergence.ipynb #1217ea0c
 def reached(r):
-    "Sizes of the training set at which both networks get below a training loss of 0.1"
+    "List the sizes of the training set at which both networks get below a training loss of 0.1"
     return [n for n in sizes if all('first_below' in r[f'{net} {n}'] for net in nets)]
 
 # %% ../../../nbs/course/mac/02_convergence.ipynb #d088c9f2

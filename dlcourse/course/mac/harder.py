@@ -24,14 +24,14 @@ def harder_data(
     trial:Trial,
     name:str, # 'CIFAR-10' or 'EuroSAT'
 ): # `DataLoaders` of images of 32×32 pixels
-    "300 images of each class, a fifth of them for validation; the shipped clothes in a quick trial"
+    "Load 300 images of each class, a fifth of them for validation; a quick trial takes the shipped clothes"
     return dls_for(trial.pick('fashion_mini', sets[name]), size=32, n_per_class=trial.pick(40, 300), seed=trial.seed, device=trial.device)
 
 # %% ../../../nbs/course/mac/08_harder.ipynb #c1324c69
 def draw_harder(
-    record:dict, # Of mac-4d
+    record:dict, # The record of mac-4d
 ): # A matplotlib figure
-    "Test accuracy on each data set"
+    "Plot the test accuracy on each data set"
     ax = panels(1, None, width=5.5, height=3.3)[0]
     for net,colour,offset in zip(nets, colours, (-0.1, 0.1)):
         dots(ax, {o: values(record, f'{net} {o}', 'test') for o in sets}, colour, offset)

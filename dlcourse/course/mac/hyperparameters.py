@@ -62,7 +62,7 @@ own_axes = dict(
 def axes(
     net:str, # 'NN' or 'CNN'
 )->dict: # Axis -> label of a value -> arguments
-    "What is varied"
+    "List the values that are tried on each axis"
     return {**own_axes[net], **shared_axes}
 
 # %% ../../../nbs/course/mac/09_hyperparameters.ipynb #9402c914
@@ -74,10 +74,10 @@ def score(
     net:str, # 'NN' or 'CNN'
     bs:int=64, # Batch size
     lr:float=0.003, # Learning rate
-    augment=None, # Of `dls_for`
-    **kwargs, # Of `learner_for` and the network
+    augment=None, # Augmentation, as in `dls_for`
+    **kwargs, # Arguments of `learner_for` and the network
 )->float: # Accuracy on 2,000 validation images
-    "Train four epochs with some settings changed; nothing is learnt where the loss stops being a number"
+    "Train four epochs with some settings changed, and measure the accuracy on validation images"
     arch, args = base[net]
     dls = trial_data(trial, valid=set_apart(trial, trial.pick(200, 2000)), bs=min(bs, trial.pick(64, bs)), augment=augment)
     learn = learner_for(arch, dls, seed=trial.seed, **{**args, **kwargs})
@@ -86,9 +86,9 @@ def score(
 
 # %% ../../../nbs/course/mac/09_hyperparameters.ipynb #8febbaa4
 def draw_axes(
-    record:dict, # Of mac-4f
+    record:dict, # The record of mac-4f
 ): # A matplotlib figure
-    "A panel for each axis, a dot for each seed"
+    "Plot one panel for each axis, with a dot for each seed"
     names = list(axes('CNN'))
     axs = panels(len(names), None, width=4, height=2.6)
     for ax,axis in zip(axs, names):
@@ -110,7 +110,7 @@ def spread(
     r:dict, # `Results` of mac-4f
     variant:str, # Network and axis, such as 'CNN kernel size'
 )->float: # Accuracy
-    "Difference between the best and the worst value of an axis"
+    "Compute the difference between the best and the worst value of an axis"
     return max(r[variant].values()) - min(r[variant].values())
 
 # %% ../../../nbs/course/mac/09_hyperparameters.ipynb #a6380f49

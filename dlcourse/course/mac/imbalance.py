@@ -28,9 +28,9 @@ groups = {'2 classes': (4, 9), '5 classes': (0, 1, 4, 7, 9), '10 classes': range
 # %% ../../../nbs/course/mac/06_imbalance.ipynb #f46ac19b
 def tail_data(
     trial:Trial,
-    variant:str, # One of `tails`
+    variant:str, # Name from `tails`
 ): # `DataLoaders`
-    "Classes of 300 images down to 6, as they are or each repeated until all are equal; or as many images in classes of one size"
+    "Load classes of 300 images down to 6, with or without oversampling; or equal classes with the same total"
     n, valid = trial.pick(100, 300), set_apart(trial, trial.pick(100, 1000))
     if variant == 'balanced': return trial_data(trial, n_per_class=int(long_tail([n]*10, ratio).sum()//10), valid=valid)
     return trial_data(trial, n_per_class=n, imbalance=ratio, oversample=variant == 'oversampling', valid=valid)
@@ -38,9 +38,9 @@ def tail_data(
 # %% ../../../nbs/course/mac/06_imbalance.ipynb #be38aa6d
 def variant_data(
     trial:Trial,
-    variant:str, # One of `tails` or of `groups`
+    variant:str, # Name from `tails` or `groups`
 ): # `DataLoaders`
-    "The data of a variant"
+    "Load the data of a variant"
     if variant in tails: return tail_data(trial, variant)
     return trial_data(trial, classes=list(groups[variant]), valid=set_apart(trial, trial.pick(100, 1000)))
 
@@ -49,10 +49,10 @@ def trained_for(
     trial:Trial,
     net:str, # 'NN' or 'CNN'
     dls, # `DataLoaders`
-    weighted:bool, # Whether the loss is weighted by class
-    steps:int=470, # Of a full run
+    weighted:bool, # Weight the loss by class?
+    steps:int=470, # Steps of a full run
 ): # A trained `Learner`
-    "Train for a number of steps, whatever the number of images"
+    "Train for a given number of steps, whatever the number of images"
     loss = CrossEntropy(weight=class_weights(dls.labels(), dls.c).to(dls.device)) if weighted else None
     learn = trial_learner(trial, net, dls, loss_func=loss)
     with watched(trial, learn): learn.fit_one_cycle(max(1, round(trial.pick(5, steps)/len(dls.train))), 3e-3)
@@ -61,16 +61,16 @@ def trained_for(
 # %% ../../../nbs/course/mac/06_imbalance.ipynb #2cdc4c04
 def recalls(
     ev, # An `Evaluation`
-)->np.ndarray: # (classes,)
-    "Part of each class that was recognised"
+)->np.ndarray: # Recall of each class, (classes,), 0 to 1
+    "Compute the share of each class that was recognised"
     C = ev.confusion_matrix()
     return C.diagonal()/C.sum(1)
 
 # %% ../../../nbs/course/mac/06_imbalance.ipynb #e4dcc911
 def draw_imbalance(
-    record:dict, # Of mac-4b
+    record:dict, # The record of mac-4b
 ): # A matplotlib figure
-    "Recall by class for the unbalanced data and the repairs; recall of 4 and 9 among two, five and ten classes"
+    "Plot the recall by class for the unbalanced data and the repairs, and the recall of 4 and 9 among two, five and ten classes"
     axs = panels(3, None, width=4)
     for ax,net in zip(axs, nets):
         for variant,colour in zip(tails, colours):
@@ -87,7 +87,7 @@ def draw_imbalance(
 
 # %% ../../../nbs/course/mac/06_imbalance.ipynb #cd39c4e7
 def for_both(f):
-    "The expectation that `f(r, net)` is true for both networks"
+    "Make the expectation that `f(r, net)` is true for both networks"
     return lambda r: all(f(r, net) for net in nets)
 
 # %% ../../../nbs/course/mac/06_imbalance.ipynb #5f97ed82

@@ -29,7 +29,7 @@ def untrained_learner(
     arch:str, # 'mlp' or 'cnn'
     **kwargs, # Arguments of the network other than those in `architectures`
 ): # A `LeanLearner`, not trained yet
-    "One of the two networks on 300 images of each digit; where the trial is a quick one, on a few of the shipped clothes"
+    "Make a learner of one network for 300 images of each digit; a quick trial takes a few of the shipped clothes"
     data = trial.pick(dict(data='fashion_mini', n_per_class=30), dict(data='mnist', n_per_class=300))
     dls = dls_for(**data, seed=trial.seed, device=trial.device)
     return learner_for(choose(arch, architectures, 'network'), dls, seed=trial.seed, **{**architectures[arch], **kwargs})
@@ -38,10 +38,10 @@ def untrained_learner(
 def train_network(
     trial:Trial,
     arch:str, # 'mlp' or 'cnn'
-    epochs:int=10, # Of a full trial; a quick one has two
-    **kwargs, # As in `untrained_learner`
+    epochs:int=10, # Epochs of a full trial; a quick one has two
+    **kwargs, # Arguments of `untrained_learner`
 ): # A trained `LeanLearner`
-    "The same after one cycle of the learning rate"
+    "Train one of the two networks with one cycle of the learning rate"
     learn = untrained_learner(trial, arch, **kwargs)
     with watched(trial, learn): learn.fit_one_cycle(trial.pick(2, epochs), 3e-3)
     return learn
@@ -50,7 +50,7 @@ def train_network(
 def last_hidden(
     learn, # Any fastai `Learner`
 )->str: # Name of a layer
-    "The layer that gives the last linear layer its features; raises `CourseError` if there is none"
+    "Find the layer that gives the last linear layer its features; raises `CourseError` if no layer does"
     with kept_rng(): x = learn.dls.valid.one_batch()[0][:1].as_subclass(Tensor)
     found = list(layer_outputs(learn.model, x.to(next(learn.model.parameters()).device)).items())
     at = [i for i,(_,(m, _)) in enumerate(found) if isinstance(m, nn.Linear)][-1:]
@@ -64,11 +64,11 @@ scores = 'silhouette', 'fisher', 'probe'
 # %% ../../../nbs/course/mac/11_looking_inside.ipynb #9980c626
 def separation(
     learn, # Any fastai `Learner` of classes
-    n:int=2000, # Examples, at most
+    n:int=2000, # Largest number of examples
     part='test', # 'train', 'valid' or 'test'
-    seed:int=42, # Of the draw
+    seed:int=42, # Seed of the draw
 )->dict: # 'input_silhouette', ..., 'hidden_probe'
-    "How well the classes are separated at the input and in the last hidden layer; raises `CourseError` as `activations` and `last_hidden`"
+    "Measure how well the classes are separated at the input and in the last hidden layer; raises `CourseError` as `last_hidden` does"
     table = activations(learn, ['input', last_hidden(learn)], part, n, pool=False, seed=seed).separability()
     return {f'{where}_{k}': table[k].iloc[i] for i,where in enumerate(('input', 'hidden')) for k in scores}
 
@@ -78,7 +78,7 @@ def deeper_is_better(r): return all(a < b for net in architectures for k in scor
 
 # %% ../../../nbs/course/mac/11_looking_inside.ipynb #43e846c4
 def cnn_is_better(figure):
-    "The expectation that a figure is larger for the CNN than for the MLP"
+    "Make the expectation that a figure is larger for the CNN than for the MLP"
     return lambda r: r['cnn'][figure] > r['mlp'][figure]
 
 # %% ../../../nbs/course/mac/11_looking_inside.ipynb #3cb0bb82
@@ -97,17 +97,17 @@ def separating(trial):
 
 # %% ../../../nbs/course/mac/11_looking_inside.ipynb #87345b8a
 def mass_on(
-    heat:Tensor, # At least 0, (N, H, W)
-    mask:Tensor, # Bool, (N, H, W)
+    heat:Tensor, # Maps (N, H, W) of values from 0
+    mask:Tensor, # `bool` masks (N, H, W)
 )->Tensor: # (N,), 0 to 1; NaN where there is no heat
-    "The share of each map's mass that lies on its mask"
+    "Compute the share of each map's mass that lies on its mask"
     return (heat*mask).sum((1, 2))/heat.sum((1, 2))
 
 # %% ../../../nbs/course/mac/11_looking_inside.ipynb #3b65af2a
 def ink_shares(
-    cam:Explanation, # Of the predicted class, with targets
-)->pd.DataFrame: # One row an image: whether it is right, share of ink, share of heat on its ink and on that of another image
-    "How much of the heat of the first map lies on the ink of each image"
+    cam:Explanation, # Maps of the predicted class, with targets
+)->pd.DataFrame: # One row per image: whether it is right, share of ink, share of heat on its ink and on that of another image
+    "Measure how much of the heat of the first map lies on the ink of each image"
     ink, heat = cam.images.mean(1) >= 0.5, cam.heat[0]
     other = ink.roll(len(ink)//2, 0)
     right = cam.classes[0] == cam.targets
@@ -116,18 +116,18 @@ def ink_shares(
 # %% ../../../nbs/course/mac/11_looking_inside.ipynb #156444e2
 def evidence(
     learn, # A Learner of a convolutional network
-    n:int, # How many test images
-    chunk:int=500, # How many at a time
-)->pd.DataFrame: # As from `ink_shares`
-    "Grad-CAM of the predicted class for the first `n` test images, against their ink"
+    n:int, # Number of test images
+    chunk:int=500, # Number of images at a time
+)->pd.DataFrame: # Rows of `ink_shares`
+    "Compare Grad-CAM of the predicted class with the ink, for the first `n` test images"
     cams = (grad_cam(learn, range(i, min(i + chunk, n)), 'predicted', part='test') for i in range(0, n, chunk))
     return pd.concat([ink_shares(o) for o in cams], ignore_index=True)
 
 # %% ../../../nbs/course/mac/11_looking_inside.ipynb #b3c89c86
 def by_answer(
-    table:pd.DataFrame, # From `evidence`
+    table:pd.DataFrame, # Result of `evidence`
 )->dict: # 'ink', 'on_ink', 'on_other_ink', each of all, right and wrong answers; 'no_evidence' and 'test_accuracy'
-    "Means over all images whose map has any heat, and over those that are answered rightly and wrongly"
+    "Average over all images whose map has any heat, and over those with a right and with a wrong answer"
     known = table.dropna()
     groups = {'': known, '_right': known[known.right], '_wrong': known[~known.right]}
     means = {f'{k}{name}': o[k].mean() for name,o in groups.items() for k in ('ink', 'on_ink', 'on_other_ink')}
@@ -138,9 +138,9 @@ def captum_maps(
     model:nn.Module,
     x:Tensor, # Images as the network takes them, (N, C, H, W)
     classes:Tensor, # int64 (K, N)
-    layer:str, # Whole name
-)->Tensor: # (K, N, h, w)
-    "Grad-CAM by captum; raises `NotMeasured` where it isn't installed"
+    layer:str, # Name of the layer, as in `named_modules`
+)->Tensor: # Maps (K, N, h, w)
+    "Compute Grad-CAM with captum; raises `NotMeasured` if it isn't installed"
     try: from captum.attr import LayerGradCam
     except ModuleNotFoundError as e: raise NotMeasured('the comparison needs captum: pip install captum') from e
     theirs = LayerGradCam(model, model.get_submodule(layer))
@@ -149,9 +149,9 @@ def captum_maps(
 # %% ../../../nbs/course/mac/11_looking_inside.ipynb #5aa99096
 def captum_difference(
     learn, # A Learner of a convolutional network
-    n:int, # How many test images
+    n:int, # Number of test images
 )->dict: # 'largest_difference' and 'largest_value'
-    "The largest difference between our maps and captum's over all classes, and the largest value of a map"
+    "Find the largest difference between our maps and captum's over all classes, and the largest value of a map"
     x, y, _ = image_batch(learn, range(n), 'test')
     x = x.to(next(learn.model.parameters()).device)
     classes = torch.arange(len(learn.dls.vocab), device=x.device)[:, None].expand(-1, n)
@@ -165,7 +165,7 @@ heads = dict(ink={}, averaged=dict(dense=(), grid=1))
 
 # %% ../../../nbs/course/mac/11_looking_inside.ipynb #d197ab6d
 def larger_in_each_run(variant, one, other):
-    "The expectation that the figure `one` is larger than the figure `other` with every seed"
+    "Make the expectation that the figure `one` is larger than the figure `other` with every seed"
     return lambda r: all(a > b for a,b in zip(r.by_seed[variant][one], r.by_seed[variant][other]))
 
 # %% ../../../nbs/course/mac/11_looking_inside.ipynb #34f95224

@@ -24,7 +24,7 @@ def matched_pair(
     n_out:int, # Number of classes
     **cnn_args, # Arguments of `cnn`; by default `lenet_args`
 )->dict: # 'NN' and 'CNN' -> (name of the architecture, its arguments)
-    "A convolutional network, and a plain one with as many parameters within 2 %; raises `CourseError` where there is none"
+    "Choose a plain network with as many parameters as a convolutional one, within 2 %; raises `CourseError` if no width fits"
     cnn_args = cnn_args or lenet_args
     size = size_of('cnn', n_in, n_out, **cnn_args)
     return dict(NN=('mlp', match_params('mlp', size, n_in, n_out)[0]), CNN=('cnn', cnn_args))
@@ -34,7 +34,7 @@ def trial_data(
     trial:Trial,
     **kwargs, # Arguments of `dls_for`
 ): # `DataLoaders`
-    "300 images of each digit, a fifth of them for validation; in a quick trial 40 of each of the shipped clothes"
+    "Load 300 images of each digit, a fifth of them for validation; a quick trial takes 40 images of each class of the shipped clothes"
     given = {'n_per_class': trial.pick(40, 300), **kwargs}
     return dls_for(trial.pick('fashion_mini', 'mnist'), device=trial.device, seed=trial.seed, **given)
 
@@ -43,10 +43,10 @@ def trial_learner(
     trial:Trial,
     net:str, # 'NN' or 'CNN'
     dls, # `DataLoaders`
-    cnn_args:dict={}, # As in `matched_pair`
+    cnn_args:dict={}, # Arguments of `cnn`, as in `matched_pair`
     **kwargs, # Arguments of `learner_for`
 ): # A `Learner`
-    "A learner of one network of the pair for `dls`"
+    "Make a learner for one network of the pair"
     arch, args = matched_pair(*sizes_of(dls), **cnn_args)[net]
     return learner_for(arch, dls, seed=trial.seed, **args, **kwargs)
 
@@ -57,7 +57,7 @@ def train_one_cycle(
     epochs:int, # Epochs of a full trial; a quick one has one
     lr:float=3e-3, # Largest learning rate of the cycle
 ): # `learn`
-    "Train by one cycle (Smith and Topin 2018)"
+    "Train with one cycle of the learning rate (Smith and Topin 2018)"
     with watched(trial, learn): learn.fit_one_cycle(trial.pick(1, epochs), lr)
     return learn
 
@@ -67,5 +67,5 @@ def evaluate_on(
     part:str='test', # 'train', 'valid' or 'test'
     **kwargs, # Further arguments of `evaluate`
 ): # An `Evaluation`
-    "Evaluate without a progress bar"
+    "Evaluate a learner without a progress bar"
     with learn.quiet(): return evaluate(learn, part, **kwargs)

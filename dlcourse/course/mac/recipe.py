@@ -27,9 +27,9 @@ def slightly_moved(): return BatchAffine(degrees=(-12, 12), scale=(0.9, 1.1), tr
 def by_recipe(
     trial:Trial,
     net:str, # 'NN' or 'CNN'
-    **kwargs, # What is to differ from the recipe
+    **kwargs, # Settings that differ from the recipe
 ): # A trained `Learner`
-    "Train a network by our recipe"
+    "Train a network with our recipe"
     r = {**recipes[net], **kwargs}
     epochs, lr, augment = r.pop('epochs'), r.pop('lr'), r.pop('augment', slightly_moved())
     dls = trial_data(trial, augment=augment, **r.pop('data', {}))
@@ -39,9 +39,9 @@ def by_recipe(
 
 # %% ../../../nbs/course/mac/10_recipe.ipynb #51d9f4dd
 def draw_recipe(
-    record:dict, # Of mac-recipe
+    record:dict, # The record of mac-recipe
 ): # A matplotlib figure
-    "Test accuracy of each seed"
+    "Plot the validation and test accuracy of each seed"
     axs = panels(2, None, width=3.5, height=3)
     for ax,net in zip(axs, nets):
         dots(ax, {o: values(record, net, o) for o in ('valid', 'test')}, colours[0])

@@ -16,9 +16,9 @@ from ...models.blocks import count_params
 
 # %% ../../../nbs/course/mac/01_similar_size.ipynb #2f22b222
 def draw_similar_size(
-    record:dict, # Of mac-3a
+    record:dict, # The record of mac-3a
 ): # A matplotlib figure
-    "Accuracy of both networks on each part of the data"
+    "Plot the accuracy of both networks on each part of the data"
     ax = panels(1, None, width=5, height=3.3)[0]
     for net,colour,offset in zip(nets, colours, (-0.08, 0.08)):
         dots(ax, {o: values(record, net, o) for o in ('train', 'valid', 'test')}, colour, offset)

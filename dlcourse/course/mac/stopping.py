@@ -18,7 +18,7 @@ from ...insight.curves import colours, panels, tidy
 def gaps(
     learn, # A trained `Learner`
 )->dict: # Loss and accuracy on the training and the validation images, their gaps, and the accuracy on the test images
-    "How much better the network is on the images it has learnt from"
+    "Measure how much better the network is on its training images than on validation images"
     train, valid = evaluate_on(learn, 'train'), evaluate_on(learn, 'valid')
     return dict(train_loss=train.loss, valid_loss=valid.loss, loss_gap=valid.loss - train.loss, train=train.accuracy,
                 valid=valid.accuracy, accuracy_gap=train.accuracy - valid.accuracy, test=evaluate_on(learn).accuracy)
@@ -27,9 +27,9 @@ def gaps(
 def trained_long(
     trial:Trial,
     net:str, # 'NN' or 'CNN'
-    **kwargs, # Of `learner_for`, such as `early_stopping`
+    **kwargs, # Arguments of `learner_for`, such as `early_stopping`
 ): # A trained `Learner`
-    "Train for 40 epochs with a constant learning rate, unless something stops it"
+    "Train for 40 epochs with a constant learning rate, or until a callback stops the training"
     learn = trial_learner(trial, net, trial_data(trial), **kwargs)
     with watched(trial, learn): learn.fit(trial.pick(3, 40), 1e-3)
     return learn
@@ -39,9 +39,9 @@ runs = 'to the end', 'stopped'
 
 # %% ../../../nbs/course/mac/03_stopping.ipynb #a0869e9a
 def draw_stopping(
-    record:dict, # Of mac-3d
+    record:dict, # The record of mac-3d
 ): # A matplotlib figure
-    "Losses by epoch, and the epochs that early stopping chose"
+    "Plot the losses by epoch, and mark the epochs that early stopping chose"
     axs = panels(2, None, width=5)
     for ax,net in zip(axs, nets):
         for curve,style,colour in [('train_curve', '--', colours[0]), ('valid_curve', '-', colours[1])]:

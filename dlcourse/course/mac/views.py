@@ -17,10 +17,10 @@ from ...insight.curves import colours, panels, tidy
 
 # %% ../../../nbs/course/mac/07_views.ipynb #ac7272a1
 def mean_confusion(
-    record:dict, # Of mac-4c
+    record:dict, # The record of mac-4c
     net:str, # 'NN' or 'CNN'
 )->np.ndarray: # Mean counts over the seeds, (K, K): actual class by predicted class
-    "The confusion matrix of a network; None where nothing was measured"
+    "Average the confusion matrix of a network over the seeds; None if nothing was measured"
     found = values(record, net, 'confusion')
     return np.mean(found, 0).reshape(2*[round(len(found[0])**0.5)]) if found else None
 
@@ -28,9 +28,9 @@ def mean_confusion(
 def draw_confusion(
     ax, # matplotlib axes
     C:np.ndarray, # Counts (K, K)
-    title:str, # Above
+    title:str, # Title of the axes
 ):
-    "Draw the mistakes: the diagonal is left white"
+    "Draw the mistakes of a confusion matrix; the diagonal stays white"
     wrong = C*(1 - np.eye(len(C)))
     ax.imshow(wrong, cmap='Oranges', vmin=0)
     for i,j in zip(*np.nonzero(wrong.round())): ax.text(j, i, f'{C[i, j]:.0f}', ha='center', va='center', fontsize=7)
@@ -38,9 +38,9 @@ def draw_confusion(
 
 # %% ../../../nbs/course/mac/07_views.ipynb #d086a563
 def draw_views(
-    record:dict, # Of mac-4c
+    record:dict, # The record of mac-4c
 ): # A matplotlib figure
-    "Loss by epoch and mistakes, for both networks"
+    "Plot the loss by epoch and the mistakes of both networks"
     axs = panels(4, None, width=4.4, ncols=2)
     for ax,net in zip(axs[::2], nets):
         for curve,style,colour in [('train_curve', '--', colours[0]), ('valid_curve', '-', colours[1])]:
@@ -57,9 +57,9 @@ def draw_views(
 # %% ../../../nbs/course/mac/07_views.ipynb #cf2000fc
 def worst_pairs(
     confusion, # Counts of a confusion matrix, row by row, or (K, K)
-    n:int=3, # How many
+    n:int=3, # Number of pairs
 )->list: # Pairs of class numbers, the most frequent first
-    "The pairs of classes that are taken for each other most often, both ways together"
+    "Find the pairs of classes that are taken for each other most often, both ways together"
     C = np.reshape(confusion, 2*[round(np.size(confusion)**0.5)])
     both = np.triu(C + C.T, 1)
     return [tuple(map(int, np.unravel_index(i, both.shape))) for i in np.argsort(-both, axis=None)[:n]]
@@ -68,8 +68,8 @@ def worst_pairs(
 def mistakes_of(
     confusion:list, # Counts of a confusion matrix, row by row
     pair:tuple, # Two class numbers
-)->float:
-    "How often the two classes are taken for each other"
+)->float: # Number of mistakes, both ways together
+    "Count how often two classes are taken for each other"
     n = round(len(confusion)**0.5)
     C = np.reshape(confusion, (n, n))
     return C[pair] + C[pair[::-1]]
