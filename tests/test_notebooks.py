@@ -258,7 +258,7 @@ def test_exercises_have_solutions(nb): assert len(exercises(nb)) >= 3 and all(ex
 def defined_in(cell): return [o.name for o in cell.parsed_() or [] if isinstance(o, DEFINITIONS)]
 
 
-@notebooks(IN_FORM)
+@notebooks([*IN_FORM, Path('insight/06_explain.ipynb')])
 def test_few_definitions_before_one_is_used(nb):
     waiting = 0
     for o in code(nb):
