@@ -14,7 +14,7 @@ from dlcourse.course import experiment as ex, records as rc
 from dlcourse.course.experiment import NotMeasured, Trial, experiments, find_experiments, recorded, reproduce
 from dlcourse.course.mac import hyperparameters, imbalance, looking, pair, perturbed, recipe, similar_size, stopping, views
 from dlcourse.course.mba.architectures import three_nets, ways
-from dlcourse.course.mba.boston import Decay, epochs_for, house_net
+from dlcourse.course.mba.boston import DecayRate, epochs_for, house_net
 from dlcourse.course.mba.losses import four, logistic_probabilities, points, truth
 from dlcourse.course.mba.optimisers import adam_rule, by_hand_and_torch, rank_correlation, sgd_rule
 from dlcourse.course.tp1.cifar10 import l2_adam
@@ -309,12 +309,12 @@ def test_restored_weights_are_those_of_the_best_epoch():
 @pytest.mark.parametrize('kind', perturbed.strengths)
 def test_the_first_strength_changes_nothing_and_the_last_does(kind):
     ex = perturbed.small_set(quick(''))
-    same, other = (perturbed.changed_test(ex, kind, perturbed.strengths[kind][i]).x_test for i in (0, -1))
+    same, other = (perturbed.with_changed_test(ex, kind, perturbed.strengths[kind][i]).x_test for i in (0, -1))
     assert torch.equal(same, ex.x_test) and not torch.equal(other, ex.x_test)
 
 
 def test_unknown_kind_of_change():
-    with pytest.raises(CourseError, match="unknown kind of change 'sizes'. Did you mean 'size'"): perturbed.change('sizes', 1)
+    with pytest.raises(CourseError, match="unknown kind of change 'sizes'. Did you mean 'size'"): perturbed.change_of('sizes', 1)
 
 
 def test_the_tail_and_its_repairs():
@@ -517,7 +517,7 @@ def test_decay_rounds_as_the_document_prints_it():
         hypers = [dict(lr=.02)]
         def set_hyper(self, k, v): self.hypers[-1][k] = v
     class Learn: epoch, opt = 0, Opt()
-    cb, rates = Decay(.05, 10), []
+    cb, rates = DecayRate(.05, 10), []
     cb.learn = Learn()
     for Learn.epoch in range(20):
         cb.before_epoch()
