@@ -167,7 +167,7 @@ def is_visible(cell):
 def python_of(cell):
     "The source of a code cell without directives and magics"
     if cell.source.lstrip().startswith('%%'): return ''
-    return '\n'.join('pass' if re.match(r'\s*[%!]', o) else o for o in cell.source.splitlines())
+    return '\n'.join(re.sub(r'^(\s*)[%!].*', r'\1pass', o) for o in cell.source.splitlines())
 
 
 def scopes(table):
