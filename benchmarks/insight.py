@@ -19,12 +19,13 @@ def contestants(arch, size, frozen=False):
     "Grad-CAM and a forward pass of the network `arch` on `N` images of `size` pixels"
     import torch
     from dlcourse.data.blocks import dls_for
-    from dlcourse.insight.explain import cam_maps, default_layer, layer_outputs
+    from dlcourse.insight.explain import cam_maps, default_layer
+    from dlcourse.insight.layers import layer_shapes
     from dlcourse.training.learner import learner_for
     with silent(): learn = learner_for(arch, dls_for('fashion_mini', size=size, bs=N, seed=1), pretrained=False, seed=1)
     if frozen: learn.freeze()
     model, x = learn.model.eval(), learn.dls.valid.one_batch()[0][:N]
-    def cam(): return cam_maps(model, x, lambda scores: scores.argmax(1)[None], default_layer(model, layer_outputs(model, x[:1])))
+    def cam(): return cam_maps(model, x, lambda scores: scores.argmax(1)[None], default_layer(model, layer_shapes(model, x[:1])))
     def forward():
         with torch.no_grad(): return model(x)
     return dict(cam=cam, forward=forward)

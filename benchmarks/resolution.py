@@ -61,11 +61,11 @@ def clothing(seeds):
 
 def choice_run(seed):
     "Every rule to choose a size, judged on 10,000 test images"
-    from dlcourse.insight.resolution import RandomSize, judge_sizes, train_size_predictor
+    from dlcourse.insight.resolution import RandomSize, compare_size_rules, train_size_predictor
     from dlcourse.models.zoo import model_for
     start, sizes = time.process_time(), SIZES['choice']
     learn = trained(seed, EPOCHS['choice'], data='fashion_mnist', n_per_class=600, batch_tfms=[RandomSize(MIXED)])
-    judged = judge_sizes(learn, train_size_predictor(learn, sizes), 'test')
+    judged = compare_size_rules(learn, train_size_predictor(learn, sizes), 'test')
     seconds = time.process_time() - start
     print(f'choice, seed {seed} ({seconds:.0f} s)\n{judged.round(4)}', flush=True)
     return dict(seed=seed, table=judged.reset_index().to_dict('records'), cpu_seconds=seconds)

@@ -26,9 +26,11 @@ from dlcourse.data.blocks import *
 from dlcourse.data.check import *
 from dlcourse.insight.cost import cost, flops_per_image, latency
 from dlcourse.insight.curves import *
+from dlcourse.insight.embedding import fisher_ratio, layer_activations, plot_embedding, probe_accuracy
 from dlcourse.insight.evaluation import *
-from dlcourse.insight.explain import grad_cam, layer_table, saliency
+from dlcourse.insight.explain import grad_cam, saliency
 from dlcourse.insight.inference import export_folder, export_onnx, fast
+from dlcourse.insight.layers import *
 from dlcourse.insight.resolution import *
 from dlcourse.insight.studies import plot_study
 from dlcourse.models.blocks import *
@@ -45,7 +47,6 @@ from dlcourse.models.views import *
 from dlcourse.models.weights import *
 from dlcourse.models.whitened import *
 from dlcourse.models.zoo import *
-from dlcourse.insight.embedding import activations, fisher_ratio, plot_embedding, probe_accuracy # activations the function, and not the names of models.blocks
 from dlcourse.training.callbacks import *
 from dlcourse.training.lean import *
 from dlcourse.training.learner import *

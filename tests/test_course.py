@@ -21,7 +21,7 @@ from dlcourse.course.tp1.cifar10 import l2_adam
 from dlcourse.course.tp1.eurosat import images
 from dlcourse.data.blocks import dls_for
 from dlcourse.data.loader import renormalized
-from dlcourse.insight.embedding import activations
+from dlcourse.insight.embedding import layer_activations
 from dlcourse.insight.explain import Explanation
 from dlcourse.models.blocks import count_params
 from dlcourse.models.views import as_is, mirrored
@@ -396,7 +396,7 @@ def test_chunks_make_no_difference(cnn):
 
 def test_last_hidden_layer_feeds_the_last_linear_one(cnn):
     name = looking.last_hidden(cnn)
-    acts = activations(cnn, [name, 'head.out'], n=50, pool=False)
+    acts = layer_activations(cnn, [name, 'head.out'], n=50, pool=False)
     out = cnn.model.head.out(torch.tensor(acts.features[name]))
     assert torch.allclose(out.detach(), torch.tensor(acts.features['head.out']), atol=1e-4)
 

@@ -13,8 +13,8 @@ from torch.utils.data import TensorDataset
 
 from dlcourse.core import CourseError
 from dlcourse.data.blocks import dls_for
-from dlcourse.insight.embedding import activations, fisher_ratio, main_layers, plot_embedding, probe_accuracy
-from dlcourse.insight.explain import layer_outputs
+from dlcourse.insight.embedding import fisher_ratio, layer_activations, plot_embedding, probe_accuracy
+from dlcourse.insight.layers import layer_shapes, main_layers
 from dlcourse.models.zoo import model_for
 from dlcourse.training.learner import learner_for
 
@@ -36,7 +36,7 @@ def learn():
 
 
 def test_features_are_what_the_layers_give(learn):
-    acts = activations(learn, ['input', 'block2', 'head.out'], n=40)
+    acts = layer_activations(learn, ['input', 'block2', 'head.out'], n=40)
     dl = learn.dls.valid.new(get_idxs=lambda: acts.index.tolist(), n=40, bs=40)
     images, labels = dl.one_batch()
     learn.model.eval()
@@ -45,7 +45,7 @@ def test_features_are_what_the_layers_give(learn):
     np.testing.assert_allclose(acts.features['head.out'], out, atol=1e-5)
     np.testing.assert_allclose(acts.features['input'], images.flatten(1), atol=1e-6)
     assert (acts.targets == labels.numpy()).all() and (acts.preds == out.argmax(1).numpy()).all()
-    whole = activations(learn, 'block2', n=40, pool=False)
+    whole = layer_activations(learn, 'block2', n=40, pool=False)
     np.testing.assert_allclose(whole.features['body.block2'], maps.flatten(1), atol=1e-5)
 
 
@@ -53,21 +53,21 @@ def test_draw_is_seeded_and_leaves_no_trace(learn):
     learn.model.train()
     learn.model.body.block1.eval()
     modes, numbers, rows = [m.training for m in learn.model.modules()], torch.get_rng_state(), len(learn.history)
-    a, b, c = (activations(learn, 'head.out', n=30, seed=s).index.tolist() for s in (1, 1, 2))
+    a, b, c = (layer_activations(learn, 'head.out', n=30, seed=s).index.tolist() for s in (1, 1, 2))
     assert a == b != c and a == sorted(set(a))
-    with pytest.raises(CourseError): activations(learn, 'nothing')
+    with pytest.raises(CourseError): layer_activations(learn, 'nothing')
     assert modes == [m.training for m in learn.model.modules()] and torch.equal(numbers, torch.get_rng_state()) and rows == len(learn.history)
     assert not any(m._forward_hooks for m in learn.model.modules())
 
 
 @pytest.mark.parametrize('part', ['train', 'valid'])
 def test_all_of_a_small_part(learn, part):
-    acts = activations(learn, 'head.out', part=part)
+    acts = layer_activations(learn, 'head.out', part=part)
     assert len(acts) == 150 and (acts.targets == learn.dls.labels(part)).all()
 
 
 def test_separability(learn):
-    acts = activations(learn)
+    acts = layer_activations(learn)
     table = acts.separability()
     assert list(table.index) == ['input', 'body.block1', 'body.block2', 'body.block3', 'head.out']
     assert table.silhouette['head.out'] == pytest.approx(silhouette_score(acts.features['head.out'], acts.targets), abs=1e-6)
@@ -93,7 +93,7 @@ def test_probe_is_not_tested_on_what_it_knows():
 
 @pytest.mark.parametrize('method', ['tsne', 'pca'])
 def test_picture_marks_what_is_wrong(learn, method):
-    acts = activations(learn, ['input', 'head.out'], n=150)
+    acts = layer_activations(learn, ['input', 'head.out'], n=150)
     fig = acts.plot(method)
     assert len(fig.axes) == 2 and 'silhouette' in fig.axes[0].get_title() and 'probe' in fig.axes[0].get_title()
     crosses = [o for o in fig.axes[1].collections if o.get_label() == 'predicted wrongly']
@@ -101,7 +101,7 @@ def test_picture_marks_what_is_wrong(learn, method):
 
 
 def test_same_call_same_picture(learn):
-    a, b = (activations(learn, ['block1', 'head.out'], n=60).embed('tsne') for _ in range(2))
+    a, b = (layer_activations(learn, ['block1', 'head.out'], n=60).embed('tsne') for _ in range(2))
     for k in a: assert np.array_equal(a[k][0], b[k][0])
 
 
@@ -109,7 +109,7 @@ def test_same_call_same_picture(learn):
 def test_layers_of_any_network(arch):
     shape = (3, 32, 32)
     model = model_for(arch, shape, 4, **(dict(pretrained=False) if arch == 'resnet18' else {}))
-    found = layer_outputs(model, torch.rand(2, *shape))
+    found = layer_shapes(model, torch.rand(2, *shape))
     names = main_layers(model, found)
     assert 2 <= len(names) <= 5 and len(set(names)) == len(names) and found[names[-1]][1][0] == 4
     assert names == [o for o in found if o in names]
@@ -118,7 +118,7 @@ def test_layers_of_any_network(arch):
 def test_plain_torch_learner():
     data = TensorDataset(torch.tensor(digits.data[:120]).float()/16, torch.tensor(y[:120]))
     learn = Learner(DataLoaders.from_dsets(data, data, bs=16, num_workers=0), nn.Sequential(nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10)), nn.CrossEntropyLoss())
-    acts = activations(learn)
+    acts = layer_activations(learn)
     assert list(acts.features) == ['input', '0', '2'] and len(acts) == 120
     plot_embedding(learn, 'pca')
 
@@ -130,21 +130,21 @@ def test_bad_input(learn, kwargs, says):
 
 
 def test_a_network_alone_has_no_data(learn):
-    with pytest.raises(CourseError, match='needs a Learner'): activations(learn.model)
+    with pytest.raises(CourseError, match='needs a Learner'): layer_activations(learn.model)
 
 
 def test_a_rare_class_has_a_picture_without_a_probe(learn):
-    acts = activations(learn, 'head.out', n=60)
+    acts = layer_activations(learn, 'head.out', n=60)
     acts.targets[:] = [0]*58 + [1]*2
     assert np.isnan(acts.separability().probe.item()) and 'probe –' in acts.plot('pca').axes[0].get_title()
 
 
 def test_no_classes():
     numbers = learner_for('cnn', dls_for((x, y.astype(np.float32)), bs=8, seed=1), filters=4)
-    with pytest.raises(CourseError, match='predicts numbers'): activations(numbers)
+    with pytest.raises(CourseError, match='predicts numbers'): layer_activations(numbers)
 
 
 def test_one_class(learn):
-    acts = activations(learn, 'head.out')
+    acts = layer_activations(learn, 'head.out')
     acts.targets[:] = 3
     with pytest.raises(CourseError, match='all of one'): acts.separability()

@@ -17,7 +17,8 @@ from torchvision.models import resnet18
 
 from dlcourse.core import CourseError
 from dlcourse.data.blocks import dls_for
-from dlcourse.insight.explain import default_layer, grad_cam, image_batch, is_map, layer_outputs, layer_table, saliency
+from dlcourse.insight.explain import default_layer, grad_cam, image_batch, saliency
+from dlcourse.insight.layers import is_feature_map, layer_shapes, layer_table
 from dlcourse.models.zoo import model_for
 from dlcourse.training.learner import learner_for
 
@@ -103,7 +104,7 @@ def test_late_fusion_asks_which_body():
 
 def test_transformer_has_no_default():
     model = model_for('vit_tiny_patch16_224', (3, 224, 224), 4, pretrained=False)
-    with pytest.raises(CourseError, match='rows of tokens'): default_layer(model, layer_outputs(model, torch.rand(1, 3, 224, 224)))
+    with pytest.raises(CourseError, match='outputs tokens, not a feature map'): default_layer(model, layer_shapes(model, torch.rand(1, 3, 224, 224)))
 
 
 def test_network_that_rests_by_itself(dls):
@@ -205,7 +206,7 @@ def test_no_classes_and_no_images(dls):
 def test_layer_table(learn):
     table = layer_table(learn)
     assert list(table.index[:2]) == ['body.block1.conv', 'body.block1.norm'] and table.index[-1] == 'head'
-    assert table.feature_map.equals(table['shape'].map(is_map))
+    assert table.feature_map.equals(table['shape'].map(is_feature_map))
 
 
 def test_a_network_alone_is_refused():

@@ -11,8 +11,8 @@ from dlcourse.data.transforms import AtSize
 from dlcourse.insight.cost import cost, flops_per_image, latency, saved_bytes
 from dlcourse.insight.evaluation import evaluate
 from dlcourse.models.folding import answering
-from dlcourse.insight.resolution import (RandomPart, RandomSize, SizedPreds, SizePredictor, _judged, any_size, at_sizes, cheapest_right, check_size, coin, cost_at,
-                                         judge_sizes, look_twice, plot_judged, plot_sizes, preds_at, sized_input, thumbnails, train_size_predictor)
+from dlcourse.insight.resolution import (RandomPart, RandomSize, SizedPreds, SizePredictor, _rule_figures, any_size, at_sizes, cheapest_right, check_size, best_mixture, cost_at,
+                                         compare_size_rules, look_twice, plot_size_rules, plot_sizes, preds_at, resize_inputs, thumbnails, train_size_predictor)
 from dlcourse.models.zoo import model_for
 from dlcourse.training.learner import learner_for
 
@@ -117,7 +117,7 @@ def test_a_loader_that_resizes_gives_original_pixels(learn):
 def test_nothing_stays_behind(learn):
     was, weights = state(learn.model), {k: v.clone() for k,v in learn.model.state_dict().items()}
     at_sizes(learn, [14, 20])
-    with pytest.raises(KeyError), sized_input(learn.model, (14, 14)): raise KeyError
+    with pytest.raises(KeyError), resize_inputs(learn.model, (14, 14)): raise KeyError
     assert state(learn.model) == was and all(torch.equal(v, weights[k]) for k,v in learn.model.state_dict().items())
 
 
@@ -238,7 +238,7 @@ def test_flops_of_the_predictor_by_hand(three):
     at = predictor.choose(np.zeros((3, 5)), 0.9)
     assert at.tolist() == [1, 0, 1]
     right = (three.decoded == three.targets).numpy()[at, range(3)]
-    row = _judged(three, right, three.flops[at] + predictor.flops)
+    row = _rule_figures(three, right, three.flops[at] + predictor.flops)
     assert row['mflops']*1e6 == pytest.approx((40 + 10 + 40)/3 + 20) and row['accuracy'] == pytest.approx(2/3)
 
 
@@ -255,21 +255,21 @@ def test_second_look_costs_both(three):
     assert flops.tolist() == [110, 10, 10] and right.tolist() == [True, True, False]
 
 
-def test_coin_is_the_best_mixture():
+def test_mixture_is_the_best_one():
     flops, accuracy = [1., 3., 5., 9.], [0.5, 0.4, 0.9, 0.8]
-    assert np.allclose(coin(3., flops, accuracy), [0.5, 0, 0.5, 0]) and np.allclose(coin(9., flops, accuracy), [0, 0, 1, 0])
-    assert np.allclose(coin(1., flops, accuracy), [1, 0, 0, 0])
+    assert np.allclose(best_mixture(3., flops, accuracy), [0.5, 0, 0.5, 0]) and np.allclose(best_mixture(9., flops, accuracy), [0, 0, 1, 0])
+    assert np.allclose(best_mixture(1., flops, accuracy), [1, 0, 0, 0])
 
 
 def test_predictor_end_to_end(learn):
     sizes = [10, 28]
     predictor = train_size_predictor(learn, sizes)
-    judged = judge_sizes(learn, predictor, 'test', trusts=(0.5, 0.9))
+    judged = compare_size_rules(learn, predictor, 'test', trusts=(0.5, 0.9))
     p = preds_at(learn, sizes, 'test')
     assert predictor.flops == 2*64 and thumbnails(learn, 'test').shape == (len(p.targets), 64)
     assert judged.loc[('fixed', 28)].accuracy == pytest.approx(p.accuracy[1]) and np.allclose(judged.mflops['fixed']*1e6, p.flops)
     assert judged.accuracy['oracle'].item() == judged.accuracy.max() and (judged.mflops['predicted']*1e6 >= p.flops[0] + predictor.flops - 1e-6).all()
-    assert plot_judged(judged).axes
+    assert plot_size_rules(judged).axes
 
 
 def test_nothing_to_predict(learn):

@@ -17,7 +17,7 @@ import numpy as np, pandas as pd
 import dlcourse
 from matplotlib.figure import Figure
 from ..core import CourseError, choose, whole_file
-from ..insight.curves import colours, panels, tidy
+from ..insight.curves import colors, panels, tidy
 
 # %% ../../nbs/course/49_records.ipynb #31748198
 def results_folder()->Path:
@@ -233,13 +233,13 @@ def mean_line(
 def dots(
     ax, # matplotlib axes
     groups:dict, # Label -> values, one for each seed
-    colour:str=colours[0],
+    color:str=colors[0],
     offset:float=0., # Moves the dots sideways; 1 is the distance between groups
 ):
     "Draw each value as a dot, and the mean of each group as a dash"
     for i,v in enumerate(groups.values()):
-        ax.plot([i + offset]*len(v), v, 'o', color=colour, alpha=0.5, markersize=4)
-        if v: ax.plot(i + offset, np.mean(v), '_', color=colour, markersize=14, markeredgewidth=2)
+        ax.plot([i + offset]*len(v), v, 'o', color=color, alpha=0.5, markersize=4)
+        if v: ax.plot(i + offset, np.mean(v), '_', color=color, markersize=14, markeredgewidth=2)
     ax.set_xticks(range(len(groups)), groups)
 
 # %% ../../nbs/course/49_records.ipynb #2351fc3f
@@ -249,9 +249,9 @@ def draw_curve(
     ax, # matplotlib axes
 ):
     "Draw the figure `k` of each row against the epoch"
-    for (name, some),colour in zip(rows.items(), cycle(colours)):
+    for (name, some),color in zip(rows.items(), cycle(colors)):
         curves = [r['figures'][k] for r in some if k in r['figures']]
-        for i,curve in enumerate(curves): ax.plot(range(1, len(curve) + 1), curve, color=colour, label=None if i else name)
+        for i,curve in enumerate(curves): ax.plot(range(1, len(curve) + 1), curve, color=color, label=None if i else name)
     tidy(ax, k.removesuffix('_by_epoch').replace('_', ' '), 'epoch')
 
 # %% ../../nbs/course/49_records.ipynb #04083e05
@@ -260,9 +260,9 @@ def _draw_means(record, k, ax):
     for i,variant in enumerate(record['variants']):
         for o in record['summary']:
             if (o['variant'], o['figure']) == (variant, k):
-                ax.errorbar(o['mean'], i, xerr=o['spread'], fmt='o', color=colours[0], capsize=3)
+                ax.errorbar(o['mean'], i, xerr=o['spread'], fmt='o', color=colors[0], capsize=3)
         said = record['reported'].get(variant, {}).get(k)
-        if isinstance(said, (int, float)): ax.plot(said, i, 'x', color=colours[1])
+        if isinstance(said, (int, float)): ax.plot(said, i, 'x', color=colors[1])
     ax.set_yticks(range(len(record['variants'])), record['variants'])
     ax.invert_yaxis()
     tidy(ax, '', k.replace('_', ' '))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from ..core import CourseError
 from ..models.folding import answering
-from .evaluation import _in_order, _no_trace, _part
+from .layers import device_of, first_batch
 from ..models.blocks import count_params
 
 # %% ../../nbs/insight/03_cost.ipynb #469f66d2
@@ -82,16 +82,11 @@ def _model_and_batch(o, x):
     "The network of a model or learner, and a batch on its device"
     model = getattr(o, 'model', o)
     if not isinstance(model, nn.Module): raise CourseError(f'a cost is that of a network, a Learner or a dictionary of them, not of a {type(o).__name__}')
-    if x is None and isinstance(o, Learner): x = _usual_batch(o)
+    if x is None and isinstance(o, Learner): x = first_batch(o)[0]
     if not isinstance(x, Tensor) or not len(x): raise CourseError(f'a cost needs a batch, a tensor such as (N, C, H, W), and a network by itself has none; x is {_said(x)}')
-    return model, x.as_subclass(Tensor).to(next((p.device for p in model.parameters()), x.device))
+    return model, x.as_subclass(Tensor).to(device_of(model, x.device))
 
 def _said(x): return 'empty' if isinstance(x, Tensor) else 'not given' if x is None else f'a {type(x).__name__}'
-
-def _usual_batch(learn):
-    "The first batch of the validation part"
-    dl, _ = _part(learn, 'valid')
-    with _no_trace(learn, dl): return next(iter(_in_order(dl)))[0]
 
 def _cost(model, x, runs):
     "One row of `cost`"

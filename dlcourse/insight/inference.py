@@ -23,22 +23,24 @@ from torch import Tensor, nn
 from .. import __version__
 from ..core import CourseError, optional, whole_file
 from ..data.transforms import AtSize
-from .evaluation import _in_order, _kind, _no_trace, _part, _probabilities, _vocab
+from .evaluation import class_probabilities, class_vocab, prediction_kind
+from .layers import device_of, find_part, first_batch, in_order, kept_state
 from ..models.folding import FastNet, answering, fast_net, fold_batchnorm
 
 # %% ../../nbs/insight/05_inference.ipynb #eb4dfa27
-def _first_batch(learn):
+def _few_inputs(learn):
     "Inputs of the first validation batch, at most 16, on the CPU"
-    dl = _part(learn, 1)[0]
-    with _no_trace(learn, dl): x = next(iter(_in_order(dl)))[0]
+    x = first_batch(learn)[0]
     if not isinstance(x, Tensor) or getattr(learn.dls, 'n_inp', 1) > 1: raise CourseError('fast is for networks with one tensor as input')
-    return x[:16].as_subclass(Tensor).cpu()
+    return x[:16].cpu()
 
 def _same_answers(model, other, x, tol=1e-4):
     "Raise `CourseError` unless both give the same for `x`, up to `tol` of the largest output"
     with torch.inference_mode(): a, b = model(x), other(x)
     error = ((a-b).abs().max() / a.abs().max().clamp_min(1e-12)).item()
-    if not error <= tol: raise CourseError(f'folded, this network gives other answers (off by {error:.1e} of the largest, {tol:g} is allowed): its layers do not do what they say')
+    if not error <= tol:
+        raise CourseError(f'the folded copy differs from the network by {error:.1e} of its largest output '
+                          f"(limit {tol:g}), so this network can't be folded safely")
 
 # %% ../../nbs/insight/05_inference.ipynb #6347a37d
 def fast(
@@ -47,10 +49,10 @@ def fast(
     bf16:bool=False, # Compute in bfloat16: faster on some hardware, and answers change in the third digit
 )->FastNet: # On the device of `net`, which is left as it is
     "A fast copy for answering only; raises `CourseError` if it would answer differently"
-    model, x = (net.model, _first_batch(net)) if isinstance(net, Learner) else (net, x)
+    model, x = (net.model, _few_inputs(net)) if isinstance(net, Learner) else (net, x)
     if x is None: raise CourseError('fast runs a network and its copy to compare them: pass a batch x, or the shape (C, H, W) of an image')
     x = (x if isinstance(x, Tensor) else torch.rand(2, *x)).detach().cpu().float()
-    device = next((p.device for p in model.parameters()), 'cpu')
+    device = device_of(model)
     model = deepcopy(model).cpu().float().eval()
     with torch.inference_mode(): out = model(x)
     if not isinstance(out, Tensor): raise CourseError(f'fast needs a network that gives one tensor, not a {type(out).__name__}')
@@ -97,10 +99,10 @@ class PixelNet(nn.Module):
 # %% ../../nbs/insight/05_inference.ipynb #822fdbed
 def _pixels(learn):
     "Up to 16 validation images as bytes (n, C, H, W), their targets, and the transforms behind them"
-    dl = _part(learn, 1)[0]
+    dl = find_part(learn, 1)[0]
     fs = getattr(getattr(dl, 'after_batch', None), 'fs', None)
     if fs is None: raise CourseError("an exported network takes pixels, and these DataLoaders don't say how pixels become its input: fastai's image loaders do")
-    with _no_trace(learn, dl): x, *y = next(iter(_in_order(dl.new(after_batch=[]))))
+    with kept_state(learn, dl): x, *y = next(iter(in_order(dl.new(after_batch=[]))))
     if not isinstance(x, Tensor) or x.ndim != 4 or x.dtype != torch.uint8: raise CourseError('an exported network takes images as bytes, and these data are something else')
     for t in fs:
         if isinstance(t, AtSize): x = t.apply(x).round().clamp(0, 255).byte()
@@ -132,8 +134,8 @@ _activations = dict(classes=(_softmax, _none), binary=(_sigmoid, _pair), numbers
 
 def _activation(out, targets, loss_func):
     "The activation that turns `out` into what `evaluate` reports, what that gives, and what is predicted"
-    kind = _kind(out, targets, loss_func)
-    want = getattr(loss_func, 'activation', _none)(out) if kind == 'numbers' else _probabilities(out, loss_func)
+    kind = prediction_kind(out, targets, loss_func)
+    want = getattr(loss_func, 'activation', _none)(out) if kind == 'numbers' else class_probabilities(out, loss_func)
     for f in _activations[kind]:
         if torch.allclose(f(out), want, atol=1e-6): return f, want, kind
     raise CourseError('this loss function turns outputs into probabilities in a way that cannot be exported')
@@ -148,7 +150,7 @@ def pixel_net(
     model = deepcopy(learn.model).cpu().float().eval()
     with torch.no_grad(): activation, expected, kind = _activation(model(x), targets, learn.loss_func)
     net = PixelNet(fold_batchnorm(model), *how, activation).eval().requires_grad_(False)
-    classes = None if kind == 'numbers' else _vocab(learn, learn.dls, expected.shape[1])
+    classes = None if kind == 'numbers' else class_vocab(learn, learn.dls, expected.shape[1])
     net.settings, net.pixels, net.expected = _settings(pixels.shape, classes, *how), pixels, expected
     _agree(net(pixels), expected, 'the network with its normalisation')
     return net

@@ -12,7 +12,7 @@ import math
 import matplotlib.pyplot as plt, numpy as np, pandas as pd
 from matplotlib.figure import Figure
 from ..core import CourseError, choose
-from .curves import colours, panels, tidy
+from .curves import colors, panels, tidy
 from ..training.space import Choice
 from ..training.trials import SearchResult
 
@@ -30,10 +30,10 @@ def plot_history(
     "Draw the value of each trial and the best so far; raises `CourseError` if no trial was completed"
     ax, done = panels(1, ax, width=6, height=3.6)[0], _completed(result)
     best = done.value.cummax() if result.maximize else done.value.cummin()
-    ax.plot(done.index, done.value, 'o', color=colours[0], markersize=4, label='complete')
+    ax.plot(done.index, done.value, 'o', color=colors[0], markersize=4, label='complete')
     pruned = result.table[result.table.state == 'pruned']
     if len(pruned): ax.plot(pruned.index, pruned.value, 'x', color='0.6', markersize=5, label='pruned')
-    ax.step(best.index, best, where='post', color=colours[1], label='best so far')
+    ax.step(best.index, best, where='post', color=colors[1], label='best so far')
     tidy(ax, 'course of the search', 'trial', whole=True)
     ax.set_ylabel('value')
     ax.legend(edgecolor='none', framealpha=0.85)
@@ -94,7 +94,7 @@ def plot_importance(
     "Draw how much each setting mattered; raises `CourseError` for fewer than four completed trials"
     shares = result.importance()[::-1]
     ax = panels(1, ax, width=5.5, height=0.4*len(shares) + 1.1)[0]
-    ax.barh(shares.index, shares, color=colours[0])
+    ax.barh(shares.index, shares, color=colors[0])
     ax.bar_label(ax.containers[0], fmt=' %.2f', color='0.3')
     tidy(ax, 'importance of each setting', 'share')
     ax.margins(x=0.12)
@@ -122,7 +122,7 @@ def plot_study(
     if missing: raise CourseError(f'table must come from `study`: it has no column {missing[0]}')
     ax, (at, log) = panels(1, ax, width=5.5, height=3.6)[0], _numbers(table, x)
     ax.vlines(at, table.lowest, table.highest, color='0.6', linewidth=1)
-    ax.errorbar(at, table['mean'], table['std'], fmt='o-' if x else 'o', color=colours[0], capsize=4, linewidth=1.2, elinewidth=2.5)
+    ax.errorbar(at, table['mean'], table['std'], fmt='o-' if x else 'o', color=colors[0], capsize=4, linewidth=1.2, elinewidth=2.5)
     tidy(ax, f'{table.index.name} ({int(table.runs.max())} seeds)', x or table.index.name)
     if x is None: ax.set_xticks(at, table.index)
     if log: ax.set_xscale('log')

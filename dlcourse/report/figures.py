@@ -13,7 +13,7 @@ import matplotlib.pyplot as plt, numpy as np
 from matplotlib.text import Text
 from matplotlib.ticker import ScalarFormatter
 from ..core import CourseError
-from ..insight.curves import measures, plot_compare, plot_curves
+from ..insight.curves import metric_names, plot_compare, plot_curves
 from .entries import Entry
 from .wording import Wording, short
 
@@ -79,7 +79,7 @@ column, page = 3.35, 6.95 # Inches
 # %% ../../nbs/report/04_figures.ipynb #829cd7af
 def _curve_measures(es):
     "The loss, and the first other measure that all entries have"
-    found = [measures(o.hist) for o in es]
+    found = [metric_names(o.hist) for o in es]
     return [o for o in found[0] if o != 'mse' and all(o in f for f in found)][:2]
 
 # %% ../../nbs/report/04_figures.ipynb #bb628f17
@@ -100,7 +100,7 @@ def curves_figure(
     scale:float=1., # Of the height
 )->dict|None: # SVG, caption, and whether it is as wide as the page; None if there is no history
     "Loss and metric by epoch, of the seven best learners if there are more"
-    known = [o for o in es if o.hist is not None and 'loss' in measures(o.hist)]
+    known = [o for o in es if o.hist is not None and 'loss' in metric_names(o.hist)]
     es = known if len(known) < 8 else sorted(known, key=lambda o: -o.score)[:7]
     if not es: return None
     fig = _draw_curves(es, shown := _curve_measures(es))

@@ -13,7 +13,7 @@ from .convergence import first_below, known
 from ..records import dots, values
 from .pair import nets, trial_data, trial_learner
 from .stopping import gaps
-from ...insight.curves import colours, panels, step_losses, tidy
+from ...insight.curves import colors, panels, step_losses, tidy
 from ...models.blocks import count_params
 
 # %% ../../../nbs/course/mac/04_comparison.ipynb #0a5f3f08
@@ -27,7 +27,7 @@ def draw_comparison(
     "Plot one panel for each aspect, with a dot for each seed"
     axs = panels(len(aspects), None, width=3, height=2.4)
     for ax,(k,name) in zip(axs, aspects.items()):
-        dots(ax, {net: values(record, net, k) for net in nets}, colours[0])
+        dots(ax, {net: values(record, net, k) for net in nets}, colors[0])
         tidy(ax, name)
         ax.set_xlim(-0.6, 1.6)
         ax.margins(y=0.2)

@@ -14,7 +14,7 @@ from ..experiment import Trial, experiment, watched
 from ..records import mean_line, values
 from .pair import nets, trial_data, trial_learner
 from ...data.sources import source
-from ...insight.curves import colours, convergence, panels, step_losses, tidy
+from ...insight.curves import colors, convergence, panels, step_losses, tidy
 
 # %% ../../../nbs/course/mac/02_convergence.ipynb #5e2659f1
 def set_apart(
@@ -56,9 +56,9 @@ def draw_convergence(
     "Plot the training loss by step, one panel for each network"
     axs = panels(2, None, width=5)
     for ax,net in zip(axs, nets):
-        for n,colour in zip(sizes, colours):
+        for n,color in zip(sizes, colors):
             at = values(record, f'{net} {n}', 'at')
-            if at: mean_line(ax, at[0], values(record, f'{net} {n}', 'losses'), color=colour, label=f'{n} of each digit')
+            if at: mean_line(ax, at[0], values(record, f'{net} {n}', 'losses'), color=color, label=f'{n} of each digit')
         tidy(ax, f'{net}: training loss', 'step')
         ax.set(xscale='log', yscale='log', ylim=(1e-3, 4))
     axs[0].legend(edgecolor='none')

@@ -12,7 +12,7 @@ from ..experiment import Trial, experiment
 from ..records import dots, values
 from .pair import evaluate_on, nets, train_one_cycle, trial_learner
 from ...data.blocks import dls_for
-from ...insight.curves import colours, panels, tidy
+from ...insight.curves import colors, panels, tidy
 from ...models.blocks import count_params
 
 # %% ../../../nbs/course/mac/08_harder.ipynb #106172af
@@ -33,9 +33,9 @@ def draw_harder(
 ): # A matplotlib figure
     "Plot the test accuracy on each data set"
     ax = panels(1, None, width=5.5, height=3.3)[0]
-    for net,colour,offset in zip(nets, colours, (-0.1, 0.1)):
-        dots(ax, {o: values(record, f'{net} {o}', 'test') for o in sets}, colour, offset)
-        ax.plot([], [], 'o', color=colour, label=net)
+    for net,color,offset in zip(nets, colors, (-0.1, 0.1)):
+        dots(ax, {o: values(record, f'{net} {o}', 'test') for o in sets}, color, offset)
+        ax.plot([], [], 'o', color=color, label=net)
     tidy(ax, 'test accuracy, 300 images of each class')
     ax.legend(edgecolor='none')
     return ax.figure

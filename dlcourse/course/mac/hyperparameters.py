@@ -18,7 +18,7 @@ from .convergence import set_apart
 from ..records import dots, values
 from .pair import evaluate_on, lenet_args, nets, trial_data
 from ...data.transforms import CropFlip
-from ...insight.curves import colours, panels, tidy
+from ...insight.curves import colors, panels, tidy
 from ...models.mlp import dense_count
 from ...models.zoo import size_of
 from ...training.lean import adam, sgd
@@ -92,16 +92,16 @@ def draw_axes(
     names = list(axes('CNN'))
     axs = panels(len(names), None, width=4, height=2.6)
     for ax,axis in zip(axs, names):
-        for net,colour,offset in zip(nets, colours, (-0.12, 0.12)):
+        for net,color,offset in zip(nets, colors, (-0.12, 0.12)):
             found = {k: values(record, f'{net} {axis}', k) for k in axes(net).get(axis, {})}
-            if any(found.values()): dots(ax, found, colour, offset)
+            if any(found.values()): dots(ax, found, color, offset)
         tidy(ax, axis)
         labels = [list(axes(net).get(axis, {})) for net in nets]
         ticks = labels[1] if labels[0] in ([], labels[1]) else [f'{a}\n{b}' if a != b else a for a,b in zip(*labels)]
         long_names = axis in ('activation', 'regularisation', 'initialisation')
         ax.set_xticks(range(len(ticks)), ticks, fontsize=7, rotation=20 if long_names else 0)
         ax.set_ylim(0.7 if axis not in ('initialisation', 'learning rate') else 0, 1)
-    for net,colour in zip(nets, colours): axs[0].plot([], [], 'o', color=colour, label=net)
+    for net,color in zip(nets, colors): axs[0].plot([], [], 'o', color=color, label=net)
     axs[0].legend(edgecolor='none', loc='lower right')
     return axs[0].figure
 

@@ -16,7 +16,7 @@ from .convergence import set_apart
 from ..records import dots, mean_line, values
 from .pair import evaluate_on, nets, trial_data, trial_learner
 from ...data.sampling import class_weights, long_tail
-from ...insight.curves import colours, panels, tidy
+from ...insight.curves import colors, panels, tidy
 from ...training.losses import CrossEntropy
 
 # %% ../../../nbs/course/mac/06_imbalance.ipynb #7b6215ae
@@ -73,14 +73,14 @@ def draw_imbalance(
     "Plot the recall by class for the unbalanced data and the repairs, and the recall of 4 and 9 among two, five and ten classes"
     axs = panels(3, None, width=4)
     for ax,net in zip(axs, nets):
-        for variant,colour in zip(tails, colours):
-            mean_line(ax, range(10), values(record, f'{net} {variant}', 'recall'), color=colour, marker='.', label=variant)
+        for variant,color in zip(tails, colors):
+            mean_line(ax, range(10), values(record, f'{net} {variant}', 'recall'), color=color, marker='.', label=variant)
         tidy(ax, f'{net}: recall by class', 'class, from the most frequent to the rarest', whole=True)
         ax.set_ylim(0, 1)
     axs[0].legend(edgecolor='none', loc='lower left')
-    for net,colour,offset in zip(nets, colours, (-0.1, 0.1)):
-        dots(axs[2], {k: values(record, f'{net} {k}', 'pair_recall') for k in groups}, colour, offset)
-        axs[2].plot([], [], 'o', color=colour, label=net)
+    for net,color,offset in zip(nets, colors, (-0.1, 0.1)):
+        dots(axs[2], {k: values(record, f'{net} {k}', 'pair_recall') for k in groups}, color, offset)
+        axs[2].plot([], [], 'o', color=color, label=net)
     tidy(axs[2], 'recall of the classes 4 and 9')
     axs[2].legend(edgecolor='none', loc='lower left')
     return axs[0].figure

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from ...core import CourseError, choose, kept_rng
 from ..experiment import NotMeasured, Trial, classifier_figures, experiment, watched
 from ...data.blocks import dls_for
-from ...insight.embedding import activations
-from ...insight.explain import Explanation, cam_maps, evaluating, grad_cam, image_batch, layer_outputs
+from ...insight.embedding import layer_activations
+from ...insight.explain import Explanation, cam_maps, grad_cam, image_batch
+from ...insight.layers import evaluating, layer_shapes
 from ...training.learner import learner_for
 
 # %% ../../../nbs/course/mac/11_looking_inside.ipynb #68753d55
@@ -52,7 +53,7 @@ def last_hidden(
 )->str: # Name of a layer
     "Find the layer that gives the last linear layer its features; raises `CourseError` if no layer does"
     with kept_rng(): x = learn.dls.valid.one_batch()[0][:1].as_subclass(Tensor)
-    found = list(layer_outputs(learn.model, x.to(next(learn.model.parameters()).device)).items())
+    found = list(layer_shapes(learn.model, x.to(next(learn.model.parameters()).device)).items())
     at = [i for i,(_,(m, _)) in enumerate(found) if isinstance(m, nn.Linear)][-1:]
     names = [k for i in at for k,(_, shape) in found[:i] if shape == (found[i][1][0].in_features,)]
     if not names: raise CourseError(f'{type(learn.model).__name__} has no hidden layer in front of a last linear layer')
@@ -69,7 +70,7 @@ def separation(
     seed:int=42, # Seed of the draw
 )->dict: # 'input_silhouette', ..., 'hidden_probe'
     "Measure how well the classes are separated at the input and in the last hidden layer; raises `CourseError` as `last_hidden` does"
-    table = activations(learn, ['input', last_hidden(learn)], part, n, pool=False, seed=seed).separability()
+    table = layer_activations(learn, ['input', last_hidden(learn)], part, n, pool=False, seed=seed).separability()
     return {f'{where}_{k}': table[k].iloc[i] for i,where in enumerate(('input', 'hidden')) for k in scores}
 
 # %% ../../../nbs/course/mac/11_looking_inside.ipynb #d9648c70

@@ -12,7 +12,7 @@ from ..experiment import Trial, experiment, watched
 from ..records import dots, values
 from .pair import evaluate_on, nets, trial_data
 from ...data.transforms import BatchAffine
-from ...insight.curves import colours, panels, tidy
+from ...insight.curves import colors, panels, tidy
 from ...models.blocks import count_params
 from ...training.learner import learner_for
 
@@ -44,7 +44,7 @@ def draw_recipe(
     "Plot the validation and test accuracy of each seed"
     axs = panels(2, None, width=3.5, height=3)
     for ax,net in zip(axs, nets):
-        dots(ax, {o: values(record, net, o) for o in ('valid', 'test')}, colours[0])
+        dots(ax, {o: values(record, net, o) for o in ('valid', 'test')}, colors[0])
         tidy(ax, f'{net}: accuracy')
         ax.set_xlim(-0.5, 1.5)
     return axs[0].figure

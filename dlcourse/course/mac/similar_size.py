@@ -11,7 +11,7 @@ __all__ = ['draw_similar_size', 'same_size', 'half_the_mistakes', 'cnn_always_be
 from ..experiment import experiment
 from .pair import evaluate_on, nets, train_one_cycle, trial_data, trial_learner
 from ..records import dots, values
-from ...insight.curves import colours, panels, tidy
+from ...insight.curves import colors, panels, tidy
 from ...models.blocks import count_params
 
 # %% ../../../nbs/course/mac/01_similar_size.ipynb #2f22b222
@@ -20,9 +20,9 @@ def draw_similar_size(
 ): # A matplotlib figure
     "Plot the accuracy of both networks on each part of the data"
     ax = panels(1, None, width=5, height=3.3)[0]
-    for net,colour,offset in zip(nets, colours, (-0.08, 0.08)):
-        dots(ax, {o: values(record, net, o) for o in ('train', 'valid', 'test')}, colour, offset)
-        ax.plot([], [], 'o', color=colour, label=net)
+    for net,color,offset in zip(nets, colors, (-0.08, 0.08)):
+        dots(ax, {o: values(record, net, o) for o in ('train', 'valid', 'test')}, color, offset)
+        ax.plot([], [], 'o', color=color, label=net)
     tidy(ax, 'accuracy of two networks of one size')
     ax.legend(edgecolor='none')
     return ax.figure

@@ -12,7 +12,7 @@ __all__ = ['runs', 'gaps', 'trained_long', 'draw_stopping', 'risen', 'best_resto
 from ..experiment import Trial, experiment, watched
 from ..records import mean_line, values
 from .pair import evaluate_on, nets, trial_data, trial_learner
-from ...insight.curves import colours, panels, tidy
+from ...insight.curves import colors, panels, tidy
 
 # %% ../../../nbs/course/mac/03_stopping.ipynb #ef632bad
 def gaps(
@@ -44,9 +44,9 @@ def draw_stopping(
     "Plot the losses by epoch, and mark the epochs that early stopping chose"
     axs = panels(2, None, width=5)
     for ax,net in zip(axs, nets):
-        for curve,style,colour in [('train_curve', '--', colours[0]), ('valid_curve', '-', colours[1])]:
+        for curve,style,color in [('train_curve', '--', colors[0]), ('valid_curve', '-', colors[1])]:
             lines = values(record, f'{net} to the end', curve)
-            if lines: mean_line(ax, range(len(lines[0])), lines, linestyle=style, color=colour, label=curve.split('_')[0])
+            if lines: mean_line(ax, range(len(lines[0])), lines, linestyle=style, color=color, label=curve.split('_')[0])
         for o in values(record, f'{net} stopped', 'best_epoch'): ax.axvline(o, color='0.35', linestyle=':')
         tidy(ax, f'{net}: loss (dotted: chosen epochs)', 'epoch', whole=True)
         ax.set_yscale('log')

@@ -13,7 +13,7 @@ import numpy as np
 from ..experiment import experiment, watched
 from ..records import mean_line, values
 from .pair import evaluate_on, nets, trial_data, trial_learner
-from ...insight.curves import colours, panels, tidy
+from ...insight.curves import colors, panels, tidy
 
 # %% ../../../nbs/course/mac/07_views.ipynb #ac7272a1
 def mean_confusion(
@@ -43,9 +43,9 @@ def draw_views(
     "Plot the loss by epoch and the mistakes of both networks"
     axs = panels(4, None, width=4.4, ncols=2)
     for ax,net in zip(axs[::2], nets):
-        for curve,style,colour in [('train_curve', '--', colours[0]), ('valid_curve', '-', colours[1])]:
+        for curve,style,color in [('train_curve', '--', colors[0]), ('valid_curve', '-', colors[1])]:
             lines = values(record, net, curve)
-            if lines: mean_line(ax, range(len(lines[0])), lines, linestyle=style, color=colour, label=curve.split('_')[0])
+            if lines: mean_line(ax, range(len(lines[0])), lines, linestyle=style, color=color, label=curve.split('_')[0])
         tidy(ax, f'{net}: loss', 'epoch', whole=True)
         ax.set_yscale('log')
     for ax,net in zip(axs[1::2], nets):

@@ -19,7 +19,7 @@ from ..experiment import experiment, watched
 from ...data.blocks import dls_for
 from ...data.sources import load
 from ...data.transforms import CropFlip
-from ...insight.curves import colours, panels, tidy
+from ...insight.curves import colors, panels, tidy
 from ...insight.evaluation import evaluate
 from ...models.views import OverViews
 from ...models.zoo import model_for
@@ -105,10 +105,10 @@ def draw_losses(
 ): # The matplotlib figure
     "Mean training loss by epoch, one line a seed"
     ax = panels(1, width=6, height=3.6)[0]
-    for variant,colour in zip(record['variants'], colours):
+    for variant,color in zip(record['variants'], colors):
         for r in record['rows']:
             if r['variant'] != variant or 'figures' not in r: continue
-            ax.plot(r['figures']['loss_by_epoch'], color=colour, label=variant if r['seed'] == 1 else None)
+            ax.plot(r['figures']['loss_by_epoch'], color=color, label=variant if r['seed'] == 1 else None)
     tidy(ax, 'training loss', 'epoch', whole=True)
     if record['rows']: ax.legend()
     return ax.figure
