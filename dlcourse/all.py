@@ -1,4 +1,4 @@
-"Everything a lesson needs: `from dlcourse.all import *`"
+"Everything a lesson needs: `from dlcourse.all import *`. fastai's names come first, then ours, room by room"
 from fastai.basics import *
 from fastai.callback.hook import *
 from fastai.callback.mixup import *
@@ -9,51 +9,60 @@ from fastai.interpret import *
 from fastai.vision.core import *
 from fastai.vision.data import *
 
-from dlcourse.core import *
-from dlcourse.course.experiment import experiments, recorded, reproduce, reproduction
-from dlcourse.course.records import by_class, reported_and_obtained, verdict_table
-from dlcourse.data.arrays import *
-from dlcourse.data.folders import *
-from dlcourse.data.sources import *
-from dlcourse.data.explore import *
-from dlcourse.data.sampling import *
-from dlcourse.data.selection import *
-from dlcourse.data.transforms import *
-from dlcourse.data.saved import *
-from dlcourse.data.stores import *
-from dlcourse.data.loader import *
-from dlcourse.data.blocks import *
-from dlcourse.data.check import *
-from dlcourse.insight.cost import cost, flops_per_image, latency
-from dlcourse.insight.curves import *
-from dlcourse.insight.embedding import fisher_ratio, layer_activations, plot_embedding, probe_accuracy
-from dlcourse.insight.evaluation import *
-from dlcourse.insight.explain import grad_cam, saliency
-from dlcourse.insight.inference import export_folder, export_onnx, fast
-from dlcourse.insight.layers import *
-from dlcourse.insight.resolution import *
-from dlcourse.insight.studies import plot_study
-from dlcourse.models.blocks import *
-from dlcourse.models.cnn import *
+# The lowest floor
+from dlcourse.core import CourseError, seed_all
+
+# Data
+from dlcourse.data.arrays import Examples
+from dlcourse.data.folders import load_folder
+from dlcourse.data.sources import datasets, load, locate, source
+from dlcourse.data.explore import channel_stats, class_distribution, plot_class_distribution, show_classes
+from dlcourse.data.sampling import (
+    choose_classes, class_counts, class_weights, imbalance, label_noise, long_tail, n_per_class, oversample, stratified_split)
+from dlcourse.data.transforms import BatchAffine, BatchTransform, CropFlip, RandomPosition, RandomScale, SaltAndPepper
+from dlcourse.data.saved import load_set, perturb, save_images, save_set
+from dlcourse.data.loader import ExampleLoaders, MemoryDL
+from dlcourse.data.blocks import block_for, dls_for
+from dlcourse.data.check import check
+
+# Models
+from dlcourse.models.blocks import InceptionModule, ResidualBlock, conv_layer, count_params, dense_layer
+from dlcourse.models.registry import register
+from dlcourse.models.mlp import mlp, power_widths, spread_widths
+from dlcourse.models.cnn import cnn, cnn_base, cnn_v2, cnn_v3, conv_block
+from dlcourse.models.nets import all_conv, draw_net, inception, residual
+from dlcourse.models.whitened import whitened
 from dlcourse.models.folding import fold_batchnorm
-from dlcourse.models.fusion import *
-from dlcourse.models.mlp import *
-from dlcourse.models.backbones import *
-from dlcourse.models.nets import *
-from dlcourse.models.heads import *
-from dlcourse.models.pretrained import *
-from dlcourse.models.registry import *
-from dlcourse.models.views import *
-from dlcourse.models.weights import *
-from dlcourse.models.whitened import *
-from dlcourse.models.zoo import *
-from dlcourse.training.callbacks import *
-from dlcourse.training.lean import *
-from dlcourse.training.learner import *
-from dlcourse.training.losses import *
-from dlcourse.training.runs import Run
+from dlcourse.models.views import OverViews, mirrored, shifted
+from dlcourse.models.weights import load_pretrained
+from dlcourse.models.pretrained import TransferNet, transfer_net
+from dlcourse.models.fusion import fusion_net
+from dlcourse.models.zoo import archs, find_arch, match_params, model_for, size_of, smallest_input
+
+# Training
+from dlcourse.training.losses import (
+    BinaryLoss, Brier, CrossEntropy, MultiHinge, SquaredError, cross_entropy, hinge, quadratic, zero_one)
+from dlcourse.training.lean import LeanLearner, adam, adamw, sgd
+from dlcourse.training.callbacks import BestWeights, Bfloat16, EarlyStopping, LookaheadCallback, StopOnNaN
+from dlcourse.training.transfer import TransferLearner, feature_table
+from dlcourse.training.learner import learner_for, sizes_of
 from dlcourse.training.settings import Settings
-from dlcourse.training.search import search, study, trainer
+from dlcourse.training.runs import Run
 from dlcourse.training.space import match_param_counts, narrow_space
-from dlcourse.training.transfer import *
+from dlcourse.training.search import search, study, trainer
+
+# Insight
+from dlcourse.insight.layers import layer_outputs, layer_table
+from dlcourse.insight.curves import best_epoch, compare, convergence, history, panels, plot_compare, plot_curves, plot_losses, tidy
+from dlcourse.insight.evaluation import Evaluation, evaluate
+from dlcourse.insight.cost import cost, flops_per_image, latency
+from dlcourse.insight.resolution import RandomSize, any_size, at_sizes, plot_sizes
+from dlcourse.insight.inference import export_folder, export_onnx, fast
+from dlcourse.insight.explain import grad_cam, saliency
+from dlcourse.insight.embedding import fisher_ratio, layer_activations, plot_embedding, probe_accuracy
+from dlcourse.insight.studies import plot_study
+
+# Course and report
+from dlcourse.course.experiment import Trial, experiment, experiments, recorded, reproduce, reproduction
+from dlcourse.course.records import by_class, reported_and_obtained, verdict_table
 from dlcourse.report.pages import Report, report

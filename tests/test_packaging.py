@@ -176,17 +176,38 @@ def test_no_circles():
 
 @each_module
 def test_no_star_imports_of_ours(name):
-    if name == 'dlcourse.all': return
     assert not [o for o in imports(MODULES[name].read_text(encoding='utf-8'), name) if o.startswith('dlcourse') and o.endswith('*')]
 
 
-def test_all_keeps_the_names_it_lists():
-    "No star import further down hides a name that `dlcourse.all` imports by itself"
-    import dlcourse.all as everything
+@pytest.fixture(scope='module')
+def listed():
+    "What `dlcourse.all` imports: modules of fastai, taken whole, and pairs of a module of ours and a name"
     lines = [o for o in ast.parse((LIB/'all.py').read_text(encoding='utf-8')).body if isinstance(o, ast.ImportFrom)]
-    named = [(o.module, a.name) for o in lines for a in o.names if a.name != '*']
-    assert len(named) > 10
-    assert not [k for m,k in named if getattr(everything, k) is not getattr(importlib.import_module(m), k)]
+    pairs = [(o.module, a.name) for o in lines for a in o.names]
+    return [m for m,k in pairs if k == '*'], [(m, k) for m,k in pairs if k != '*']
+
+
+def test_all_is_a_short_list(listed):
+    whole, named = listed
+    assert all(o.startswith('fastai.') for o in whole) and all(m.startswith('dlcourse.') for m,_ in named)
+    assert 100 < len(named) <= 150 and len({k for _,k in named}) == len(named)
+
+
+def test_all_is_in_the_order_of_the_rooms(listed):
+    rooms = [floor_of(room_of(m)) for m,_ in listed[1]]
+    assert rooms == sorted(rooms)
+
+
+def test_all_hides_no_name_of_fastai(listed):
+    "Names of ours mean the same whatever is imported first, and every name of fastai means what fastai means"
+    whole, named = listed
+    theirs = {}
+    for m in whole: exec(f'from {m} import *', theirs)
+    mine = {k: getattr(importlib.import_module(m), k) for m,k in named}
+    assert len(theirs) > 500
+    assert not [k for k in mine if k in theirs and theirs[k] is not mine[k]]
+    everything = importlib.import_module('dlcourse.all')
+    assert not [k for k in mine if getattr(everything, k) is not mine[k]]
 
 
 def test_lines_of_tests_and_tools():
@@ -199,7 +220,6 @@ def test_lines_of_tests_and_tools():
 
 
 LONG_YET = {
-    'dlcourse/all.py',
     'tests/test_cli.py',
     'tests/test_embedding.py',
     'tests/test_explain.py',
