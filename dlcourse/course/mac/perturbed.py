@@ -21,7 +21,7 @@ from ...data.sampling import n_per_class
 from ...data.sources import load
 from ...data.saved import perturb
 from ...data.transforms import RandomPosition, RandomScale, SaltAndPepper
-from ...insight.curves import colors as colors, panels, tidy
+from ...insight.curves import colors, panels, tidy
 
 # %% ../../../nbs/course/mac/05_perturbed.ipynb #0bd58859
 strengths = dict(size=(1., 0.8, 0.6, 0.5, 0.4), position=(0, 2, 4, 6, 8), noise=(0., 0.05, 0.1, 0.2, 0.4))

@@ -19,7 +19,7 @@ from fastai.optimizer import OptimWrapper
 from ...core import seed_all
 from ..experiment import Trial, experiment, watched
 from ...data.blocks import dls_for
-from ...insight.curves import colors as colors, panels, tidy
+from ...insight.curves import colors, panels, tidy
 from ...insight.evaluation import evaluate
 from ...models.zoo import model_for
 from ...training.lean import LeanLearner
