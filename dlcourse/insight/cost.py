@@ -43,7 +43,9 @@ class Latency:
     def per_image(self): return self.ms/self.images
 
     def __repr__(self):
-        return f'{self.ms:.3g} ms ({self.low:.3g} to {self.high:.3g}, {self.runs} runs) for {self.images} images, {self.per_image:.3g} ms each, {self.threads} thread{"s"*(self.threads > 1)}'
+        threads = f'{self.threads} thread{"s"*(self.threads > 1)}'
+        spread = f'{self.low:.3g} to {self.high:.3g}, {self.runs} runs'
+        return f'{self.ms:.3g} ms ({spread}) for {self.images} images, {self.per_image:.3g} ms each, {threads}'
 
 # %% ../../nbs/insight/03_cost.ipynb #68718e2c
 def batch_timer(
@@ -55,6 +57,7 @@ def batch_timer(
     from torch.utils.benchmark import Timer
     return Timer('model(x)', globals=dict(model=model, x=x), num_threads=torch.get_num_threads())
 
+# %% ../../nbs/insight/03_cost.ipynb #87540caa
 def latency(
     model:nn.Module, # Timed in evaluation mode, without gradients
     x:Tensor, # A batch, on the model's device
@@ -81,13 +84,17 @@ def saved_bytes(
 def _model_and_batch(o, x):
     "The network of a model or learner, and a batch on its device"
     model = getattr(o, 'model', o)
-    if not isinstance(model, nn.Module): raise CourseError(f'a cost is that of a network, a Learner or a dictionary of them, not of a {type(o).__name__}')
+    if not isinstance(model, nn.Module):
+        raise CourseError(f'a cost is that of a network, a Learner or a dictionary of them, not of a {type(o).__name__}')
     if x is None and isinstance(o, Learner): x = first_batch(o)[0]
-    if not isinstance(x, Tensor) or not len(x): raise CourseError(f'a cost needs a batch, a tensor such as (N, C, H, W), and a network by itself has none; x is {_said(x)}')
+    if not isinstance(x, Tensor) or not len(x):
+        raise CourseError(f'a cost needs a batch, a tensor such as (N, C, H, W), and a network by itself has none; x is {_said(x)}')
     return model, x.as_subclass(Tensor).to(device_of(model, x.device))
 
+# %% ../../nbs/insight/03_cost.ipynb #4d1ba5a5
 def _said(x): return 'empty' if isinstance(x, Tensor) else 'not given' if x is None else f'a {type(x).__name__}'
 
+# %% ../../nbs/insight/03_cost.ipynb #a33884eb
 def _cost(model, x, runs):
     "One row of `cost`"
     took = latency(model, x, runs)
@@ -99,7 +106,7 @@ def cost(
     model, # A network, a fastai `Learner`, or a dictionary of name -> these
     x:Tensor=None, # A batch to time, (N, C, H, W) or (N, F); for a `Learner` the first of its validation part
     runs:int=5, # Timings of each, at least
-)->pd.DataFrame: # By name: parameters, bytes on disk, FLOPs for one image, ms for the batch (median, lower and upper quartile), its images, ms for each
+)->pd.DataFrame: # By name: parameters, bytes, FLOPs for one image, ms for the batch (median and quartiles), its images, ms for each
     "What one or several networks cost; raises `CourseError` for anything else and for a network without a batch"
     pairs = {k: _model_and_batch(o, x) for k,o in (model if isinstance(model, dict) else {'network': model}).items()}
     return pd.DataFrame.from_dict({k: _cost(*o, runs) for k,o in pairs.items()}, orient='index')

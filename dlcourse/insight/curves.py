@@ -21,7 +21,8 @@ def history(
     "What each epoch measured, by name; raises `CourseError` when nothing was recorded"
     own = learn if isinstance(learn, pd.DataFrame) else getattr(learn, 'history', None)
     hist = own if isinstance(own, pd.DataFrame) and len(own) else _recorded(learn)
-    if not len(hist): raise CourseError('no history: this learner has not been fitted, or a later validate or get_preds has wiped the record')
+    if not len(hist):
+        raise CourseError('no history: this learner has not been fitted, or a later validate or get_preds has wiped the record')
     return hist.set_index('epoch') if 'epoch' in hist else hist.rename_axis('epoch').copy()
 
 # %% ../../nbs/insight/01_curves.ipynb #e2ea85e9
@@ -124,7 +125,8 @@ def _draw_measure(ax, hist, name, epoch):
     marker = '.' if len(hist) <= 30 else None
     for part,style,color in [('train', '--', colors[0]), ('valid', '-', colors[1])]:
         values = _column(hist, name, part)
-        if values is not None: ax.plot(values.index, values, style, color=color, marker=marker, label={'train':'training', 'valid':'validation'}[part])
+        label = {'train': 'training', 'valid': 'validation'}[part]
+        if values is not None: ax.plot(values.index, values, style, color=color, marker=marker, label=label)
     if epoch is not None: _mark(ax, values, epoch)
     tidy(ax, name, 'epoch', whole=True)
     ax.legend(edgecolor='none', framealpha=0.85)
@@ -136,7 +138,7 @@ def plot_curves(
     ax=None, # matplotlib axes to draw on, as many as panels; a new figure if None
     monitor:str='valid_loss', # Column that decides which epoch is marked, unless `learn.best_epoch` does
 )->Figure: # The matplotlib figure
-    "Draw loss and metrics by epoch, training and validation, with the chosen epoch marked; raises `CourseError` for a learner without history"
+    "Draw loss and metrics by epoch on both parts, the chosen epoch marked; raises `CourseError` for a learner without history"
     hist = history(learn)
     names = [choose(o, metric_names(hist), 'metric') for o in ([metrics] if isinstance(metrics, str) else metrics or metric_names(hist))]
     epoch = best_epoch(learn, monitor if monitor in hist else 'train_loss') if monitor in hist or monitor != 'valid_loss' else None
@@ -197,7 +199,8 @@ def plot_compare(
     for i,(name,o) in enumerate(_named(learners).items()):
         for style,values in _lines(history(o), metric):
             label = name if style == '-' else None
-            ax.plot(values.index, values, style, color=colors[i % 7], marker='.osv^D'[i % 6], markersize=4, alpha=1 if label else 0.6, label=label)
+            look = dict(color=colors[i % 7], marker='.osv^D'[i % 6], markersize=4, alpha=1 if label else 0.6)
+            ax.plot(values.index, values, style, label=label, **look)
     if any(o.get_linestyle() == '--' for o in ax.lines): ax.plot([], [], '--', color='0.4', label='(training)')
     tidy(ax, metric.replace('_', ' '), 'epoch', whole=True)
     ax.legend(edgecolor='none', framealpha=0.85)

@@ -1,4 +1,4 @@
-"""What each layer makes of the examples: activations from one pass, PCA and t-SNE in the plane, and how well each layer separates the classes
+"""Activations of each layer from one pass, PCA and t-SNE in the plane, and how well each layer separates the classes
 
 Docs: https://dlcourse.github.io/dlcourse/insight/embedding.html.md"""
 
@@ -78,7 +78,7 @@ def layer_activations(
     pool:bool=True, # Whether maps are averaged over positions, or all values kept
     seed:int=42, # Of the draw
 )->Activations:
-    "Features that layers of `learn.model` give for examples of a part; raises `CourseError` for unknown layers or parts, or without classes"
+    "Features that layers of `learn.model` give for examples; raises `CourseError` for unknown layers or parts, or without classes"
     if not isinstance(learn, Learner):
         raise CourseError(f'layer_activations needs a Learner, which knows data and classes, and not a {type(learn).__name__}')
     with kept_rng(), kept_state(learn, find_part(learn, part)[0]):
@@ -87,7 +87,8 @@ def layer_activations(
         names = _chosen(learn.model, layers, layer_shapes(learn.model, _one_input(learn, dl)[:1]))
         features, scores, y = _collect(learn.model, names, dl, pool)
     vocab = class_names(learn, scores)
-    if y.numel() != len(scores): raise CourseError(f'layer_activations needs one class for each example, not targets of shape {tuple(y.shape)}')
+    if y.numel() != len(scores):
+        raise CourseError(f'layer_activations needs one class for each example, not targets of shape {tuple(y.shape)}')
     preds = scores.argmax(1) if scores.shape[1] > 1 else (scores[:, 0] > 0).long()
     return Activations(features, y.reshape(-1).long().numpy(), preds.numpy(), np.array(idxs), vocab, find_part(learn, part)[1])
 
@@ -117,7 +118,9 @@ def probe_accuracy(
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
     few = np.unique(y, return_counts=True)[1].min()
-    if folds < 2 or few < folds: raise CourseError(f'a cross-validated probe takes from 2 folds to as many as there are examples of each class: folds={folds}, and the rarest class has {few}')
+    if folds < 2 or few < folds:
+        raise CourseError(f'a cross-validated probe takes from 2 folds to as many as there are examples of each class: folds={folds}, and '
+                          f'the rarest class has {few}')
     probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=200))
     with warnings.catch_warnings():
         warnings.simplefilter('ignore') # A fit that stops at max_iter is good enough
@@ -129,23 +132,26 @@ def _silhouette(x, y):
     from sklearn.metrics import silhouette_score
     return float(silhouette_score(x, y)) if 2 <= len(np.unique(y)) < len(y) else float('nan')
 
+# %% ../../nbs/insight/07_embedding.ipynb #0a8e8cf2
 def _probe(x, y, folds, seed):
     "Accuracy of a probe, or NaN where a class has too few examples for one"
     return float('nan') if 2 <= folds and np.unique(y, return_counts=True)[1].min() < folds else probe_accuracy(x, y, folds, seed)
 
+# %% ../../nbs/insight/07_embedding.ipynb #6bd8219c
 def _need_two_classes(acts):
     if len(np.unique(acts.targets)) < 2: raise CourseError(f'separability compares classes, and these {len(acts)} examples are all of one')
 
+# %% ../../nbs/insight/07_embedding.ipynb #16496066
 @patch
 def separability(self:Activations,
     folds:int=3, # Of the cross-validated probe
     seed:int=42, # Of its split
-)->pd.DataFrame: # One row a layer: features, silhouette, Fisher ratio, probe accuracy; NaN where a class has too few examples for one of these
+)->pd.DataFrame: # One row a layer: features, silhouette, Fisher ratio, probe accuracy; NaN where a class has too few examples
     "How well each layer separates the classes; raises `CourseError` for a single class"
     _need_two_classes(self)
     y = self.targets
-    rows = [dict(features=x.shape[1], silhouette=_silhouette(x, y), fisher=fisher_ratio(x, y), probe=_probe(x, y, folds, seed)) for x in self.features.values()]
-    return pd.DataFrame(rows, index=pd.Index(self.features, name='layer'))
+    def row(x): return dict(features=x.shape[1], silhouette=_silhouette(x, y), fisher=fisher_ratio(x, y), probe=_probe(x, y, folds, seed))
+    return pd.DataFrame([row(x) for x in self.features.values()], index=pd.Index(self.features, name='layer'))
 
 # %% ../../nbs/insight/07_embedding.ipynb #14c58006
 def _pca(x, seed):
@@ -154,6 +160,7 @@ def _pca(x, seed):
     xy, share = p.fit_transform(x), np.nan_to_num(p.explained_variance_ratio_).sum()
     return np.pad(xy, ((0, 0), (0, 2 - xy.shape[1]))), f'PCA, {share:.0%} of the variance'
 
+# %% ../../nbs/insight/07_embedding.ipynb #cf122351
 def _tsne(x, seed):
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
@@ -161,6 +168,7 @@ def _tsne(x, seed):
     init = 'pca' if min(x.shape) > 1 else 'random'
     return TSNE(init=init, perplexity=min(30, (len(x) - 1)/3), random_state=seed, n_jobs=1).fit_transform(x), 't-SNE'
 
+# %% ../../nbs/insight/07_embedding.ipynb #27fe4202
 methods = dict(tsne=_tsne, pca=_pca)
 
 # %% ../../nbs/insight/07_embedding.ipynb #3444011d
@@ -180,6 +188,7 @@ def _palette(n):
     names = colormaps['tab10' if n <= 10 else 'tab20' if n <= 20 else 'gist_rainbow']
     return [names(i if n <= 20 else i/(n - 1)) for i in range(n)]
 
+# %% ../../nbs/insight/07_embedding.ipynb #484d109f
 def _draw_points(ax, xy, acts):
     "Draw `xy` by class, and mark what is wrong"
     for c,color in enumerate(_palette(len(acts.vocab))):
@@ -190,6 +199,7 @@ def _draw_points(ax, xy, acts):
 # %% ../../nbs/insight/07_embedding.ipynb #b77fdbbc
 def _two(v): return '–' if np.isnan(v) else f'{v:.2f}'
 
+# %% ../../nbs/insight/07_embedding.ipynb #533f55ac
 @patch
 def plot(self:Activations,
     method:str='tsne', # 'tsne' or 'pca'
@@ -205,7 +215,9 @@ def plot(self:Activations,
         _draw_points(a, xy, self)
         row = table.loc[k]
         a.set_title(f'{k} ({what})\nsilhouette {_two(row.silhouette)}, probe {_two(row.probe)}', fontsize=9)
-    if len(self.vocab) <= 20: axs[0].figure.legend(*axs[0].get_legend_handles_labels(), loc='outside lower center', ncols=6, fontsize=8, frameon=False, markerscale=1.5)
+    if len(self.vocab) <= 20:
+        look = dict(ncols=6, fontsize=8, frameon=False, markerscale=1.5)
+        axs[0].figure.legend(*axs[0].get_legend_handles_labels(), loc='outside lower center', **look)
     return axs[0].figure
 
 # %% ../../nbs/insight/07_embedding.ipynb #24c0df8b
@@ -219,5 +231,5 @@ def plot_embedding(
     seed:int=42, # Of everything drawn at random
     **kwargs, # Of `Activations.plot`
 )->Figure: # The matplotlib figure
-    "Draw examples of a part as the layers of `learn.model` have them, one panel a layer; raises `CourseError` as `layer_activations` and `embed`"
+    "Draw examples as the layers of `learn.model` have them, one panel a layer; raises `CourseError` as `layer_activations` and `embed`"
     return layer_activations(learn, layers, part, n, pool, seed).plot(method, seed=seed, **kwargs)

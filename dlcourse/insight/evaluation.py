@@ -90,7 +90,8 @@ def _item_losses(loss_func, out, targets):
         warnings.simplefilter('ignore')
         pair = _unreduced(loss_func, out[:2], targets[:2])
     if pair.numel() > out[:2].numel():
-        raise CourseError(f'{loss_name(loss_func)} compares each output with every target: outputs are {tuple(out.shape)}, targets {tuple(targets.shape)}; give them one shape')
+        raise CourseError(f'{loss_name(loss_func)} compares each output with every target: outputs are {tuple(out.shape)}, targets '
+                          f'{tuple(targets.shape)}; give them one shape')
     return _unreduced(loss_func, out, targets).detach().float().cpu().reshape(len(out), -1).mean(1).as_subclass(Tensor)
 
 # %% ../../nbs/insight/02_evaluation.ipynb #7e22f639
@@ -183,8 +184,8 @@ def confusion_matrix(self:Evaluation)->np.ndarray: # Counts (K, K): actual class
 # %% ../../nbs/insight/02_evaluation.ipynb #07eebd2a
 def _normalised(C, how):
     "Confusion matrix `C` divided by its row sums ('true'), column sums ('pred') or total ('all')"
-    total = {'true': C.sum(1, keepdims=True), 'pred': C.sum(0, keepdims=True), 'all': C.sum()}[choose(how, ['true', 'pred', 'all'], 'normalisation')]
-    return C / np.maximum(total, 1)
+    totals = {'true': C.sum(1, keepdims=True), 'pred': C.sum(0, keepdims=True), 'all': C.sum()}
+    return C / np.maximum(totals[choose(how, totals, 'normalisation')], 1)
 
 # %% ../../nbs/insight/02_evaluation.ipynb #d1c0b673
 def _write_values(ax, C):
@@ -228,7 +229,7 @@ def most_confused(self:Evaluation,
 
 # %% ../../nbs/insight/02_evaluation.ipynb #f19eb05c
 @patch
-def report(self:Evaluation)->pd.DataFrame: # Classes: precision, recall, F1, support by class, accuracy, macro and weighted means. Numbers: MSE, RMSE, MAE, R2 by output
+def report(self:Evaluation)->pd.DataFrame: # Precision, recall, F1, support by class and their means; or MSE, RMSE, MAE, R2 by output
     "The classification report, or for numbers the errors"
     if self.vocab is None: return self._number_report()
     from sklearn.metrics import classification_report
@@ -282,13 +283,16 @@ def top_losses(self:Evaluation,
     y, p, probs = self.targets[idx], self.decoded[idx], self.preds[idx]
     if self.vocab is None: return pd.DataFrame(dict(index=idx, actual=y.tolist(), predicted=p.tolist(), loss=losses))
     at = torch.arange(len(idx))
-    return pd.DataFrame(dict(index=idx, actual=[self.vocab[i] for i in y], predicted=[self.vocab[i] for i in p], loss=losses, p_actual=probs[at, y], p_predicted=probs[at, p]))
+    actual, predicted = [self.vocab[i] for i in y], [self.vocab[i] for i in p]
+    return pd.DataFrame(dict(index=idx, actual=actual, predicted=predicted, loss=losses,
+                             p_actual=probs[at, y], p_predicted=probs[at, p]))
 
 # %% ../../nbs/insight/02_evaluation.ipynb #01f82f43
 @patch
 def _read_again(self:Evaluation, idx):
     "The items at `idx` as the loader decodes them, one batch"
-    if not hasattr(self.dl, 'decode_batch') or self.dl.n_inp != 1: raise CourseError("plot_top_losses draws what fastai's image loaders read: for other data see top_losses()")
+    if not hasattr(self.dl, 'decode_batch') or self.dl.n_inp != 1:
+        raise CourseError("plot_top_losses draws what fastai's image loaders read: for other data see top_losses()")
     with kept_rng(), kept_state(self.learn, self.dl):
         dl = self.dl.new(get_idxs=lambda: list(idx), n=len(idx), bs=len(idx), num_workers=0)
         return dl.decode_batch(dl.one_batch(), max_n=len(idx), full=False)
@@ -325,7 +329,8 @@ def plot_top_losses(self:Evaluation,
     axs = panels(len(top), width=1.9, height=2.3, ncols=ncols)
     for ax,o,item in zip(axs, top.itertuples(), items):
         draw_image(item[0], ax)
-        words = [f'{n}: {v:.3g}' if isinstance(v, float) else f'{n}: {v}' for n,v in [('actual', o.actual), ('predicted', o.predicted), ('loss', o.loss)]]
+        facts = dict(actual=o.actual, predicted=o.predicted, loss=o.loss)
+        words = [f'{n}: {v:.3g}' if isinstance(v, float) else f'{n}: {v}' for n,v in facts.items()]
         ax.set_title('\n'.join(words), fontsize=9)
     return axs[0].figure
 

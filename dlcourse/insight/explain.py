@@ -36,12 +36,16 @@ def default_layer(
     body = model.body if isinstance(model, TransferNet) else None
     if body is not None and is_feature_map(shapes.get('body', ())): return 'body'
     if isinstance(body, FusionBody):
-        raise CourseError(f"this fusion has no joined feature map of its bodies: name one of them, {' or '.join(repr(f'body.bodies.{o}') for o in body.bodies)}")
+        raise CourseError("this fusion has no joined feature map of its bodies: name one of them, "
+                          f"{' or '.join(repr(f'body.bodies.{o}') for o in body.bodies)}")
     convs = [k for k,(m,s) in found.items() if is_feature_map(s) and isinstance(m, nn.Conv2d)]
-    if not convs: raise CourseError(f'{type(model).__name__} has no convolution that gives a feature map (channels, height, width), and Grad-CAM needs one: see saliency')
+    if not convs:
+        raise CourseError(f'{type(model).__name__} has no convolution that gives a feature map (channels, height, width), and Grad-CAM '
+                          'needs one: see saliency')
     later = list(shapes)[list(shapes).index(convs[-1]):]
     if any(len(shapes[k]) == 2 for k in later):
-        raise CourseError(f'after its last convolution ({convs[-1]}) this network outputs tokens, not a feature map: pass `layer=` (see `layer_table`)')
+        raise CourseError(f'after its last convolution ({convs[-1]}) this network outputs tokens, not a feature map: pass `layer=` (see '
+                          '`layer_table`)')
     return [k for k in later if shapes[k][1:] == shapes[convs[-1]][1:] and 'Pool' not in type(found[k][0]).__name__][-1]
 
 # %% ../../nbs/insight/06_explain.ipynb #38f4b46c
@@ -51,7 +55,8 @@ def _map_layer(model, layer, found):
     name = find_layer(layer, found)
     if is_feature_map(found[name][1]): return name
     maps = [k for k,(_,s) in found.items() if is_feature_map(s)]
-    raise CourseError(f"{name} gives {found[name][1]} for an image, which is no feature map (channels, height, width); these are: {', '.join(maps) or 'none'}")
+    raise CourseError(f"{name} gives {found[name][1]} for an image, which is no feature map (channels, height, width); these are: "
+                      f"{', '.join(maps) or 'none'}")
 
 # %% ../../nbs/insight/06_explain.ipynb #ea885d75
 def modules_outside(
@@ -100,7 +105,8 @@ def gradient(
 )->Tensor: # Like `at`
     "Gradient of each item's `score` at `at`, the graph kept; raises `CourseError` if the score does not depend on it"
     g = torch.autograd.grad(score.sum(), at, retain_graph=True, allow_unused=True)[0] if score.requires_grad else None
-    if g is None: raise CourseError(f'the scores have no gradient at {what}: they do not depend on it, or something behind it is not differentiable')
+    if g is None:
+        raise CourseError(f'the scores have no gradient at {what}: they do not depend on it, or something behind it is not differentiable')
     return g
 
 # %% ../../nbs/insight/06_explain.ipynb #1b184b3f
@@ -118,6 +124,7 @@ def cam_maps(
         grads = [gradient(_score(out, c), A, layer) for c in rows]
     return torch.stack([(g.mean((2, 3), keepdim=True)*A.detach()).sum(1).relu() for g in grads]), out.detach()
 
+# %% ../../nbs/insight/06_explain.ipynb #ef03d960
 def _score(out, c):
     "Score of class `c` (N,) for each row; a single output speaks for the second of two classes, and against the first"
     if out.shape[1] == 1: return out[:, 0]*(2*c - 1)
@@ -126,12 +133,15 @@ def _score(out, c):
 # %% ../../nbs/insight/06_explain.ipynb #55a876cb
 def _whole(items):
     "Whether `items` are positions or a count"
-    if isinstance(items, (np.ndarray, Tensor)): return items.ndim < 2 and (items.dtype.kind in 'iu' if isinstance(items, np.ndarray) else not items.is_floating_point())
+    if isinstance(items, (np.ndarray, Tensor)):
+        return items.ndim < 2 and (items.dtype.kind in 'iu' if isinstance(items, np.ndarray) else not items.is_floating_point())
     return all(isinstance(o, Integral) and not isinstance(o, bool) for o in listify(items))
 
+# %% ../../nbs/insight/06_explain.ipynb #55f4fa26
 def _loader(learn, items, part):
     "A loader of the images `items` in one batch"
-    if items is None or _whole(items): return part_loader(learn, part, 8 if items is None else int(items) if np.ndim(items) == 0 else items)[0]
+    if items is None or _whole(items):
+        return part_loader(learn, part, 8 if items is None else int(items) if np.ndim(items) == 0 else items)[0]
     return learn.dls.test_dl([items] if isinstance(items, (str, Path)) else listify(items), bs=len(listify(items)), num_workers=0)
 
 # %% ../../nbs/insight/06_explain.ipynb #d95fab6d
@@ -142,20 +152,26 @@ def image_batch(
 )->tuple: # Images as the network takes them (N, C, H, W), targets or None, images to draw (N, C, H, W)
     "Images of `learn` in one batch; raises `CourseError` for items that can't be read and data that are no images"
     if not hasattr(learn, 'dls'): raise CourseError(f'a Learner is needed, with its data, and this is a {type(learn).__name__}')
-    given = isinstance(items, Tensor) and items.ndim > 1 or isinstance(items, (tuple, list)) and len(items) and isinstance(items[0], Tensor) and items[0].ndim == 4
+    first = items[0] if isinstance(items, (tuple, list)) and len(items) else None
+    given = isinstance(items, Tensor) and items.ndim > 1 or isinstance(first, Tensor) and first.ndim == 4
     with kept_rng(), kept_state(learn, learn.dls.valid):
         try:
             dl = learn.dls.valid if given else _loader(learn, items, part)
             b = listify(items) if given else next(iter(dl))
-        except OSError as e: raise CourseError(f'{getattr(e, "filename", None) or items} is not an image that can be read ({type(e).__name__})') from e
+        except OSError as e:
+            raise CourseError(f'{getattr(e, "filename", None) or items} is not an image that can be read ({type(e).__name__})') from e
         x, y = b[0], b[1] if len(b) > 1 else None
-        if x.ndim != 4 or not x.is_floating_point(): raise CourseError(f'images (N, C, H, W) as floats are needed, as the loaders give them; these are {str(x.dtype)[6:]} of shape {tuple(x.shape)}')
+        if x.ndim != 4 or not x.is_floating_point():
+            raise CourseError(f'images (N, C, H, W) as floats are needed, as the loaders give them; these are {str(x.dtype)[6:]} of shape '
+                              f'{tuple(x.shape)}')
         return x.as_subclass(Tensor), y, _decoded(dl, x)
 
+# %% ../../nbs/insight/06_explain.ipynb #1e26f4c7
 def _decoded(dl, x):
     "Images `x` before normalisation, as far as `dl` can undo it, from 0 to 1"
     try: x = (dl.decode((x,))[0] if hasattr(dl, 'decode') else x).as_subclass(Tensor).detach().float().cpu()
-    except RuntimeError as e: raise CourseError(f"images of shape {tuple(x.shape[1:])} don't fit the transforms of this learner's data: {e}") from e
+    except RuntimeError as e:
+        raise CourseError(f"images of shape {tuple(x.shape[1:])} don't fit the transforms of this learner's data: {e}") from e
     if x.max() > 1.5 and x.min() >= 0: x = x/255
     return x if x.min() >= 0 and x.max() <= 1 else (x - x.min())/(x.max() - x.min())
 
@@ -172,6 +188,7 @@ def _numbers(o, vocab, scores, y):
     if y is None: raise CourseError("these images come without targets, so there is no actual class: ask of 'predicted' or name a class")
     return y.to(scores.device)
 
+# %% ../../nbs/insight/06_explain.ipynb #2c9abb46
 def _targets(y, n):
     "One class number for each of `n` images, or None"
     return y.as_subclass(Tensor).reshape(-1).long() if isinstance(y, Tensor) and y.numel() == n else None
@@ -191,11 +208,13 @@ class Explanation:
     vocab:list # Names of the classes
 
     def __len__(self): return len(self.images)
-    def __repr__(self): return f"{self.method} of {len(self)} images at {self.layer} ({'×'.join(map(str, self.maps.shape[2:]))}): {', '.join(map(str, self.of))}"
+    def __repr__(self):
+        size, of = '×'.join(map(str, self.maps.shape[2:])), ', '.join(map(str, self.of))
+        return f'{self.method} of {len(self)} images at {self.layer} ({size}): {of}'
 
     @property
     def heat(self):
-        "The maps at the size of the images, each divided by its maximum: float (K, N, H, W), 0 to 1; all 0 where nothing speaks for the class"
+        "The maps at the size of the images, each divided by its maximum: float (K, N, H, W), 0 to 1; all 0 without evidence"
         big = F.interpolate(self.maps, self.images.shape[2:], mode='bilinear', align_corners=False)
         return big/big.amax((2, 3), keepdim=True).clamp_min(1e-12)
 
@@ -211,7 +230,8 @@ def _explain(learn, items, of, part, explain):
         found['classes'] = torch.stack([_numbers(o, vocab, scores, y) for o in of])
         return found['classes']
     method, layer, maps, out = explain(learn.model, x, classes)
-    return Explanation(method, layer, images, of, found['classes'].cpu(), maps.float().cpu(), class_probabilities(out.float().cpu(), learn.loss_func),
+    preds = class_probabilities(out.float().cpu(), learn.loss_func)
+    return Explanation(method, layer, images, of, found['classes'].cpu(), maps.float().cpu(), preds,
                        None if y is None else y.cpu(), found['vocab'])
 
 # %% ../../nbs/insight/06_explain.ipynb #e8541e64
@@ -222,7 +242,7 @@ def grad_cam(
     layer:str|None=None, # Name of a layer, see `layer_table`; by default the last feature map
     part='valid', # 'train' (0), 'valid' (1) or 'test' (2)
 )->Explanation:
-    "Where in each image the evidence for a class lies; raises `CourseError` for unknown classes, layers and items, and where there is no feature map or no class"
+    "Find the evidence for a class in each image; raises `CourseError` for unknown classes, layers or items, or without a feature map"
     def explain(model, x, classes):
         name = _map_layer(model, layer, layer_shapes(model, x[:1]))
         return 'Grad-CAM', name, *cam_maps(model, x, classes, name)
@@ -234,6 +254,7 @@ def _draw_heat(ax, image, heat):
     draw_image(image, ax)
     ax.imshow(heat, cmap='plasma', vmin=0, vmax=1, alpha=(0.75*heat**0.7).numpy())
 
+# %% ../../nbs/insight/06_explain.ipynb #80e9bfba
 @patch
 def _title(self:Explanation, k, i):
     "What map `k` of image `i` explains"
@@ -241,13 +262,15 @@ def _title(self:Explanation, k, i):
     said, p = self.of[k] if self.of[k] in ('actual', 'predicted') else 'for', self.preds[i, c]
     return f"{said}: {self.vocab[c]}\np = {p:.2f}" + ('' if self.maps[k, i].max() > 0 else ', no evidence')
 
+# %% ../../nbs/insight/06_explain.ipynb #99372dcb
 @patch
 def plot(self:Explanation,
     ncols:int|None=None, # Panels in a row; by default two images
     size:float=1.7, # Inches, each panel
 )->Figure: # The matplotlib figure
     "Draw every image, and next to it the image under each of its maps; raises `CourseError` for images that are neither grey nor in colour"
-    if self.images.shape[1] not in (1, 3): raise CourseError(f'images of 1 or 3 channels can be drawn, these have {self.images.shape[1]}; the maps are in maps and heat')
+    if self.images.shape[1] not in (1, 3):
+        raise CourseError(f'images of 1 or 3 channels can be drawn, these have {self.images.shape[1]}; the maps are in maps and heat')
     K, heat = len(self.of), self.heat
     axs = iter(panels(len(self)*(K + 1), width=size, height=1.25*size, ncols=ncols or 2*(K + 1)))
     for i,image in enumerate(self.images):

@@ -1,4 +1,4 @@
-"""A trained network made fast, and taken to where this package isn't: batch normalisation folded away, ONNX, and a folder that needs only torch
+"""A trained network made fast, and exported: batch normalisation folded away, ONNX, and a folder that needs only torch
 
 Docs: https://dlcourse.github.io/dlcourse/insight/inference.html.md"""
 
@@ -34,6 +34,7 @@ def _few_inputs(learn):
     if not isinstance(x, Tensor) or getattr(learn.dls, 'n_inp', 1) > 1: raise CourseError('fast is for networks with one tensor as input')
     return x[:16].cpu()
 
+# %% ../../nbs/insight/05_inference.ipynb #02215568
 def _same_answers(model, other, x, tol=1e-4):
     "Raise `CourseError` unless both give the same for `x`, up to `tol` of the largest output"
     with torch.inference_mode(): a, b = model(x), other(x)
@@ -68,6 +69,7 @@ def _ms(model, x):
     model(x); wait()
     return 1000*(time.perf_counter() - start)
 
+# %% ../../nbs/insight/05_inference.ipynb #5115b477
 def compare_speed(
     models:dict, # Name -> network; the first one is what the others are compared with
     x:Tensor, # A batch, on their device
@@ -101,13 +103,17 @@ def _pixels(learn):
     "Up to 16 validation images as bytes (n, C, H, W), their targets, and the transforms behind them"
     dl = find_part(learn, 1)[0]
     fs = getattr(getattr(dl, 'after_batch', None), 'fs', None)
-    if fs is None: raise CourseError("an exported network takes pixels, and these DataLoaders don't say how pixels become its input: fastai's image loaders do")
+    if fs is None:
+        raise CourseError("an exported network takes pixels, and these DataLoaders don't say how pixels become its input: fastai's image "
+                          "loaders do")
     with kept_state(learn, dl): x, *y = next(iter(in_order(dl.new(after_batch=[]))))
-    if not isinstance(x, Tensor) or x.ndim != 4 or x.dtype != torch.uint8: raise CourseError('an exported network takes images as bytes, and these data are something else')
+    if not isinstance(x, Tensor) or x.ndim != 4 or x.dtype != torch.uint8:
+        raise CourseError('an exported network takes images as bytes, and these data are something else')
     for t in fs:
         if isinstance(t, AtSize): x = t.apply(x).round().clamp(0, 255).byte()
     return x[:16].as_subclass(Tensor).cpu(), y[0][:16].as_subclass(Tensor).cpu(), [o for o in fs if not isinstance(o, AtSize)]
 
+# %% ../../nbs/insight/05_inference.ipynb #60c6c196
 def _as_input(pixels, fs):
     "`pixels` through the transforms `fs`, and what of these has to be exported: the divisor, mean and deviation"
     x, div, mean, std = TensorImage(pixels), 1., torch.zeros(1, 1, 1, 1), torch.ones(1, 1, 1, 1)
@@ -119,11 +125,13 @@ def _as_input(pixels, fs):
         else: _check_still(t, x)
     return x.as_subclass(Tensor), div, mean, std
 
+# %% ../../nbs/insight/05_inference.ipynb #cad2667a
 def _check_still(t, x):
     "Raise `CourseError` if the transform `t` changes validation images"
     y = t(x.clone(), split_idx=1)
     if y.shape != x.shape or (y.float() - x.float()).abs().max() > 1e-3:
-        raise CourseError(f'{type(t).__name__} changes validation images, and an exported network would not have it: leave it out of the loader, or train without it')
+        raise CourseError(f'{type(t).__name__} changes validation images, and an exported network would not have it: leave it out of the '
+                          'loader, or train without it')
 
 # %% ../../nbs/insight/05_inference.ipynb #416aa049
 def _none(o): return o
@@ -155,16 +163,20 @@ def pixel_net(
     _agree(net(pixels), expected, 'the network with its normalisation')
     return net
 
+# %% ../../nbs/insight/05_inference.ipynb #8d02d540
 def _settings(shape, classes, div, mean, std):
     _, c, h, w = shape
-    return dict(classes=classes, channels=c, height=h, width=w, input='uint8 (n, channels, height, width), from 0 to 255, colours in the order red, green, blue',
-                output='probability of each class, float32 (n, classes)' if classes else 'numbers, float32 (n, outputs)', mean=mean.flatten().tolist(),
-                std=std.flatten().tolist(), div=div, dlcourse=__version__, torch=torch.__version__)
+    takes = 'uint8 (n, channels, height, width), from 0 to 255, colours in the order red, green, blue'
+    gives = 'probability of each class, float32 (n, classes)' if classes else 'numbers, float32 (n, outputs)'
+    return dict(classes=classes, channels=c, height=h, width=w, input=takes, output=gives,
+                mean=mean.flatten().tolist(), std=std.flatten().tolist(), div=div, dlcourse=__version__, torch=torch.__version__)
 
+# %% ../../nbs/insight/05_inference.ipynb #eb0d3862
 def _agree(got, expected, what, tol=1e-4):
     "Raise `CourseError` unless `got` is within `tol` of `expected`"
     error = float(np.abs(np.asarray(got) - np.asarray(expected)).max()) / max(1., float(expected.abs().max()))
-    if not error <= tol: raise CourseError(f'{what} does not give what the learner gives (off by {error:.1e}, {tol:g} is allowed), so it was not written')
+    if not error <= tol:
+        raise CourseError(f'{what} does not give what the learner gives (off by {error:.1e}, {tol:g} is allowed), so it was not written')
 
 # %% ../../nbs/insight/05_inference.ipynb #eb2aa2dd
 def _exported(export, net, **kwargs):
@@ -174,8 +186,11 @@ def _exported(export, net, **kwargs):
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter('ignore')
         try: return export(net, (x,), dynamic_shapes=({0: n},), **kwargs)
-        except Exception as e: raise CourseError(f'torch cannot export this network: {type(e).__name__}: {str(e).strip().splitlines()[0] if str(e).strip() else ""}') from e
+        except Exception as e:
+            raise CourseError(f'torch cannot export this network: {type(e).__name__}: '
+                              f'{str(e).strip().splitlines()[0] if str(e).strip() else ""}') from e
 
+# %% ../../nbs/insight/05_inference.ipynb #9ca2a9e8
 def _onnx_bytes(net):
     "`net` as an ONNX program"
     proto = _exported(torch.onnx.export, net, dynamo=True, input_names=['pixels'], output_names=['output'], verbose=False).model_proto
@@ -188,8 +203,10 @@ def _session(program):
     runtime = optional('onnxruntime', 'export')
     if not isinstance(program, bytes) and not Path(program).is_file(): raise CourseError(f'{program} is missing')
     try: return runtime.InferenceSession(program if isinstance(program, bytes) else str(program), providers=['CPUExecutionProvider'])
-    except Exception as e: raise CourseError(f'onnxruntime cannot read the program ({type(e).__name__}): it is damaged, or no ONNX program') from e
+    except Exception as e:
+        raise CourseError(f'onnxruntime cannot read the program ({type(e).__name__}): it is damaged, or no ONNX program') from e
 
+# %% ../../nbs/insight/05_inference.ipynb #9a6899f8
 def run_onnx(
     program, # An ONNX file, or its bytes
     pixels, # uint8 (n, C, H, W)
@@ -197,6 +214,7 @@ def run_onnx(
     "What an exported program says to `pixels`, by `onnxruntime`; raises `CourseError` for a file that is missing or damaged"
     return _session(program).run(None, {'pixels': np.ascontiguousarray(pixels)})[0]
 
+# %% ../../nbs/insight/05_inference.ipynb #d972e60e
 def onnx_settings(
     program, # An ONNX file, or its bytes
 )->dict: # `classes`, `channels`, `height`, `width`, ...
@@ -208,7 +226,7 @@ def export_onnx(
     learn:Learner, # Any fastai `Learner` on images
     file, # Where the program goes
 )->Path: # `file`
-    "Write `learn` as an ONNX program from bytes to probabilities, checked by running it; raises `CourseError` if it differs or a package is missing"
+    "Write `learn` as an ONNX program from bytes to probabilities, and run it; raises `CourseError` if it differs or a package is missing"
     for o in ('onnx', 'onnxscript', 'onnxruntime'): optional(o, 'export')
     net = pixel_net(learn)
     program = _onnx_bytes(net)
@@ -257,7 +275,8 @@ def _write_program(net, model, folder):
     torch.export.save(_exported(torch.export.export, net), folder/'program.pt2')
 
 # %% ../../nbs/insight/05_inference.ipynb #da7e46db
-_alone = "import sys, runpy; sys.modules.update(dlcourse=None, fastai=None); sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+_alone = ("import sys, runpy; sys.modules.update(dlcourse=None, fastai=None); sys.argv = sys.argv[1:]; "
+          "runpy.run_path(sys.argv[0], run_name='__main__')")
 
 def run_alone(
     folder, # That `export_folder` wrote
@@ -265,10 +284,13 @@ def run_alone(
 )->list: # One dictionary for each file
     "What `predict.py` in `folder` says to `files`, in a process without this package; raises `CourseError` if it fails"
     words = [str(Path(o).resolve()) for o in (Path(folder)/'predict.py', *files)]
-    out = subprocess.run([sys.executable, '-c', _alone, *words], capture_output=True, text=True, cwd=words[0].rpartition('predict.py')[0] or None)
-    if out.returncode: raise CourseError(f'the exported program does not run by itself: {(out.stderr.strip() or "no message").splitlines()[-1]}')
+    cwd = words[0].rpartition('predict.py')[0] or None
+    out = subprocess.run([sys.executable, '-c', _alone, *words], capture_output=True, text=True, cwd=cwd)
+    if out.returncode:
+        raise CourseError(f'the exported program does not run by itself: {(out.stderr.strip() or "no message").splitlines()[-1]}')
     return [json.loads(o) for o in out.stdout.splitlines()]
 
+# %% ../../nbs/insight/05_inference.ipynb #f7b3066d
 def _check_alone(net, folder):
     "Raise `CourseError` unless the program in `folder` says what the learner says"
     files = [folder/f'check{i}.png' for i in range(min(2, len(net.pixels)))]
@@ -282,11 +304,12 @@ def export_folder(
     learn:Learner, # Any fastai `Learner` on grey or colour images
     folder, # A new folder
 )->Path: # `folder`
-    "Write `learn` as a folder that a program without this package can use, checked by doing so; raises `CourseError` if it differs or the folder exists"
+    "Write `learn` as a folder for programs without this package, and run it; raises `CourseError` if it differs or the folder exists"
     folder = Path(folder)
     if folder.exists(): raise CourseError(f'{folder} exists already: choose a new folder, or remove it first')
     net = pixel_net(learn)
-    if net.settings['channels'] not in (1, 3): raise CourseError(f"export_folder is for grey or colour images, not for {net.settings['channels']} channels")
+    if net.settings['channels'] not in (1, 3):
+        raise CourseError(f"export_folder is for grey or colour images, not for {net.settings['channels']} channels")
     part = folder.with_name(f'{folder.name}.{os.getpid()}.part')
     try:
         part.mkdir(parents=True)

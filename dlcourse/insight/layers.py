@@ -1,4 +1,4 @@
-"""Parts of the data, batches in order, evaluation mode, and what each layer of a network gives: the ground that the other pages of this room stand on
+"""Parts of the data, batches in order, evaluation mode, and the output of each layer of a network: what the other pages share
 
 Docs: https://dlcourse.github.io/dlcourse/insight/layers.html.md"""
 

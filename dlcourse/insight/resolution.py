@@ -39,6 +39,7 @@ def _sizes(sizes):
         raise CourseError(f'sizes are a list of numbers of pixels or pairs (height, width), at least one of them, not {sizes!r}')
     return sorted(dict.fromkeys(pairs), key=lambda o: (o[0]*o[1], o))
 
+# %% ../../nbs/insight/04_resolution.ipynb #d13291ef
 def _label(size): return size[0] if size[0] == size[1] else '{}×{}'.format(*size)
 
 # %% ../../nbs/insight/04_resolution.ipynb #5cd9e7de
@@ -77,6 +78,7 @@ def _loader(learn, ds_idx, dl):
     fs = getattr(getattr(dl, 'after_batch', None), 'fs', [])
     return dl.new(after_batch=[o for o in fs if not isinstance(o, AtSize)]) if any(isinstance(o, AtSize) for o in fs) else dl
 
+# %% ../../nbs/insight/04_resolution.ipynb #3ee5734d
 def _few_images(learn, dl, n=16):
     "The first `n` images of `dl`, on the model's device"
     x = first_batch(learn, dl=dl)[0]
@@ -99,6 +101,7 @@ def preds_at(
     if found[0].vocab is None: raise CourseError('sizes are compared by accuracy, but this learner predicts numbers')
     return SizedPreds(sizes, torch.stack([o.preds for o in found]), found[0].targets, flops, x)
 
+# %% ../../nbs/insight/04_resolution.ipynb #c05ffc51
 def _evaluate_at(learn, dl, size):
     with resize_inputs(learn.model, size): return evaluate(learn, dl=dl)
 
@@ -114,7 +117,8 @@ def cost_at(
     for o in sizes: check_size(model, x, o)
     batches = [AtSize(o).apply(x) for o in sizes]
     index = pd.Index([_label(o) for o in sizes], name='size')
-    return pd.DataFrame(dict(flops=[flops_per_image(model, b) for b in batches], ms=[latency(model, b, runs).per_image for b in batches]), index=index)
+    flops, ms = [flops_per_image(model, b) for b in batches], [latency(model, b, runs).per_image for b in batches]
+    return pd.DataFrame(dict(flops=flops, ms=ms), index=index)
 
 # %% ../../nbs/insight/04_resolution.ipynb #fc8753f5
 def at_sizes(
@@ -147,10 +151,13 @@ def plot_sizes(
 def _why(layer, shape, error):
     "Why `layer` failed on an input of `shape`, in words"
     if isinstance(layer, nn.Linear):
-        return f'has weights for {layer.in_features} features and gets {shape[-1]}, since the feature map is flattened: any_size puts adaptive pooling in front'
-    if isinstance(layer, nn.Conv2d): return f'has a kernel of {layer.kernel_size[0]}×{layer.kernel_size[1]}, and its input is only {shape[-2]}×{shape[-1]}'
+        return (f'has weights for {layer.in_features} features and gets {shape[-1]}, since the feature map is flattened: '
+                'any_size puts adaptive pooling in front')
+    if isinstance(layer, nn.Conv2d):
+        return f'has a kernel of {layer.kernel_size[0]}×{layer.kernel_size[1]}, and its input is only {shape[-2]}×{shape[-1]}'
     return f'fails: {str(error).splitlines()[0]}'
 
+# %% ../../nbs/insight/04_resolution.ipynb #c3ad8bb3
 @contextmanager
 def _inside(model):
     "Within the block the list that is given holds (name, layer, input shape) of the layers being run, the innermost last"
@@ -163,6 +170,7 @@ def _inside(model):
     finally:
         for o in hooks: o.remove()
 
+# %% ../../nbs/insight/04_resolution.ipynb #b5a45b13
 def _try_size(model, x, size):
     "What `model` gives for one image at `size`, or a `CourseError` with the layer that failed"
     with _inside(model) as stack:
@@ -195,7 +203,8 @@ def any_size(
     hooks = [m.register_forward_pre_hook(lambda m,a,k=k: grids.update({k: a[0].shape[2:]})) for k,m in flats.items()]
     with answering(free): free(x[:1])
     for o in hooks: o.remove()
-    if not any(map(len, grids.values())): raise CourseError('this network has no Flatten layer that a feature map goes into, so there is nothing to pool before')
+    if not any(map(len, grids.values())):
+        raise CourseError('this network has no Flatten layer that a feature map goes into, so there is nothing to pool before')
     for k,grid in grids.items():
         if len(grid): free.set_submodule(k, nn.Sequential(nn.AdaptiveAvgPool2d(tuple(grid)), flats[k]))
     return free
@@ -296,7 +305,9 @@ def train_size_predictor(
     from sklearn.preprocessing import StandardScaler
     p = preds_at(learn, sizes, ds_idx)
     need = cheapest_right(p.decoded, p.targets)
-    if len(set(need)) < 2: raise CourseError(f'there is nothing to predict: {_label(p.sizes[need[0]])} pixels are enough for every image, as far as any size is')
+    if len(set(need)) < 2:
+        raise CourseError(f'there is nothing to predict: {_label(p.sizes[need[0]])} pixels are enough for every image, as far as any size '
+                          'is')
     model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000)).fit(thumbnails(learn, ds_idx, side=side), need)
     return SizePredictor(p.sizes, model, side)
 
@@ -342,12 +353,13 @@ def _rule_figures(p, right, flops):
     over = right - mix @ (p.decoded == p.targets).numpy()
     return dict(accuracy=right.mean(), mflops=flops.mean()/1e6, mixture=mix @ p.accuracy, gain=over.mean(), se=over.std()/len(over)**0.5)
 
+# %% ../../nbs/insight/04_resolution.ipynb #2c610230
 def compare_size_rules(
     learn:Learner, # The learner that `predictor` was trained for
     predictor:SizePredictor,
     ds_idx:int|str=1, # Part to judge on, as in `evaluate`: one that neither has learnt from
     trusts=(0.5, 0.7, 0.8, 0.9, 0.95), # Settings to try
-)->pd.DataFrame: # By rule and setting: accuracy, million FLOPs per image, accuracy of the best mixture of two sizes for these, the gain over it and its standard error
+)->pd.DataFrame: # By rule and setting: accuracy, million FLOPs, accuracy of the best mixture for these, gain over it, its standard error
     "Compare every way to choose a size: fixed, predicted, looking twice, and the oracle"
     p = preds_at(learn, predictor.sizes, ds_idx)
     rules = list(_rules(p, predictor, thumbnails(learn, ds_idx, side=predictor.side), trusts))
