@@ -143,13 +143,6 @@ LONG_YET = {Path(o) for o in '''
     cli/04_train.ipynb
     cli/05_runs.ipynb
     cli/06_studies.ipynb
-    insight/01_curves.ipynb
-    insight/02_evaluation.ipynb
-    insight/03_cost.ipynb
-    insight/04_resolution.ipynb
-    insight/05_inference.ipynb
-    insight/06_explain.ipynb
-    insight/07_embedding.ipynb
     training/02_lean.ipynb
     training/08_progress.ipynb
     training/09_runs.ipynb
