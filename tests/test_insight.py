@@ -28,7 +28,10 @@ from torch.utils.data import TensorDataset
 
 from dlcourse.core import CourseError
 from dlcourse.insight.curves import best_epoch, compare, convergence, history, plot_compare, plot_curves, plot_losses
+from dlcourse.insight.embedding import layer_activations
 from dlcourse.insight.evaluation import Evaluation, evaluate
+from dlcourse.insight.explain import cam_maps
+from dlcourse.insight.layers import draw_indices, first_batch, layer_outputs, layer_table, to_rows, watch_layers
 from dlcourse.training.learner import learner_for
 
 digits = load_digits()
@@ -430,3 +433,71 @@ def test_a_figure_shows_once():
     assert plt.fignum_exists(fig.number)
     with pytest.raises(NotImplementedError): fig._ipython_display_()
     assert not plt.fignum_exists(fig.number)
+
+
+# ---- Layers and batches ------------------------------------------------------------------------
+
+class Twice(nn.Module):
+    "A network whose only activation is called twice, and writes into its input"
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 6, 3, padding=1)
+        self.relu, self.out = nn.ReLU(inplace=True), nn.Linear(6, 10)
+
+    def forward(self, x):
+        x = self.relu(self.conv2(self.relu(self.conv1(x.reshape(-1, 1, 8, 8)))))
+        return self.out(x.mean((2, 3)))
+
+
+def test_what_is_kept_is_not_written_over():
+    torch.manual_seed(1)
+    model, a = Twice(), torch.rand(3, 64)
+    kept = layer_outputs(model, a)
+    assert list(kept) == ['conv1', 'relu@1', 'conv2', 'relu@2', 'out']
+    assert kept['conv2'].min() < 0 and torch.equal(kept['conv2'].relu(), kept['relu@2'])
+    assert not any(m._forward_hooks for m in model.modules()) and model.training
+
+
+def test_hooks_go_where_a_pass_fails():
+    model = Twice()
+    with pytest.raises(RuntimeError), watch_layers(model, ['conv1', 'relu']): model(torch.rand(3, 7))
+    assert not any(m._forward_hooks for m in model.modules())
+
+
+def test_a_layer_called_twice_can_be_looked_at():
+    learn = tensor_learner()
+    learn.model = Twice()
+    table = layer_table(learn)
+    assert table['shape']['relu@1'] == (4, 8, 8) and table['shape']['relu@2'] == (6, 8, 8)
+    acts = layer_activations(learn, ['relu@1', 'relu@2', 'out'], n=20)
+    assert [o.shape for o in acts.features.values()] == [(20, 4), (20, 6), (20, 10)]
+    xb, yb = first_batch(learn)
+    first, second = (cam_maps(learn.model, xb, yb[None], f'relu@{i}')[0] for i in (1, 2))
+    assert first.shape == second.shape and not torch.equal(first, second)
+
+
+def test_gradients_at_the_first_of_two_calls():
+    torch.manual_seed(1)
+    model, a, c = Twice().eval(), torch.rand(2, 64), torch.tensor([1, 2])
+    A = model.relu(model.conv1(a.reshape(-1, 1, 8, 8))).detach().requires_grad_()
+    out = model.out(model.conv2(A).relu().mean((2, 3)))
+    g, = torch.autograd.grad(out.gather(1, c[:, None]).sum(), A)
+    expected = (g.mean((2, 3), keepdim=True)*A.detach()).sum(1).relu()
+    assert torch.allclose(cam_maps(model, a, c[None], 'relu@1')[0][0], expected, atol=1e-6)
+
+
+def test_rows_are_a_copy():
+    a = torch.rand(4, 6)
+    to_rows(a).zero_()
+    assert a.sum() > 0
+
+
+def test_first_batch_leaves_no_trace_and_keeps_order():
+    learn = tensor_learner()
+    numbers = torch.get_rng_state()
+    assert torch.equal(first_batch(learn, 'train')[0], x[:64]) and torch.equal(numbers, torch.get_rng_state())
+    with pytest.raises(CourseError, match='no test part'): first_batch(learn, 'test')
+    with pytest.raises(CourseError, match='whole number'): draw_indices(learn, 'valid', 1, 0)
+
+
+def test_figures_have_a_ground(): assert plot_curves(tensor_learner(1)).get_facecolor() == (1, 1, 1, 1)
