@@ -1,6 +1,7 @@
-"Curves and evaluation: any fastai Learner, faults and bad input, and equality with independent counts"
-import json
-import random
+"The pages of insight: any fastai Learner, faults and bad input, and equality with independent counts"
+import json, os, random, shutil, subprocess, sys
+from copy import deepcopy
+from pathlib import Path
 
 import matplotlib
 matplotlib.use('Agg')
@@ -8,40 +9,64 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 from fastai.basics import (BCEWithLogitsLossFlat, CategoryBlock, CrossEntropyLossFlat, DataBlock, DataLoaders, Learner, MSELossFlat,
                            RandomSplitter, accuracy, error_rate, set_seed)
 from fastai.callback.all import EarlyStoppingCallback, SaveModelCallback
-from fastai.data.transforms import Normalize
+from fastai.data.core import DataLoaders
+from fastai.data.transforms import Normalize, get_image_files, parent_label
 from fastai.interpret import ClassificationInterpretation
+from fastai.learner import Learner
+from fastai.losses import BCEWithLogitsLossFlat
 from fastai.tabular.all import TabularDataLoaders, tabular_learner
 from fastai.vision.augment import Brightness
 from fastai.vision.core import PILImage, PILImageBW
 from fastai.vision.data import ImageBlock
 from fastai.vision.learner import vision_learner
+from fastcore.nbio import read_nb
 from fasttransform import Transform
 from matplotlib import pyplot as plt
 from sklearn.datasets import load_digits
-from sklearn.metrics import f1_score, precision_score, r2_score
+from sklearn.metrics import f1_score, precision_score, r2_score, silhouette_score
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils.parametrizations import spectral_norm
 from torch.utils.data import TensorDataset
+from torchvision.models import resnet18
 
+from conftest import needs_data
 from dlcourse.core import CourseError
+from dlcourse.data.blocks import dls_for
+from dlcourse.data.transforms import AtSize, BatchTransform
+from dlcourse.insight import inference
+from dlcourse.insight.cost import cost, flops_per_image, latency, saved_bytes
 from dlcourse.insight.curves import best_epoch, compare, convergence, history, plot_compare, plot_curves, plot_losses
-from dlcourse.insight.embedding import layer_activations
+from dlcourse.insight.embedding import fisher_ratio, layer_activations, plot_embedding, probe_accuracy
 from dlcourse.insight.evaluation import Evaluation, evaluate
-from dlcourse.insight.explain import cam_maps
-from dlcourse.insight.layers import draw_indices, first_batch, layer_outputs, layer_table, to_rows, watch_layers
+from dlcourse.insight.explain import cam_maps, default_layer, grad_cam, image_batch, saliency
+from dlcourse.insight.inference import compare_speed, export_folder, export_onnx, fast, onnx_settings, pixel_net, run_alone, run_onnx
+from dlcourse.insight.layers import (draw_indices, first_batch, is_feature_map, layer_outputs, layer_shapes, layer_table, main_layers,
+                                     to_rows, watch_layers)
+from dlcourse.insight.resolution import (RandomPart, RandomSize, SizePredictor, SizedPreds, _rule_figures, any_size, at_sizes,
+                                         best_mixture, cheapest_right, check_size, compare_size_rules, cost_at, look_twice,
+                                         plot_size_rules, plot_sizes, preds_at, resize_inputs, thumbnails, train_size_predictor)
+from dlcourse.models import folding
+from dlcourse.models.folding import FastNet, answering, fold_batchnorm, largest_map
+from dlcourse.models.zoo import model_for
 from dlcourse.training.learner import learner_for
-
-digits = load_digits()
-x, y = torch.tensor(digits.data[:600]).float()/16, torch.tensor(digits.target[:600])
 
 
 @pytest.fixture(autouse=True)
 def close_figures():
     yield
     plt.close('all')
+
+# ---- Curves and evaluation -------------------------------------------------------------------
+
+digits = load_digits()
+x, y = torch.tensor(digits.data[:600]).float()/16, torch.tensor(digits.target[:600])
+
+
 
 
 def quiet(learn, *epochs):
@@ -501,3 +526,947 @@ def test_first_batch_leaves_no_trace_and_keeps_order():
 
 
 def test_figures_have_a_ground(): assert plot_curves(tensor_learner(1)).get_facecolor() == (1, 1, 1, 1)
+
+
+# ---- Grad-CAM and saliency -------------------------------------------------------------------
+
+rng = np.random.default_rng(0)
+photos, photo_classes = rng.integers(0, 256, (40, 3, 40, 40), dtype=np.uint8), np.arange(40) % 4
+
+
+
+
+@pytest.fixture(scope='module')
+def dls(): return dls_for((photos, photo_classes), bs=8, seed=1)
+
+
+@pytest.fixture(scope='module')
+def photo_learn(dls): return learner_for('cnn', dls, filters=8, seed=1)
+
+
+@pytest.fixture(scope='module')
+def files(tmp_path_factory):
+    "A folder of class folders with colour images"
+    root = tmp_path_factory.mktemp('images')
+    for i in range(16):
+        (root/f'c{i%2}').mkdir(exist_ok=True)
+        Image.fromarray(photos[i].transpose(1, 2, 0)).save(root/f'c{i%2}'/f'{i}.png')
+    return root
+
+
+def modes_and_weights(model):
+    hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) for m in model.modules()]
+    return [m.training for m in model.modules()], hooks, [(p.requires_grad, p.grad is None) for p in model.parameters()], torch.is_grad_enabled()
+
+
+def equals_captum(photo_learn, layer=None, **kwargs):
+    "Compare with captum's `LayerGradCam` at the same layer; the explanation"
+    captum = pytest.importorskip('captum.attr')
+    before = modes_and_weights(photo_learn.model)
+    cam = grad_cam(photo_learn, 4, of='predicted', layer=layer, **kwargs)
+    assert modes_and_weights(photo_learn.model) == before
+    images,_,_ = image_batch(photo_learn, 4)
+    photo_learn.model.eval()
+    m = photo_learn.model.get_submodule(cam.layer)
+    theirs = captum.LayerGradCam(photo_learn.model, m).attribute(images.clone().requires_grad_(), cam.classes[0], relu_attributions=True)[:, 0]
+    torch.testing.assert_close(cam.maps[0], theirs.detach(), atol=1e-4, rtol=1e-4)
+    assert cam.maps.max() > 0
+    return cam
+
+
+@pytest.mark.parametrize('arch, layer', [('cnn', 'body.block3.act'), ('all_conv', 'body'), ('residual', 'body.block3'), ('inception', 'body.module2'),
+                                         ('cnn_base', 'body'), ('cnn_v2', 'body.block4.act'), ('cnn_v3', 'body.block5.act')])
+def test_our_networks(dls, arch, layer):
+    assert equals_captum(learner_for(arch, dls, seed=1)).layer == layer
+
+
+@pytest.mark.parametrize('arch', ['resnet18', 'squeezenet1_1', 'mobilenet_v2', 'tf_efficientnet_lite0'])
+@pytest.mark.parametrize('frozen', [True, False])
+def test_backbones(dls, arch, frozen):
+    photo_learn = learner_for(arch, dls_for((photos, photo_classes), bs=8, size=64, seed=1), pretrained=False, seed=1)
+    if frozen: photo_learn.freeze()
+    assert equals_captum(photo_learn).layer == 'body'
+
+
+def test_inner_layer_of_a_frozen_body(dls):
+    photo_learn = learner_for('mobilenet_v2', dls_for((photos, photo_classes), bs=8, size=64, seed=1), pretrained=False, seed=1)
+    photo_learn.freeze()
+    assert equals_captum(photo_learn, 'body.10').maps.shape[2:] == (4, 4)
+
+
+def test_middle_fusion_has_one_map():
+    photo_learn = learner_for('squeezenet1_1+resnet18', dls_for((photos, photo_classes), bs=8, size=64, seed=1), pretrained=False, head='fastai', seed=1)
+    assert grad_cam(photo_learn, 2).layer == 'body'
+    assert grad_cam(photo_learn, 2, layer='resnet18').layer == 'body.bodies.resnet18'
+
+
+def test_late_fusion_asks_which_body():
+    photo_learn = learner_for('squeezenet1_1+resnet18', dls_for((photos, photo_classes), bs=8, size=64, seed=1), pretrained=False, how='late', seed=1)
+    with pytest.raises(CourseError, match='body.bodies.squeezenet1_1'): grad_cam(photo_learn, 2)
+    assert grad_cam(photo_learn, 2, layer='body.bodies.squeezenet1_1').maps.max() > 0
+
+
+def test_transformer_has_no_default():
+    model = model_for('vit_tiny_patch16_224', (3, 224, 224), 4, pretrained=False)
+    with pytest.raises(CourseError, match='outputs tokens, not a feature map'): default_layer(model, layer_shapes(model, torch.rand(1, 3, 224, 224)))
+
+
+def test_network_that_rests_by_itself(dls):
+    "A body under `no_grad` in a module of the user's own, with functions between the modules"
+    class Net(nn.Module):
+        def __init__(self): super().__init__(); self.body, self.head = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(inplace=True)), nn.Linear(8, 4)
+        def forward(self, photos):
+            with torch.no_grad(): photos = self.body(photos)
+            return self.head(torch.relu(photos).mean((2, 3)))
+    torch.manual_seed(1)
+    photo_learn = Learner(dls, Net(), nn.CrossEntropyLoss())
+    cam = grad_cam(photo_learn, 3, of=[0, 1, 2, 3], layer='body.0')
+    assert cam.maps.shape == (4, 3, 38, 38)
+    w, A = photo_learn.model.head.weight.detach(), photo_learn.model.body[0](image_batch(photo_learn, 3)[0]).detach()
+    grad = w[:, None, :, None, None]*(A > 0)[None]/38**2
+    torch.testing.assert_close(cam.maps, (grad.mean((3, 4), keepdim=True)*A[None]).sum(2).relu(), atol=1e-6, rtol=1e-4)
+    with pytest.raises(CourseError, match='no gradient at the input'): saliency(photo_learn, 2)
+
+
+def test_stock_learners_and_files(files):
+    block = DataBlock((ImageBlock, CategoryBlock), get_items=get_image_files, get_y=parent_label, splitter=RandomSplitter(0.5, seed=1))
+    dls = block.dataloaders(files, bs=4, num_workers=0)
+    photo_learn = vision_learner(dls, resnet18, pretrained=False, normalize=False)
+    cam = grad_cam(photo_learn, get_image_files(files)[:3])
+    assert cam.of == ['predicted'] and cam.targets is None and cam.maps.shape[:2] == (1, 3)
+    assert grad_cam(photo_learn, str(get_image_files(files)[0])).maps.shape[1] == 1
+    assert grad_cam(photo_learn, PILImage.create(get_image_files(files)[0])).maps.shape[1] == 1
+    assert grad_cam(photo_learn, dls.one_batch()).of == ['actual', 'predicted']
+    cam.plot()
+    (files/'broken.png').write_text('no image')
+    with pytest.raises(CourseError, match='broken.png|cannot be read|can be read'): grad_cam(photo_learn, [files/'broken.png'])
+    (files/'broken.png').unlink()
+    with pytest.raises(CourseError, match='nowhere.png'): grad_cam(photo_learn, 'nowhere.png')
+    with pytest.raises(CourseError, match='without targets'): grad_cam(photo_learn, get_image_files(files)[:1], of='actual')
+
+
+def test_image_file_with_our_learner(photo_learn, files):
+    assert grad_cam(photo_learn, [files/'c0'/'0.png', files/'c1'/'1.png']).images.shape == (2, 3, 40, 40)
+
+
+def test_plain_tensors_and_loss_of_pytorch():
+    data = TensorDataset(torch.tensor(photos).float()/255, torch.tensor(photo_classes))
+    photo_learn = Learner(DataLoaders.from_dsets(data, data, bs=8, num_workers=0), model_for('cnn', (3, 40, 40), 4, filters=4), nn.CrossEntropyLoss())
+    assert grad_cam(photo_learn, 3).vocab == ['0', '1', '2', '3']
+
+
+def test_one_output_for_two_classes():
+    data = TensorDataset(torch.tensor(photos).float()/255, torch.tensor(photo_classes % 2)[:, None].float())
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 1))
+    photo_learn = Learner(DataLoaders.from_dsets(data, data, bs=8, num_workers=0), net, nn.BCEWithLogitsLoss())
+    cam = grad_cam(photo_learn, 4, of=[0, 1])
+    assert cam.maps.shape[:2] == (2, 4) and not torch.equal(cam.maps[0], cam.maps[1]) and cam.preds.shape == (4, 2)
+
+
+def test_grey_positions_and_heat():
+    photo_learn = learner_for('cnn', dls_for((photos[:, 0], photo_classes), bs=8, seed=1), filters=4, seed=1)
+    cam = grad_cam(photo_learn, [3, 0], of=[2])
+    assert torch.equal(cam.targets, torch.as_tensor(photo_learn.dls.labels('valid'))[[3, 0]])
+    assert cam.heat.shape == (1, 2, 40, 40) and 0 <= cam.heat.min() and cam.heat.max() <= 1
+    assert 0 <= cam.images.min() and cam.images.max() <= 1
+    torch.testing.assert_close(cam.images[0, 0], torch.tensor(photos[photo_learn.dls.valid_ds.items[3], 0])/255, atol=1.01/255, rtol=0)
+    cam.plot(ncols=1)
+
+
+def test_no_grad_outside_does_not_matter(photo_learn):
+    with torch.no_grad(): a = grad_cam(photo_learn, 2).maps
+    assert torch.equal(a, grad_cam(photo_learn, 2).maps)
+
+
+def test_nothing_is_changed(photo_learn):
+    photo_learn.model.train()
+    photo_learn.model.body.block1.eval()
+    photo_learn.model.head.out.weight.requires_grad_(False)
+    before, numbers = modes_and_weights(photo_learn.model), torch.get_rng_state()
+    grad_cam(photo_learn, 2, part='train'); saliency(photo_learn, 2)
+    for bad in (dict(of=99), dict(of='zebra'), dict(layer='nothing'), dict(layer='head.out'), dict(items=torch.zeros(2, 5, 40, 40)), dict(items=[1000])):
+        with pytest.raises(CourseError): grad_cam(photo_learn, **bad)
+    assert modes_and_weights(photo_learn.model) == before and torch.equal(torch.get_rng_state(), numbers)
+    photo_learn.model.head.out.weight.requires_grad_(True)
+
+
+@pytest.mark.parametrize('kwargs, says', [(dict(of=4), '0 to 3'), (dict(of='5'), 'unknown class'), (dict(layer='body.blok1'), "Did you mean 'body.block1'"),
+                                          (dict(items=[-1]), 'go from 0 to'), (dict(items=0), 'at least 1, not 0; positions are given as a list'), (dict(items=-3), 'at least 1, not -3'), (dict(part='tset'), "unknown part 'tset'"), (dict(part='test'), 'no test part'),
+                                          (dict(items=torch.zeros(2, 3, 40, 40, dtype=torch.uint8)), 'as floats')])
+def test_explanations_of_bad_input(photo_learn, kwargs, says):
+    with pytest.raises(CourseError, match=says): grad_cam(photo_learn, **kwargs)
+
+
+def test_no_classes_and_no_images(dls):
+    numbers = learner_for('cnn', dls_for((photos, photo_classes.astype(np.float32)), bs=8, seed=1), filters=4)
+    with pytest.raises(CourseError, match='predicts numbers'): grad_cam(numbers)
+    with pytest.raises(CourseError, match='predicts numbers'): saliency(numbers)
+    rows = learner_for('mlp', dls_for((rng.normal(size=(40, 6)).astype(np.float32), photo_classes), bs=8, seed=1))
+    with pytest.raises(CourseError, match='images'): grad_cam(rows)
+    with pytest.raises(CourseError, match='no convolution'): grad_cam(learner_for('mlp', dls))
+    assert saliency(learner_for('mlp', dls), 2).maps.shape == (2, 2, 40, 40)
+
+
+def test_layer_table(photo_learn):
+    table = layer_table(photo_learn)
+    assert list(table.index[:2]) == ['body.block1.conv', 'body.block1.norm'] and table.index[-1] == 'head'
+    assert table.feature_map.equals(table['shape'].map(is_feature_map))
+
+
+def test_a_network_alone_is_refused():
+    with pytest.raises(CourseError, match='a Learner is needed, with its data, and this is a Sequential'): grad_cam(nn.Sequential(nn.Conv2d(1, 2, 3)), 2)
+
+
+# ---- Embedding -------------------------------------------------------------------------------
+
+digit_images, digit_classes = (digits.images[:300, None]*15).astype(np.uint8), digits.target[:300]
+
+
+
+
+@pytest.fixture(scope='module')
+def digit_learn():
+    digit_learn = learner_for('cnn', dls_for((digit_images, digit_classes), bs=32, valid=0.5, seed=1), filters=8, seed=1)
+    with digit_learn.quiet(): digit_learn.fit(2, 0.01)
+    return digit_learn
+
+
+def test_features_are_what_the_layers_give(digit_learn):
+    acts = layer_activations(digit_learn, ['input', 'block2', 'head.out'], n=40)
+    dl = digit_learn.dls.valid.new(get_idxs=lambda: acts.index.tolist(), n=40, bs=40)
+    images, labels = dl.one_batch()
+    digit_learn.model.eval()
+    with torch.no_grad(): maps, out = digit_learn.model.body[:2](images), digit_learn.model(images)
+    np.testing.assert_allclose(acts.features['body.block2'], maps.mean((2, 3)), atol=1e-5)
+    np.testing.assert_allclose(acts.features['head.out'], out, atol=1e-5)
+    np.testing.assert_allclose(acts.features['input'], images.flatten(1), atol=1e-6)
+    assert (acts.targets == labels.numpy()).all() and (acts.preds == out.argmax(1).numpy()).all()
+    whole = layer_activations(digit_learn, 'block2', n=40, pool=False)
+    np.testing.assert_allclose(whole.features['body.block2'], maps.flatten(1), atol=1e-5)
+
+
+def test_draw_is_seeded_and_leaves_no_trace(digit_learn):
+    digit_learn.model.train()
+    digit_learn.model.body.block1.eval()
+    modes, numbers, rows = [m.training for m in digit_learn.model.modules()], torch.get_rng_state(), len(digit_learn.history)
+    a, b, c = (layer_activations(digit_learn, 'head.out', n=30, seed=s).index.tolist() for s in (1, 1, 2))
+    assert a == b != c and a == sorted(set(a))
+    with pytest.raises(CourseError): layer_activations(digit_learn, 'nothing')
+    assert modes == [m.training for m in digit_learn.model.modules()] and torch.equal(numbers, torch.get_rng_state()) and rows == len(digit_learn.history)
+    assert not any(m._forward_hooks for m in digit_learn.model.modules())
+
+
+@pytest.mark.parametrize('part', ['train', 'valid'])
+def test_all_of_a_small_part(digit_learn, part):
+    acts = layer_activations(digit_learn, 'head.out', part=part)
+    assert len(acts) == 150 and (acts.targets == digit_learn.dls.labels(part)).all()
+
+
+def test_separability(digit_learn):
+    acts = layer_activations(digit_learn)
+    table = acts.separability()
+    assert list(table.index) == ['input', 'body.block1', 'body.block2', 'body.block3', 'head.out']
+    assert table.silhouette['head.out'] == pytest.approx(silhouette_score(acts.features['head.out'], acts.targets), abs=1e-6)
+    assert ((0 <= table.probe) & (table.probe <= 1)).all() and table.equals(acts.separability())
+
+
+def test_fisher_ratio_is_of_variances():
+    rng = np.random.default_rng(0)
+    digit_images, digit_classes = rng.normal(size=(60, 5)), np.arange(60) % 3
+    total, within = ((digit_images - digit_images.mean(0))**2).sum(), sum(((digit_images[digit_classes == c] - digit_images[digit_classes == c].mean(0))**2).sum() for c in range(3))
+    assert fisher_ratio(digit_images, digit_classes) == pytest.approx((total - within)/within)
+    assert fisher_ratio(np.array([[0.], [0.], [1.], [1.]]), np.array([0, 0, 1, 1])) == float('inf')
+
+
+def test_probe_is_not_tested_on_what_it_knows():
+    rng = np.random.default_rng(0)
+    digit_images, digit_classes = rng.normal(size=(90, 200)), rng.permutation(np.arange(90) % 2)
+    assert probe_accuracy(digit_images, digit_classes) < 0.7
+    assert probe_accuracy(digit_images + 3*digit_classes[:, None], digit_classes) > 0.95
+    with pytest.raises(CourseError, match='folds=1'): probe_accuracy(digit_images, digit_classes, folds=1)
+    with pytest.raises(CourseError, match='rarest class has 2'): probe_accuracy(digit_images, np.array([0]*88 + [1]*2))
+
+
+@pytest.mark.parametrize('method', ['tsne', 'pca'])
+def test_picture_marks_what_is_wrong(digit_learn, method):
+    acts = layer_activations(digit_learn, ['input', 'head.out'], n=150)
+    fig = acts.plot(method)
+    assert len(fig.axes) == 2 and 'silhouette' in fig.axes[0].get_title() and 'probe' in fig.axes[0].get_title()
+    crosses = [o for o in fig.axes[1].collections if o.get_label() == 'predicted wrongly']
+    assert len(crosses) == bool(acts.wrong.any()) and all(len(o.get_offsets()) == acts.wrong.sum() for o in crosses)
+
+
+def test_same_call_same_picture(digit_learn):
+    a, b = (layer_activations(digit_learn, ['block1', 'head.out'], n=60).embed('tsne') for _ in range(2))
+    for k in a: assert np.array_equal(a[k][0], b[k][0])
+
+
+@pytest.mark.parametrize('arch', ['mlp', 'residual', 'inception', 'all_conv', 'resnet18'])
+def test_layers_of_any_network(arch):
+    shape = (3, 32, 32)
+    model = model_for(arch, shape, 4, **(dict(pretrained=False) if arch == 'resnet18' else {}))
+    found = layer_shapes(model, torch.rand(2, *shape))
+    names = main_layers(model, found)
+    assert 2 <= len(names) <= 5 and len(set(names)) == len(names) and found[names[-1]][1][0] == 4
+    assert names == [o for o in found if o in names]
+
+
+def test_plain_torch_learner():
+    data = TensorDataset(torch.tensor(digits.data[:120]).float()/16, torch.tensor(digit_classes[:120]))
+    digit_learn = Learner(DataLoaders.from_dsets(data, data, bs=16, num_workers=0), nn.Sequential(nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10)), nn.CrossEntropyLoss())
+    acts = layer_activations(digit_learn)
+    assert list(acts.features) == ['input', '0', '2'] and len(acts) == 120
+    plot_embedding(digit_learn, 'pca')
+
+
+@pytest.mark.parametrize('kwargs, says', [(dict(layers='body.blok1'), "Did you mean 'body.block1'"), (dict(part='test'), 'no test part'), (dict(layers=[]), 'at least one layer'),
+                                          (dict(n=1), 'from 2'), (dict(n=10.5), 'whole number of examples'), (dict(ncols=0, method='pca', n=30), 'panels from 1'), (dict(method='umap'), 'unknown method'), (dict(n=4), 'at least five')])
+def test_embedding_of_bad_input(digit_learn, kwargs, says):
+    with pytest.raises(CourseError, match=says): plot_embedding(digit_learn, **kwargs)
+
+
+def test_a_network_alone_has_no_data(digit_learn):
+    with pytest.raises(CourseError, match='needs a Learner'): layer_activations(digit_learn.model)
+
+
+def test_a_rare_class_has_a_picture_without_a_probe(digit_learn):
+    acts = layer_activations(digit_learn, 'head.out', n=60)
+    acts.targets[:] = [0]*58 + [1]*2
+    assert np.isnan(acts.separability().probe.item()) and 'probe –' in acts.plot('pca').axes[0].get_title()
+
+
+def test_no_classes():
+    numbers = learner_for('cnn', dls_for((digit_images, digit_classes.astype(np.float32)), bs=8, seed=1), filters=4)
+    with pytest.raises(CourseError, match='predicts numbers'): layer_activations(numbers)
+
+
+def test_one_class(digit_learn):
+    acts = layer_activations(digit_learn, 'head.out')
+    acts.targets[:] = 3
+    with pytest.raises(CourseError, match='all of one'): acts.separability()
+
+
+# ---- Fast inference and export ---------------------------------------------------------------
+
+def images(n=12, c=3, side=16, classes=2, seed=0):
+    "Random images as bytes with labels, in memory"
+    rng = np.random.default_rng(seed)
+    return torch.from_numpy(rng.integers(0, 256, (n, c, side, side), dtype=np.uint8)), torch.arange(n) % classes
+
+
+def seen(model, x):
+    "`model` after its normalisations have seen something, in evaluation mode"
+    torch.manual_seed(0)
+    with torch.no_grad():
+        model.train()(x)
+        for m in model.modules():
+            if isinstance(m, nn.BatchNorm2d) and m.affine: m.weight.uniform_(0.5, 1.5); m.bias.uniform_(-0.5, 0.5)
+    return model.eval()
+
+
+def norms(model): return sum(isinstance(m, nn.BatchNorm2d) for m in model.modules())
+def copied_weights(model): return {k: v.clone() for k,v in model.state_dict().items()}
+def error(a, b): return ((a - b).abs().max()/a.abs().max()).item()
+
+
+def check_fold(model, left, x=None):
+    "Folded, `model` answers the same and keeps `left` normalisations"
+    x = torch.randn(3, 3, 12, 12) if x is None else x
+    model = seen(model, x)
+    was = copied_weights(model)
+    quick = fold_batchnorm(model)
+    with torch.no_grad(): assert error(model(x), quick(x)) < 1e-4
+    assert norms(quick) == left
+    assert all(torch.equal(v, was[k]) for k,v in model.state_dict().items()) and was.keys() == model.state_dict().keys()
+
+
+# ---- equal answers -----------------------------------------------------------------------------
+
+NETS = dict(mobilenet_v2=(3, 32), resnet18=(1, 32), mobilenetv3_small_050=(3, 32), cnn=(1, 28), mlp=(1, 28), residual=(3, 16), inception=(3, 16))
+NETS['resnet18+squeezenet1_1'] = (3, 32)
+
+
+@pytest.mark.parametrize('name', NETS)
+def test_same_answers(name):
+    c, side = NETS[name]
+    torch.manual_seed(0)
+    own = {} if name in ('cnn', 'mlp', 'residual', 'inception') else dict(pretrained=False)
+    if name in ('cnn', 'residual', 'inception'): own = dict(norm='batch')
+    x = torch.randn(5, c, side, side)
+    model = seen(model_for(name, (c, side, side), 4, **own), x)
+    was, mode = copied_weights(model), [m.training for m in model.modules()]
+    quick = fast(model, x[:2])
+    with torch.no_grad(): assert error(model(x), quick(x)) < 1e-4
+    assert norms(model) == 0 or norms(quick) < norms(model)
+    assert all(torch.equal(v, was[k]) for k,v in model.state_dict().items()) and mode == [m.training for m in model.modules()]
+    assert not any(m._forward_hooks for m in model.modules())
+
+
+def test_left_in_training_mode():
+    model = model_for('cnn', (1, 28, 28), 3).train()
+    fast(model, (1, 28, 28)), largest_map(model, torch.rand(2, 1, 28, 28)), compare_speed(dict(a=model), torch.rand(2, 1, 28, 28), rounds=1)
+    assert model.training and all(m.training for m in model.modules()) and not any(m._forward_hooks for m in model.modules())
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_pieces_give_the_same(monkeypatch):
+    model, x = seen(model_for('cnn', (3, 28, 28), 3, norm='batch'), torch.randn(8, 3, 28, 28)), torch.randn(11, 3, 28, 28)
+    quick = fast(model, x)
+    assert len(quick.pieces(x)) == 1
+    monkeypatch.setattr(folding, '_largest', 1)
+    assert [len(o) for o in quick.pieces(x)] == [4, 4, 3]
+    with torch.no_grad(): assert error(model(x), quick(x)) < 1e-4
+
+
+def test_rows_and_learner():
+    "A table's rows have no pixels; a learner brings its own batch"
+    model = nn.Sequential(nn.Linear(5, 3)).eval()
+    x = torch.randn(4, 5)
+    assert torch.allclose(fast(model, x)(x), model(x), atol=1e-6)
+    byte_learn = learner_for('mlp', data='boston_housing', seed=1)
+    assert isinstance(fast(byte_learn), FastNet)
+
+
+def test_bf16_on_request():
+    x = torch.randn(4, 3, 16, 16)
+    model = seen(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten()), x)
+    out = fast(model, x, bf16=True)(x)
+    assert out.dtype == torch.float32 and 1e-5 < error(model(x), out) < 0.05 and model[0].weight.dtype == torch.float32
+
+
+# ---- what may and may not be folded ------------------------------------------------------------
+
+def pair(**kw): return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, **kw))
+
+
+class Net(nn.Module):
+    "A convolution and a normalisation, used as `how` says"
+    def __init__(self, how):
+        super().__init__()
+        self.conv, self.norm, self.how = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3), how
+
+    def forward(self, x):
+        y = self.norm(self.conv(x))
+        if self.how == 'twice': return self.norm(self.conv(y))
+        if self.how == 'weights read': return y + nn.functional.conv2d(x, self.conv.weight, padding=1)
+        if self.how == 'scale read': return y * self.norm.weight.view(1, 3, 1, 1)
+        if self.how == 'decides' and y.sum() > 1e9: return x
+        return y
+
+
+@pytest.mark.parametrize('how, left', [('once', 0), ('twice', 1), ('weights read', 1), ('scale read', 1), ('decides', 1)])
+def test_how_it_is_used(how, left): check_fold(Net(how), left)
+
+
+def test_not_affine(): check_fold(pair(affine=False), 0)
+def test_no_statistics(): check_fold(pair(track_running_stats=False), 1)
+def test_no_bias_and_groups(): check_fold(nn.Sequential(nn.Conv2d(3, 6, 3, groups=3, bias=False), nn.BatchNorm2d(6)), 0)
+
+
+def test_shared_layers():
+    "One convolution for two normalisations; one normalisation for two convolutions; weights that two layers share"
+    conv, norm, act = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3), nn.ReLU()
+    check_fold(nn.Sequential(conv, nn.BatchNorm2d(3), conv, nn.BatchNorm2d(3)), 2)
+    check_fold(nn.Sequential(nn.Conv2d(3, 3, 3), norm, nn.Conv2d(3, 3, 3), norm), 1)
+    tied = nn.Sequential(nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3), nn.Conv2d(3, 3, 3))
+    tied[2].weight = tied[0].weight
+    check_fold(tied, 0)
+    check_fold(nn.Sequential(act, conv, act, norm), 1)
+
+
+class Decides(nn.Module):
+    def __init__(self, *layers):
+        super().__init__()
+        self.layers = nn.Sequential(*layers)
+    def forward(self, x): return self.layers(x) if x.sum() < 1e9 else x
+
+
+def test_in_parts():
+    "A network that cannot be traced: the same activation before and after a convolution is no mere repetition"
+    act = nn.ReLU()
+    check_fold(Decides(act, nn.Conv2d(3, 3, 3), act, nn.BatchNorm2d(3)), 1)
+    check_fold(Decides(act, nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3), act), 0)
+    class Inner(Decides): pass
+    check_fold(Decides(Inner(act, nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3)), nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3)), 0)
+
+
+class Standardised(nn.Conv2d):
+    "A convolution that standardises its weights at each call"
+    def forward(self, x): return self._conv_forward(x, (self.weight - self.weight.mean())/self.weight.std(), self.bias)
+
+
+@pytest.mark.parametrize('conv', [Standardised(3, 4, 3), spectral_norm(nn.Conv2d(3, 4, 3)), nn.ConvTranspose2d(3, 4, 3)], ids=['standardised', 'spectral', 'transposed'])
+def test_other_convolutions_stay(conv): check_fold(nn.Sequential(conv, nn.BatchNorm2d(4)), 1)
+
+
+@pytest.mark.parametrize('layer', [0, 1])
+def test_hooked_layers_stay(layer):
+    "What a hook sees stays what it was"
+    model, x, got = pair(), torch.randn(3, 3, 12, 12), []
+    seen(model, x)
+    model[layer].register_forward_hook(lambda m, args, out: got.append((args[0], out)))
+    quick = fold_batchnorm(model)
+    assert norms(quick) == 1
+    del got[:]
+    model(x), quick(x)
+    assert len(got) == 2 and all(torch.equal(a, b) for a,b in zip(*got))
+
+
+# ---- what cannot be made fast ------------------------------------------------------------------
+
+class Two(nn.Module):
+    def forward(self, x): return x, x
+
+
+def test_exports_of_bad_input():
+    with pytest.raises(CourseError, match='one tensor, not a tuple'): fast(Two(), (3, 8, 8))
+    with pytest.raises(CourseError, match='pass a batch x, or the shape'): fast(pair())
+    with pytest.raises(CourseError, match='only answers'): fast(pair(), (3, 8, 8)).train()
+
+
+def test_other_answers_are_refused(monkeypatch):
+    "If folding went wrong, nobody would get the copy"
+    def wrong(model):
+        model = deepcopy(model)
+        model[0].bias.data += 1
+        return model
+    monkeypatch.setattr(folding, 'fold_batchnorm', wrong)
+    with pytest.raises(CourseError, match="can't be folded safely"): fast(pair(), (3, 8, 8))
+
+
+# ---- export ------------------------------------------------------------------------------------
+
+@pytest.fixture(scope='module')
+def byte_learn(): return learner_for('cnn', data=images(c=1), norm='batch', bs=4, seed=1, filters=[4, 4], label_smoothing=0.1)
+
+
+@pytest.fixture(scope='module')
+def folder(byte_learn, tmp_path_factory): return export_folder(byte_learn, tmp_path_factory.mktemp('out')/'deep'/'net')
+
+
+def test_smoothed_loss(byte_learn):
+    net = pixel_net(byte_learn)
+    assert torch.allclose(net(net.pixels), evaluate(byte_learn).preds, atol=1e-5) and net.settings['channels'] == 1
+
+
+def test_sigmoid_loss():
+    byte_learn = learner_for('cnn', data=images(), bs=4, seed=1, filters=[4, 4])
+    model = nn.Sequential(byte_learn.model, nn.Linear(2, 1))
+    binary = Learner(byte_learn.dls, model, loss_func=BCEWithLogitsLossFlat())
+    net = pixel_net(binary)
+    assert net(net.pixels).shape == (len(net.pixels), 2) and torch.allclose(net(net.pixels), evaluate(binary).preds, atol=1e-5)
+
+
+def test_several_sizes_of_batch(byte_learn, tmp_path):
+    file = export_onnx(byte_learn, tmp_path/'new'/'net.onnx')
+    net = pixel_net(byte_learn)
+    x = images(40, 1, seed=3)[0]
+    for n in (1, 3, 40): assert np.allclose(run_onnx(file, x[:n]), net(x[:n]), atol=1e-4)
+    assert onnx_settings(file) == json.loads(json.dumps(net.settings)) and os.listdir(file.parent) == ['net.onnx']
+
+
+def test_settings_are_readable(byte_learn, folder):
+    d = json.loads((folder/'settings.json').read_text())
+    assert d['classes'] == ['0', '1'] and (d['channels'], d['height'], d['width']) == (1, 16, 16) and len(d['mean']) == len(d['std']) == 1
+    assert sorted(o.name for o in folder.iterdir()) == ['predict.py', 'program.pt2', 'settings.json', 'weights.safetensors']
+    assert os.listdir(folder.parent) == ['net']
+
+
+def test_weights_build_the_network_again(byte_learn, folder):
+    from safetensors.torch import load_file
+    saved, have = load_file(folder/'weights.safetensors'), byte_learn.model.state_dict()
+    assert saved.keys() == have.keys() and all(torch.equal(saved[k], v) for k,v in have.items())
+
+
+def test_any_image_file(folder, tmp_path):
+    "A colour image of another size, beside one that fits"
+    Image.fromarray(images(1, 3, 40)[0][0].permute(1, 2, 0).numpy()).save(tmp_path/'a.png')
+    Image.fromarray(images(1, 1)[0][0, 0].numpy()).save(tmp_path/'b.png')
+    for o in run_alone(folder, [tmp_path/'a.png', tmp_path/'b.png']):
+        assert o['answer'] in '01' and sum(o['probabilities'].values()) == pytest.approx(1, abs=1e-5)
+
+
+def test_tampered_folder(folder, tmp_path):
+    shutil.copytree(folder, tmp_path/'net')
+    program = tmp_path/'net'/'program.pt2'
+    program.write_bytes(program.read_bytes()[:2000])
+    Image.fromarray(images(1, 1)[0][0, 0].numpy()).save(tmp_path/'b.png')
+    with pytest.raises(CourseError, match='does not run by itself'): run_alone(tmp_path/'net', [tmp_path/'b.png'])
+
+
+@pytest.mark.parametrize('content, why', [(None, 'is missing'), (b'no program', 'cannot read the program')])
+def test_damaged_program(tmp_path, content, why):
+    file = tmp_path/'net.onnx'
+    if content: file.write_bytes(content)
+    for f in (onnx_settings, lambda o: run_onnx(o, images(1, 1)[0])):
+        with pytest.raises(CourseError, match=why): f(file)
+
+
+# ---- where an export fails nothing is left -----------------------------------------------------
+
+def test_missing_package(byte_learn, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'onnxscript', None)
+    with pytest.raises(CourseError, match=r"needs onnxscript, which is not installed: pip install 'dlcourse\[export\]'"): export_onnx(byte_learn, tmp_path/'net.onnx')
+    assert not os.listdir(tmp_path)
+
+
+def test_existing_folder(byte_learn, tmp_path):
+    (tmp_path/'net').mkdir()
+    (tmp_path/'net'/'mine.txt').write_text('mine')
+    with pytest.raises(CourseError, match='exists already'): export_folder(byte_learn, tmp_path/'net')
+    assert os.listdir(tmp_path/'net') == ['mine.txt'] and os.listdir(tmp_path) == ['net']
+
+
+def test_disk_error(byte_learn, tmp_path, monkeypatch):
+    def full(*args, **kwargs): raise OSError(28, 'No space left on device')
+    monkeypatch.setattr(inference, 'save_file', full)
+    with pytest.raises(CourseError, match='cannot write .*net: No space left'): export_folder(byte_learn, tmp_path/'net')
+    assert not os.listdir(tmp_path)
+    (tmp_path/'file').write_text('')
+    with pytest.raises(CourseError, match='cannot write'): export_folder(byte_learn, tmp_path/'file'/'net')
+    assert os.listdir(tmp_path) == ['file']
+
+
+@pytest.mark.parametrize('write', [export_folder, export_onnx])
+def test_wrong_program(byte_learn, tmp_path, monkeypatch, write):
+    "A program that answers differently is not kept, and what was there stays"
+    monkeypatch.setattr(inference, 'run_onnx', lambda program, x: np.zeros((len(x), 2)))
+    monkeypatch.setattr(inference, 'run_alone', lambda folder, files: [dict(probabilities={'0': 0., '1': 0.}) for _ in files])
+    monkeypatch.setattr(inference, '_onnx_bytes', lambda net: b'')
+    monkeypatch.setattr(inference, '_exported', lambda *_, **__: None)
+    monkeypatch.setattr(torch.export, 'save', lambda *_: None)
+    (tmp_path/'old.onnx').write_text('old')
+    with pytest.raises(CourseError, match='does not give what the learner gives'): write(byte_learn, tmp_path/('old.onnx' if write is export_onnx else 'net'))
+    assert os.listdir(tmp_path) == ['old.onnx'] and (tmp_path/'old.onnx').read_text() == 'old'
+
+
+class Stubborn(nn.Module):
+    "A network that torch cannot export: it decides by what it sees"
+    def __init__(self):
+        super().__init__()
+        self.out = nn.Linear(256, 2)
+    def forward(self, x): return self.out(x.flatten(1)) if x.sum() < 1e9 else self.out(-x.flatten(1))
+
+
+def test_network_that_cannot_be_exported(byte_learn, tmp_path):
+    with pytest.raises(CourseError, match='torch cannot export this network'): export_folder(Learner(byte_learn.dls, Stubborn(), loss_func=byte_learn.loss_func), tmp_path/'net')
+    assert not os.listdir(tmp_path)
+
+
+class Darker(BatchTransform):
+    def __init__(self): super().__init__(train_only=False)
+    def apply(self, x): return x * 0.5
+
+
+def test_data_that_cannot_be_exported():
+    x, y = images(c=1)
+    dark = learner_for('cnn', data=(x, y), bs=4, filters=[4, 4], batch_tfms=[Darker()])
+    with pytest.raises(CourseError, match='Darker.* changes validation images'): pixel_net(dark)
+    with pytest.raises(CourseError, match='takes images as bytes'): pixel_net(learner_for('mlp', data='boston_housing'))
+    data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.rand(8, 1, 16, 16), y[:8]), 4)
+    plain = Learner(DataLoaders(data, data), dark.model, loss_func=nn.CrossEntropyLoss())
+    with pytest.raises(CourseError, match="don't say how pixels become its input"): pixel_net(plain)
+
+
+def test_augmented_loader_is_exported_plain():
+    byte_learn = learner_for('cnn', data=images(), bs=4, seed=1, filters=[4, 4], augment=True)
+    net = pixel_net(byte_learn)
+    assert torch.allclose(net(net.pixels), evaluate(byte_learn).preds, atol=1e-5)
+
+
+@needs_data('weights')
+def test_real_weights():
+    x = torch.randn(4, 3, 96, 96)
+    model = model_for('mobilenet_v2', (3, 96, 96), 10).eval()
+    with torch.no_grad(): assert error(model(x), fast(model, x[:2])(x)) < 1e-4
+
+
+# ---- Cost and image sizes --------------------------------------------------------------------
+
+ROOT = Path(__file__).resolve().parent.parent
+RECORD = ROOT/'results'/'benchmarks'/'resolution.json'
+SHAPE = (1, 28, 28)
+
+
+@pytest.fixture(scope='module')
+def sized_learn(): return learner_for('cnn', n_per_class=10, seed=1, filters=4)
+
+
+@pytest.fixture
+def sized_batch(): return torch.rand(3, *SHAPE)
+
+
+def hooks(model): return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+def hooks_and_modes(model): return hooks(model), [m.training for m in model.modules()]
+
+
+# What a network costs
+
+def test_flops_by_hand():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4*6*6, 2))
+    assert flops_per_image(net, torch.rand(5, 3, 8, 8)) == 2*(3*9)*4*36 + 2*144*2
+
+
+def test_bytes_are_those_on_disk(tmp_path):
+    net = model_for('cnn', SHAPE, 10, filters=4)
+    torch.save(net.state_dict(), tmp_path/'w.pth')
+    assert abs(saved_bytes(net) - (tmp_path/'w.pth').stat().st_size) < 1000 # The name of the file is in it
+
+
+def test_cost_of_several(sized_batch):
+    small, large = (model_for('cnn', SHAPE, 10, filters=o) for o in (2, 8))
+    small[0].train(); small[1].eval()
+    was = hooks_and_modes(small)
+    table = cost(dict(small=small, large=large), sized_batch, runs=1)
+    assert list(table.index) == ['small', 'large'] and hooks_and_modes(small) == was
+    for o in ('parameters', 'bytes', 'flops'): assert table[o]['small'] < table[o]['large']
+    assert (table.images == 3).all() and np.allclose(table.ms_each*3, table.ms)
+
+
+def test_cost_of_a_learner_leaves_no_trace(sized_learn):
+    torch.manual_seed(0); expected = torch.rand(3)
+    torch.manual_seed(0); cost(sized_learn, runs=1)
+    assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize('what, sized_batch, says', [(nn.Linear(2, 2), None, 'not given'), (nn.Linear(2, 2), [1], 'a list'), (nn.Linear(2, 2), torch.rand(0, 2), 'empty'),
+                                           ('cnn', torch.rand(1, 2), 'not of a str')])
+def test_cost_of_nothing(what, sized_batch, says):
+    with pytest.raises(CourseError, match=says): cost(what, sized_batch)
+
+
+def test_modes_come_back_after_an_error():
+    net = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2).eval())
+    with pytest.raises(KeyError), answering(net): raise KeyError
+    assert [m.training for m in net.modules()] == [True, True, False]
+    assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+
+
+def test_latency_of_a_single_run():
+    took = latency(nn.Linear(2, 2), torch.rand(4, 2), runs=1)
+    assert 0 < took.low <= took.ms <= took.high and took.per_image == took.ms/4
+
+
+# Sizes
+
+def test_sizes_in_any_order(sized_learn):
+    a, b = preds_at(sized_learn, [14, (20, 28), 28]), preds_at(sized_learn, [28, 14, (20, 28), 14])
+    assert a.sizes == b.sizes == [(14, 14), (20, 28), (28, 28)] and torch.equal(a.preds, b.preds) and (np.diff(a.flops) > 0).all()
+
+
+def test_table_of_pairs(sized_learn):
+    table = at_sizes(sized_learn, [28, (28, 14)])
+    assert list(table.index) == ['28×14', 28] and list(table) == ['accuracy', 'flops', 'ms']
+    assert len(plot_sizes({'a': table, 'b': table}).axes) == 2
+
+
+@pytest.mark.parametrize('sizes', [[], [0], [-28], [14.5], ['28'], [(28, 28, 3)], [(28, 0)], 28, None, [None]])
+def test_bad_sizes(sized_learn, sizes):
+    with pytest.raises(CourseError, match='sizes are a list of numbers of pixels or pairs'): preds_at(sized_learn, sizes)
+
+
+def test_the_usual_size_is_what_evaluate_says(sized_learn):
+    p, e = preds_at(sized_learn, [28], 'test'), evaluate(sized_learn, 'test')
+    assert torch.equal(p.preds[0], e.preds) and p.accuracy[0] == pytest.approx(e.accuracy)
+
+
+def test_resized_on_the_way_in(sized_learn):
+    by_hand = evaluate(sized_learn, dl=sized_learn.dls.valid.new(after_batch=[*sized_learn.dls.valid.after_batch.fs, AtSize((20, 20))]))
+    assert torch.allclose(preds_at(sized_learn, [20]).preds[0], by_hand.preds, atol=1e-5)
+
+
+def test_a_loader_that_resizes_gives_original_pixels(sized_learn):
+    small = sized_learn.dls.valid.new(after_batch=[AtSize((14, 14)), *sized_learn.dls.valid.after_batch.fs])
+    assert next(iter(small))[0].shape[-1] == 14
+    assert torch.allclose(preds_at(sized_learn, [28], dl=small).preds, preds_at(sized_learn, [28]).preds, atol=1e-5)
+
+
+def test_nothing_stays_behind(sized_learn):
+    was, weights = hooks_and_modes(sized_learn.model), {k: v.clone() for k,v in sized_learn.model.state_dict().items()}
+    at_sizes(sized_learn, [14, 20])
+    with pytest.raises(KeyError), resize_inputs(sized_learn.model, (14, 14)): raise KeyError
+    assert hooks_and_modes(sized_learn.model) == was and all(torch.equal(v, weights[k]) for k,v in sized_learn.model.state_dict().items())
+
+
+def test_nothing_stays_behind_after_a_refusal():
+    flat = learner_for('cnn_v2', n_per_class=10, seed=1)
+    was = hooks_and_modes(flat.model)
+    with pytest.raises(CourseError, match='does not take 56×56'): at_sizes(flat, [28, 56])
+    assert hooks_and_modes(flat.model) == was and at_sizes(flat, [28]).flops[28] > 0
+
+
+# Networks that refuse
+
+@pytest.mark.parametrize('arch, size, says', [
+    ('cnn_v2', (56, 56), r'layer head\.dense1\.linear \(Linear\) has weights for 512 features and gets 2048, since the feature map is flattened: any_size'),
+    ('all_conv', (14, 14), r'layer head\.out \(Conv2d\) has a kernel of 4×4, and its input is only 2×2'),
+    ('all_conv', (56, 56), 'gives 160 numbers for an image, not 10: an answer for each place of a map, which any_size averages')])
+def test_the_layer_that_refuses_is_named(sized_batch, arch, size, says):
+    net = model_for(arch, SHAPE, 10)
+    was = hooks_and_modes(net)
+    with pytest.raises(CourseError, match=says): check_size(net, sized_batch, size)
+    assert hooks_and_modes(net) == was
+
+
+class Fussy(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 2, 3, padding=1)
+    def forward(self, sized_batch):
+        sized_batch = self.conv(sized_batch)
+        if sized_batch.shape[-1] != 28: raise AssertionError('28 pixels or nothing')
+        return sized_batch.mean((2, 3))
+
+
+def test_a_failure_outside_the_layers(sized_batch):
+    "The layer that ran before is not to blame"
+    with pytest.raises(CourseError, match='does not take 20×20 pixels: it fails: 28 pixels or nothing'): check_size(Fussy(), sized_batch, (20, 20))
+    with pytest.raises(CourseError, match=r'its layer 1 \(Fussy\) fails'): check_size(nn.Sequential(nn.Identity(), Fussy()), sized_batch, (20, 20))
+
+
+def test_cost_at_refuses_before_it_times(sized_batch):
+    with pytest.raises(CourseError, match='does not take 56×56'): cost_at(model_for('cnn_v2', SHAPE, 10), sized_batch, [28, 56])
+
+
+# What takes any size
+
+@pytest.mark.parametrize('arch, others', [('cnn_base', [(14, 14), (40, 40), (20, 33)]), ('cnn_v2', [(14, 14), (40, 40), (20, 33)]), ('all_conv', [(40, 40), (28, 56)])])
+def test_any_size_changes_nothing_at_the_usual_size(sized_batch, arch, others):
+    net = model_for(arch, SHAPE, 10)
+    was = hooks_and_modes(net)
+    free = any_size(net, sized_batch)
+    assert hooks_and_modes(net) == was and hooks(free) == 0
+    assert {id(p) for p in free.parameters()} == {id(p) for p in net.parameters()}
+    with answering(net), answering(free):
+        assert torch.equal(free(sized_batch), net(sized_batch))
+        for o in others: assert free(AtSize(o).apply(sized_batch)).shape == (3, 10)
+
+
+def test_any_size_of_a_dense_network_shrinks_the_image(sized_batch):
+    "What it flattens is the image itself"
+    free = any_size(model_for('mlp', SHAPE, 10), sized_batch)
+    with answering(free): assert torch.allclose(free(sized_batch.repeat_interleave(2, 2).repeat_interleave(2, 3)), free(sized_batch), atol=1e-5)
+
+
+def test_any_size_without_a_flatten(sized_batch):
+    with pytest.raises(CourseError, match='no Flatten layer'): any_size(nn.Conv2d(1, 2, 3), sized_batch)
+
+
+def test_all_conv_has_no_dense_layer(sized_batch):
+    "Exercise 6.4: convolutions, padding and reshape alone"
+    net = model_for('all_conv', SHAPE, 10)
+    kinds = {type(m) for m in net.modules() if not list(m.children())}
+    assert kinds <= {nn.Conv2d, nn.ReLU, nn.Flatten} and nn.Conv2d in kinds
+    assert not any(isinstance(m, (nn.Linear, nn.LazyLinear, nn.Bilinear)) for m in any_size(net, sized_batch).modules())
+    assert {p.ndim for p in net.parameters()} == {1, 4} and net(sized_batch).shape == (3, 10)
+
+
+# Training at other sizes and on parts
+
+def test_random_size(sized_batch):
+    tfm = RandomSize([14, (20, 28)], seed=1)
+    assert {tuple(tfm.apply(sized_batch).shape) for _ in range(30)} == {(3, 1, 14, 14), (3, 1, 20, 28)}
+    with pytest.raises(CourseError, match='sizes are a list'): RandomSize([0])
+
+
+def test_random_part(sized_batch):
+    assert torch.allclose(RandomPart(1., seed=1).apply(sized_batch), sized_batch, atol=1e-5)
+    parts = RandomPart(seed=1).apply(sized_batch)
+    assert parts.shape == sized_batch.shape and parts.min() >= sized_batch.min() - 1e-6 and parts.max() <= sized_batch.max() + 1e-6
+    for o in (0, -1, 2):
+        with pytest.raises(CourseError, match='share of the area'): RandomPart(o)
+
+
+# The size that an image needs
+
+class Rule:
+    "Stands for a classifier: `probabilities` for each size of `classes_`, whatever the image"
+    def __init__(self, classes, probabilities): self.classes_, self.p = np.array(classes), np.array(probabilities)
+    def predict_proba(self, sized_batch): return self.p
+    def __getitem__(self, i): return self
+    @property
+    def coef_(self): return np.zeros((len(self.classes_), 5))
+
+
+@pytest.fixture
+def three():
+    "Three images, two classes, at three sizes that cost 10, 40 and 100 FLOPs: wrong, right, right; right at once; never right"
+    a, b = [0.9, 0.1], [0.4, 0.6]
+    return SizedPreds([(1, 1), (2, 2), (3, 3)], torch.tensor([[b, a, a], [a, a, a], [a, a, a]]), torch.tensor([0, 0, 1]), np.array([10, 40, 100]), torch.rand(1, 1, 3, 3))
+
+
+def test_cheapest_right(three):
+    assert cheapest_right(three.decoded, three.targets).tolist() == [1, 0, 0]
+
+
+def test_flops_of_the_predictor_by_hand(three):
+    predictor = SizePredictor(three.sizes, Rule([0, 1], [[0.3, 0.7], [0.95, 0.05], [0.8, 0.2]]), 1)
+    assert predictor.flops == 2*2*5
+    at = predictor.choose(np.zeros((3, 5)), 0.9)
+    assert at.tolist() == [1, 0, 1]
+    right = (three.decoded == three.targets).numpy()[at, range(3)]
+    row = _rule_figures(three, right, three.flops[at] + predictor.flops)
+    assert row['mflops']*1e6 == pytest.approx((40 + 10 + 40)/3 + 20) and row['accuracy'] == pytest.approx(2/3)
+
+
+def test_a_size_that_no_image_needed():
+    "Sizes without examples get no probability of their own, and certainty is reached all the same"
+    predictor = SizePredictor([(1, 1), (2, 2), (3, 3)], Rule([0, 2], [[0.5, 0.5 - 1e-12]]), 1)
+    assert np.allclose(predictor.suffices(np.zeros((1, 5))), [[0.5, 0.5, 1]]) and predictor.choose(np.zeros((1, 5)), 1.).tolist() == [2]
+    for o in (-0.1, 90):
+        with pytest.raises(CourseError, match='trust is a probability'): predictor.choose(np.zeros((1, 5)), o)
+
+
+def test_second_look_costs_both(three):
+    right, flops = look_twice(three, 0.7)
+    assert flops.tolist() == [110, 10, 10] and right.tolist() == [True, True, False]
+
+
+def test_mixture_is_the_best_one():
+    flops, accuracy = [1., 3., 5., 9.], [0.5, 0.4, 0.9, 0.8]
+    assert np.allclose(best_mixture(3., flops, accuracy), [0.5, 0, 0.5, 0]) and np.allclose(best_mixture(9., flops, accuracy), [0, 0, 1, 0])
+    assert np.allclose(best_mixture(1., flops, accuracy), [1, 0, 0, 0])
+
+
+def test_predictor_end_to_end(sized_learn):
+    sizes = [10, 28]
+    predictor = train_size_predictor(sized_learn, sizes)
+    judged = compare_size_rules(sized_learn, predictor, 'test', trusts=(0.5, 0.9))
+    p = preds_at(sized_learn, sizes, 'test')
+    assert predictor.flops == 2*64 and thumbnails(sized_learn, 'test').shape == (len(p.targets), 64)
+    assert judged.loc[('fixed', 28)].accuracy == pytest.approx(p.accuracy[1]) and np.allclose(judged.mflops['fixed']*1e6, p.flops)
+    assert judged.accuracy['oracle'].item() == judged.accuracy.max() and (judged.mflops['predicted']*1e6 >= p.flops[0] + predictor.flops - 1e-6).all()
+    assert plot_size_rules(judged).axes
+
+
+def test_nothing_to_predict(sized_learn):
+    with pytest.raises(CourseError, match='nothing to predict: 28 pixels are enough'): train_size_predictor(sized_learn, [28])
+
+
+def test_numbers_have_no_size():
+    table = learner_for('mlp', data='boston_housing')
+    with pytest.raises(CourseError, match='only images'): at_sizes(table, [28])
+
+
+# The record
+
+def test_help_of_the_run():
+    out = subprocess.run([sys.executable, '-m', 'benchmarks.resolution', '--help'], cwd=ROOT, capture_output=True, text=True)
+    assert out.returncode == 0, out.stderr
+    for o in ('photographs', 'clothing', 'choice', '--seeds'): assert o in out.stdout
+
+
+def test_recorded_run():
+    found = json.loads(RECORD.read_text(encoding='utf-8'))
+    assert {o['group'] for o in found['rows']} == {'photographs', 'clothing', 'choice'}
+    assert not {'command', 'commit', 'date', 'hardware', 'threads', 'versions', 'seconds'} - found['provenance'].keys()
+    for row in found['rows']:
+        assert len({o['seed'] for o in row['runs']}) == len(row['runs']) >= 2
+        if 'mean' in row: assert np.allclose(row['mean'], np.mean([o['accuracy'] for o in row['runs']], 0), atol=1e-3) and len(row['mean']) == len(row['sizes']) == len(row['flops'])
+
+
+def test_page_shows_the_recorded_run():
+    made = json.loads(RECORD.read_text(encoding='utf-8'))['provenance']['date']
+    page = next((ROOT/'nbs'/'insight').glob('*_resolution.ipynb'))
+    shown = json.dumps([c.outputs for c in read_nb(page).cells if c.cell_type == 'code'])
+    assert made in shown, f'run it again: nbdev-test {page.relative_to(ROOT)} --save'
