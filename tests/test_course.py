@@ -9,7 +9,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import nn
 
-from dlcourse.core import CourseError
+from dlcourse.core import CourseError, num_threads
 from dlcourse.course import experiment as ex, records as rc
 from dlcourse.course.experiment import NotMeasured, Trial, experiments, find_experiments, recorded, reproduce
 from dlcourse.course.mac import hyperparameters, imbalance, looking, pair, perturbed, recipe, similar_size, stopping, views
@@ -55,6 +55,31 @@ def test_crash_loses_the_trial_in_flight_only(tmp_path):
     assert len(ex.reproduce(exp(run), full=True, folder=tmp_path)['rows']) == 4
     assert ran == [('a', 1), ('b', 1), ('a', 2), None, None, ('a', 2), ('b', 2)]
     assert sorted(o.name for o in tmp_path.iterdir()) == ['test-1.json', 'test-1.svg']
+
+
+def test_what_is_added_runs_with_the_threads_of_the_record(tmp_path):
+    "Also what is measured again; the process has its own number afterwards, after an error too"
+    def run(t): return dict(threads=torch.get_num_threads())
+    def threads(record): return [r['figures']['threads'] for r in record['rows']]
+    with num_threads(1): assert threads(ex.reproduce(exp(run), full=True, seeds=1, folder=tmp_path)) == [1, 1]
+    with num_threads(2):
+        assert threads(ex.reproduce(exp(run), full=True, folder=tmp_path)) == [1]*4
+        assert threads(ex.reproduce(exp(run), full=True, folder=tmp_path, again=True)) == [1]*4
+        assert threads(ex.reproduce(exp(run), full=True, folder=tmp_path/'new')) == [2]*4
+        def fail(t): raise RuntimeError('power cut')
+        with pytest.raises(RuntimeError): ex.reproduce(exp(fail), full=True, folder=tmp_path, again=True)
+        assert torch.get_num_threads() == 2
+
+
+def test_rows_of_different_threads_are_named(tmp_path):
+    said = []
+    def run(t): return dict(threads=torch.get_num_threads())
+    with num_threads(1): ex.reproduce(exp(run), full=True, seeds=1, folder=tmp_path)
+    record = rc.read_record(tmp_path/'test-1.json')
+    record['rows'][0]['provenance']['threads'] = 2
+    rc.write_record({k: v for k,v in record.items() if k not in ('schema', 'checksum')}, tmp_path/'test-1.json')
+    ex.reproduce(exp(run), full=True, folder=tmp_path, show=said.append)
+    assert said[0] == 'test-1 was measured with different numbers of threads: this run takes 2'
 
 
 def test_more_seeds_keep_the_old_ones_and_fewer_drop_none(tmp_path):

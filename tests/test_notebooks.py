@@ -132,6 +132,13 @@ VISIBLE = [Path(o) for o in '''
     course/mac/11_looking_inside.ipynb
     course/mba/04_boston.ipynb
     course/tp1/01_cifar10.ipynb
+    course/mba/01_losses.ipynb
+    course/mba/02_optimisers.ipynb
+    course/mba/03_architectures.ipynb
+    course/mba/05_fashion800.ipynb
+    course/tp1/02_eurosat.ipynb
+    course/tp1/03_ninety_four.ipynb
+    course/05_command_line.ipynb
 '''.split()]
 # Model chapters that are finished
 IN_FORM = [o for o in MODEL_CHAPTERS if o in VISIBLE and any(c.source.startswith('## Exercises') for c in read(o).cells)]

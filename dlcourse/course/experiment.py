@@ -6,17 +6,18 @@ Docs: https://dlcourse.github.io/dlcourse/course/experiment.html.md"""
 
 # %% auto #0
 __all__ = ['registry', 'Trial', 'NotMeasured', 'ShowEpochs', 'watched', 'classifier_figures', 'Experiment', 'experiment',
-           'experiments', 'find_experiments', 'one_trial', 'check_needs', 'record_of', 'save_drawing', 'reproduce',
-           'recorded', 'reproduction']
+           'experiments', 'find_experiments', 'one_trial', 'check_needs', 'record_of', 'save_drawing', 'threads_of',
+           'reproduce', 'recorded', 'reproduction']
 
 # %% ../../nbs/course/50_experiment.ipynb #32b5444f
 import importlib, math, pkgutil, re, shlex, time
+from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 import pandas as pd, torch
 from fastai.callback.core import Callback
-from ..core import CourseError, choose, lock_for, seed_all, whole_file
+from ..core import CourseError, choose, lock_for, num_threads, seed_all, whole_file
 from .records import draw_record, find_record, read_record, record_file, summary, verdicts, write_record
 from ..insight.evaluation import evaluate
 from ..provenance import provenance
@@ -239,6 +240,17 @@ def save_drawing(
         with whole_file(file, 'wb') as f: fig.savefig(f, format='svg', bbox_inches='tight', metadata=dict(Date=None))
         plt.close(fig)
 
+# %% ../../nbs/course/50_experiment.ipynb #a1f0c3d3
+def _threads(rows): return [n for r in rows if (n := r.get('provenance', {}).get('threads'))]
+
+# %% ../../nbs/course/50_experiment.ipynb #a1f0c3d4
+def threads_of(
+    rows:list, # Rows of a record
+)->int|None: # None if there are no rows, or none says it
+    "Number of threads that most of the rows were measured with"
+    counts = Counter(_threads(rows)).most_common(1)
+    return counts[0][0] if counts else None
+
 # %% ../../nbs/course/50_experiment.ipynb #c4add449
 def _usable_device(name):
     "The device called `name`, or the GPU if there is one; raises `CourseError` for a device that torch can't use"
@@ -276,10 +288,11 @@ def reproduce(
     if again and set(variants) == set(exp.variants): _set_aside(file)
     rows = _kept_rows(exp, file, full)
     todo = _planned(variants, _seed_counts(exp, rows, full, seeds), [] if again else list(map(_key, rows)))
-    mine = []
+    mine, threads = [], threads_of(rows)
+    if todo and len({*_threads(rows)}) > 1 and show: show(f'{exp.id} was measured with different numbers of threads: this run takes {threads}')
     for i,(variant, seed) in enumerate(todo, 1):
         if show: show(' '.join(f'{exp.id} {variant} seed {seed} ({i} of {len(todo)})'.split()))
-        mine.append(one_trial(exp, Trial(variant, seed, full, device, show)))
+        with num_threads(threads): mine.append(one_trial(exp, Trial(variant, seed, full, device, show)))
         _add(exp, mine, full, seeds, file)
     record = _add(exp, mine, full, seeds, file)
     if record['rows'] and (full or exp.draw): save_drawing(exp, record, file.with_suffix('.svg'))
