@@ -154,7 +154,7 @@ LONG_YET = {Path(o) for o in '''
     training/08_progress.ipynb
     training/09_runs.ipynb
 '''.split()}
-ONE_SHARE = .87 # of the cells that export, those with a single definition
+ONE_SHARE = .9 # of the cells that export, those with a single definition
 HIDDEN = {'hide', 'export', 'exporti', 'default_exp'}
 DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
