@@ -196,7 +196,8 @@ def test_export_needs_images(run):
 
 def test_data_list(run):
     code, out, _ = run('data list')
-    assert code == 0 and [o.split()[0] for o in out[1:]] == ['mnist', 'fashion_mnist', 'fashion_mini', 'cifar10', 'eurosat', 'digits', 'boston_housing']
+    known = ['boston_housing', 'cifar10', 'digits', 'eurosat', 'fashion_mini', 'fashion_mnist', 'mnist']
+    assert code == 0 and [o.split()[0] for o in out[1:]] == known
     assert next(o for o in out if o.startswith('digits')).split()[-1] == 'yes'
 
 

@@ -142,18 +142,6 @@ VISIBLE = [Path(o) for o in '''
 '''.split()]
 # Model chapters that are finished
 IN_FORM = [o for o in MODEL_CHAPTERS if o in VISIBLE and any(c.source.startswith('## Exercises') for c in read(o).cells)]
-# Pages that still have lines of more than 140 columns; a page that has none loses its line
-LONG_YET = {Path(o) for o in '''
-    benchmarks.ipynb
-    cli/01_parsing.ipynb
-    cli/02_values.ipynb
-    cli/04_train.ipynb
-    cli/05_runs.ipynb
-    cli/06_studies.ipynb
-    training/02_lean.ipynb
-    training/08_progress.ipynb
-    training/09_runs.ipynb
-'''.split()}
 ONE_SHARE = .9 # of the cells that export, those with a single definition
 HIDDEN = {'hide', 'export', 'exporti', 'default_exp'}
 DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
@@ -269,7 +257,7 @@ def test_one_definition_a_cell():
     assert sum(len(defined_in(o)) == 1 for o in cells) >= ONE_SHARE*len(cells)
 
 
-@notebooks([o for o in NBS if o not in LONG_YET])
+@notebooks(NBS)
 def test_lines_fit(nb):
     lines = [(o.id, line) for o in code(nb) for line in o.source.splitlines() if not line.startswith('#|')]
     assert not [(id, line) for id,line in lines if len(line) > 140]

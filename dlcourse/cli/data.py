@@ -48,7 +48,7 @@ def _show_classes(ex, path):
 
 # %% ../../nbs/cli/03_data.ipynb #9213c899
 @command('data show',
-    arg('data', metavar='NAME|FOLDER', help='a data set, or a folder with a folder of images for each class'),
+    arg('data', metavar='NAME|FOLDER', help='a data set, or a folder with one subfolder of images per class'),
     arg('-o', '--output', metavar='FILE', help='the picture (default: <name>.png)'),
     arg('--size', type=whole, metavar='N', help='scale the images of a folder to N×N'),
     examples=['dlcourse data show fashion_mini', 'dlcourse data show photos --size 64 -o photos.png'])

@@ -64,7 +64,8 @@ def _add_args(p, args):
 def parser()->argparse.ArgumentParser:
     "The parser of all commands that have been entered"
     top = argparse.ArgumentParser('dlcourse', description='Train and judge networks on small images, the deep-learning course way.',
-        epilog=_epilog(['dlcourse train cnn', 'dlcourse train mobilenet_v2 --data photos --size 64 --cache', 'dlcourse data list', 'dlcourse train --help']), formatter_class=argparse.RawDescriptionHelpFormatter)
+        epilog=_epilog(['dlcourse train cnn', 'dlcourse train mobilenet_v2 --data photos --size 64 --cache', 'dlcourse data list',
+                        'dlcourse train --help']), formatter_class=argparse.RawDescriptionHelpFormatter)
     top.add_argument('--version', action='version', version=f'dlcourse {__version__}')
     top.set_defaults(run=lambda args: top.print_help())
     subs = {'': top.add_subparsers(title='commands', metavar='COMMAND')}

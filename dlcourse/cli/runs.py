@@ -20,7 +20,8 @@ def trained_run(name, device):
     from dlcourse.core import CourseError
     from dlcourse.training.runs import Run
     run = Run(name)
-    if not run.has('weights.safetensors'): raise CourseError(f'{run.folder} has no weights yet: dlcourse train --resume {shlex.quote(run.folder.as_posix())} trains it')
+    if not run.has('weights.safetensors'):
+        raise CourseError(f'{run.folder} has no weights yet: dlcourse train --resume {shlex.quote(run.folder.as_posix())} trains it')
     run.learner(device)
     return run
 
@@ -28,7 +29,8 @@ def trained_run(name, device):
 run_option = arg('run_name', metavar='RUN', help='folder of a run, or its name within `runs`')
 device_option = arg('--device', metavar='NAME', help="cpu or cuda (default: as in training)")
 
-@command('evaluate', run_option, arg('--part', choices=('test', 'valid', 'train'), help='default: test, or valid if the data have no test part'), device_option,
+@command('evaluate', run_option, arg('--part', choices=('test', 'valid', 'train'),
+        help='part of the data (default: test, or valid if the data have no test part)'), device_option,
     examples=['dlcourse evaluate runs/cnn-fashion_mini-1', 'dlcourse evaluate cnn-fashion_mini-1 --part valid'])
 def evaluate_command(args):
     "Judge a trained run: classification report, confusion matrix, curves"
@@ -63,7 +65,8 @@ def predict_command(args):
         print(f'{file:{wide}}  {top[0][0]:{wide_class}}  {top[0][1]:.4f}  ({likely})')
 
 # %% ../../nbs/cli/05_runs.ipynb #b79a6cc7
-@command('export', run_option, arg('-o', '--output', required=True, metavar='FILE.onnx|FOLDER', help="an ONNX program, if the name ends in .onnx; else a new folder with weights, settings and a script that needs only torch"),
+@command('export', run_option, arg('-o', '--output', required=True, metavar='FILE.onnx|FOLDER',
+        help="an ONNX program, if the name ends in .onnx; else a new folder with weights, settings and a script that needs only torch"),
     examples=['dlcourse export runs/cnn-fashion_mini-1 -o clothes.onnx', 'dlcourse export cnn-fashion_mini-1 -o clothes'])
 def export_command(args):
     "Write a trained run as a program that needs no dlcourse, from pixels to probabilities, checked by running it"
@@ -71,11 +74,14 @@ def export_command(args):
     out = Path(args.output).expanduser()
     onnx = out.suffix.lower() == '.onnx'
     if onnx and out.is_dir(): raise CourseError(f'{out} is a folder: choose another name for the ONNX program')
-    if not onnx and out.suffix: raise CourseError(f'--output takes a name that ends in .onnx, or a folder without an ending, not {str(out)!r}')
+    if not onnx and out.suffix:
+        raise CourseError(f'--output takes a name that ends in .onnx, or a folder without an ending, not {str(out)!r}')
     learn = trained_run(args.run_name, 'cpu').learner()
     from dlcourse.insight.inference import export_folder, export_onnx
     if onnx: print(f'ONNX program: {export_onnx(learn, out).as_posix()}')
-    else: print(f"network, settings and script: {export_folder(learn, out).as_posix()} (try: python {shlex.quote((out/'predict.py').as_posix())} IMAGE)")
+    else:
+        script = shlex.quote((out/'predict.py').as_posix())
+        print(f'network, settings and script: {export_folder(learn, out).as_posix()} (try: python {script} IMAGE)')
 
 # %% ../../nbs/cli/05_runs.ipynb #7e013785
 def _text_or_file(text, what):
@@ -84,22 +90,25 @@ def _text_or_file(text, what):
     path = Path(text).expanduser()
     try: there = path.is_file()
     except OSError: there = False # too long for a name
-    if not there and path.suffix in ('.txt', '.md') and not any(o.isspace() for o in text): raise CourseError(f'there is no file {text} for --{what}')
+    if not there and path.suffix in ('.txt', '.md') and not any(o.isspace() for o in text):
+        raise CourseError(f'there is no file {text} for --{what}')
     try: return path.read_text(encoding='utf-8') if there else text
     except (OSError, UnicodeDecodeError) as e: raise CourseError(f'cannot read {text} as text in UTF-8: {e}') from e
 
 # %% ../../nbs/cli/05_runs.ipynb #1b109878
 @command('report', arg('runs', nargs='+', metavar='RUN', help='folders of runs, or their names within `runs`'),
     arg('-o', '--output', default='report.pdf', metavar='FILE', help='the PDF (default: report.pdf)'),
-    arg('--title', metavar='TEXT', help='default: the names of the runs'),
-    arg('--author', action='append', default=[], metavar='NAME', help='give it again for each further author'),
-    arg('--date', metavar='TEXT', help='default: today'),
+    arg('--title', metavar='TEXT', help='title (default: the names of the runs)'),
+    arg('--author', action='append', default=[], metavar='NAME', help='name of an author; repeat it for each further author'),
+    arg('--date', metavar='TEXT', help='date (default: today)'),
     arg('--abstract', default='', metavar='FILE|TEXT', help='a text, or a file that holds it'),
     arg('--observations', default='', metavar='FILE|TEXT', help='a text, or a file that holds it; lines that begin with "- " are a list'),
     arg('--lang', default='en', metavar='en|pt', help='English or Portuguese (default: en)'), device_option,
-    examples=['dlcourse report runs/cnn-fashion_mini-1', 'dlcourse report mlp-digits-1 cnn-digits-1 --lang pt --title "Dígitos" --author "Ana Gonçalves" --author "João Conceição" --observations notes.txt -o digits.pdf'])
+    examples=['dlcourse report runs/cnn-fashion_mini-1', 'dlcourse report mlp-digits-1 cnn-digits-1 --lang pt --title "Dígitos" '
+              '--author "Ana Gonçalves" --author "João Conceição" --observations notes.txt -o digits.pdf'])
 def report_command(args):
     "Write a PDF of at most two pages on one run or several"
     from dlcourse.report.pages import report
     texts = {k: _text_or_file(getattr(args, k), k) for k in ('abstract', 'observations')}
-    print(report([trained_run(o, args.device) for o in args.runs], args.output, title=args.title, authors=args.author, date=args.date, lang=args.lang, **texts))
+    runs = [trained_run(o, args.device) for o in args.runs]
+    print(report(runs, args.output, title=args.title, authors=args.author, date=args.date, lang=args.lang, **texts))

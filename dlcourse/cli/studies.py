@@ -45,7 +45,8 @@ def _list_experiments(folder):
 def _show_record(record):
     "Print reported and obtained figures side by side, and the verdicts"
     from dlcourse.course.records import reported_and_obtained, verdict_table
-    print(f"{record['id']}: {record['title']}" + ('' if record['full'] else ' (a quick run, which shows that the code works; --full measures)'))
+    quick = '' if record['full'] else ' (a quick run, which shows that the code works; --full measures)'
+    print(f"{record['id']}: {record['title']}{quick}")
     print(reported_and_obtained(record).to_string())
     for text,answer in verdict_table(record)['came true'].items(): print(f'  {answer}: {text}')
     missing = dict.fromkeys((r['variant'], r['not_measured']) for r in record['rows'] if 'not_measured' in r)
@@ -65,13 +66,16 @@ def _check_data(names, found):
     check_needs(replace(found[0], id=' '.join(names), needs=tuple(dict.fromkeys(o for e in found for o in e.needs))))
 
 # %% ../../nbs/cli/06_studies.ipynb #bff4db65
-@command('reproduce', arg('names', nargs='*', metavar='ID', help='an experiment such as mba-7, a document (mac, mba, tp1), or all; none to list them'),
-    arg('--full', action='store_true', help="run at the full budget, minutes to hours (default: a run of seconds that shows no more than that the code works)"),
+@command('reproduce', arg('names', nargs='*', metavar='ID',
+        help='an experiment such as mba-7, a document (mac, mba, tp1), or all; none to list them'),
+    arg('--full', action='store_true',
+        help='run at the full budget, minutes to hours (default: a run of seconds that only shows that the code works)'),
     arg('--seeds', type=above_zero, metavar='N', help='seeds 1 to N (default: as many as the experiment needs)'),
-    arg('--variant', action='append', metavar='NAME', help='only this variant of one experiment; may be given again'),
+    arg('--variant', action='append', metavar='NAME', help='only this variant of one experiment; repeat it for more'),
     arg('--device', metavar='NAME', help='cpu or cuda (default: the GPU if there is one)'),
-    arg('--again', action='store_true', help='measure anew what is recorded already'),
-    arg('-o', '--output', metavar='FOLDER', help='where records lie (default: $DLCOURSE_RESULTS, or experiments in results here or above)'),
+    arg('--again', action='store_true', help='measure again what is already recorded'),
+    arg('-o', '--output', metavar='FOLDER',
+        help='folder of the records (default: $DLCOURSE_RESULTS, or experiments in results here or above)'),
     examples=['dlcourse reproduce', 'dlcourse reproduce mba-7 --full', 'dlcourse reproduce mac --full --seeds 5'])
 def reproduce_command(args):
     "Run the course's experiments; print reported and obtained figures side by side"
@@ -94,28 +98,31 @@ def reproduce_command(args):
 
 # %% ../../nbs/cli/06_studies.ipynb #39bae7f0
 _search_args = (
-    arg('--space', required=True, type=axes, metavar='SPACE', help='what to try: lr=0.001:0.1:log,filters=8|16|32 (names as in --set, and lr, wd, bs, opt_func, label_smoothing, ...)'),
+    arg('--space', required=True, type=axes, metavar='SPACE',
+        help='values to try: lr=0.001:0.1:log,filters=8|16|32 (names as in --set, and lr, wd, bs, opt_func, label_smoothing, ...)'),
     arg('--method', metavar='NAME', help='bayes, grid or random (default: bayes)'),
     arg('--n', type=whole, metavar='N', help='trials in all (default: 20, or the whole grid)'),
     arg('--seconds', type=above_zero, metavar='X', help='begin no trial after this time'),
-    arg('--no-pruning', action='store_true', help='let every trial end, also those that begin worse than most'),
+    arg('--no-pruning', action='store_true', help='run every trial to its last epoch, even bad ones'),
     arg('--storage', metavar='FILE', help='keep the trials in FILE: the same command carries on with them, also from several terminals'),
     arg('--workers', type=whole, metavar='N', help='processes (default: 1)'),
     arg('--seeds', type=whole, metavar='N', help='train each trial with N seeds, and take the mean (default: 1)'),
-    arg('--metric', metavar='NAME', help='what to improve, on the validation part (default: accuracy)'),
+    arg('--metric', metavar='NAME', help='metric to improve on the validation part (default: accuracy)'),
     arg('--plot', metavar='FILE', type=picture, help='a picture of all trials: a name that ends in .png, .svg or .pdf'),
-    arg('--epochs', group='training', type=whole, metavar='N', help='of each trial (default: 3)'),
+    arg('--epochs', group='training', type=whole, metavar='N', help='epochs per trial (default: 3)'),
     arg('--schedule', group='training', metavar='NAME', help='one_cycle, flat, cos or flat_cos (default: one_cycle)'),
-    arg('--seed', group='training', type=int, metavar='N', help='of the settings that are tried (default: 0)'),
+    arg('--seed', group='training', type=int, metavar='N', help='random seed of the search (default: 0)'),
     arg('--set', group='network', nargs='+', action='extend', metavar='KEY=VALUE', help='arguments of the network that stay the same'))
 
 @command('search', arg('arch', metavar='NETWORK', help='see `dlcourse archs`'), *_search_args, *data_options,
-    examples=['dlcourse search mlp --space "lr=0.001:0.1:log,widths=[64]|[128,64]" --n 10', 'dlcourse search cnn --space "depth=2:4,bs=32|64,opt_func=adamw|sgd" --storage trials --workers 2'])
+    examples=['dlcourse search mlp --space "lr=0.001:0.1:log,widths=[64]|[128,64]" --n 10',
+              'dlcourse search cnn --space "depth=2:4,bs=32|64,opt_func=adamw|sgd" --storage trials --workers 2'])
 def search_command(args):
     "Search settings: grid, random or Bayesian, on the validation part (needs dlcourse[search])"
     from dlcourse.training.search import search, trainer
     given = given_options(args)
-    how = take(given, 'method', 'n', 'storage', 'workers', 'seed', 'seconds') | (dict(pruner=None) if given.pop('no_pruning', False) else {})
+    how = take(given, 'method', 'n', 'storage', 'workers', 'seed', 'seconds')
+    if given.pop('no_pruning', False): how['pruner'] = None
     space, plot, fixed = given.pop('space'), given.pop('plot', None), network_options(given.pop('set', []))
     arch, data = given.pop('arch'), given.pop('data', 'fashion_mini')
     if plot: check_writable(plot.parent)
@@ -124,7 +131,8 @@ def search_command(args):
     print(found.table[~waiting].sort_values('value', ascending=not found.maximize).to_string(float_format=_figure, na_rep=''))
     if plot: _save_parallel(found, plot)
     print(found)
-    if len(found.complete) > 3 and len(found.space) > 1: print('what mattered:', ', '.join(f'{k} {v:.0%}' for k,v in found.importance().items()))
+    if len(found.complete) > 3 and len(found.space) > 1:
+        print('what mattered:', ', '.join(f'{k} {v:.0%}' for k,v in found.importance().items()))
     if len(found.complete): print('with the best settings:', _as_call(found, arch, data=data, **given, **fixed))
     return 130 if waiting.any() else 0 # Ctrl-C
 

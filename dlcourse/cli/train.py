@@ -14,42 +14,56 @@ from .values import above_zero, fraction, names, not_negative, rate, shares, ten
 
 # %% ../../nbs/cli/04_train.ipynb #70e405bb
 data_options = (
-    arg('--data', group='data', metavar='NAME|FOLDER', help='a data set (see `dlcourse data list`), or a folder with a folder of images for each class (default: fashion_mini)'),
+    arg('--data', group='data', metavar='NAME|FOLDER',
+        help='a data set (see `dlcourse data list`), or a folder with one subfolder of images per class (default: fashion_mini)'),
     arg('--bs', group='data', type=whole, metavar='N', help='images in a batch (default: 64)'),
     arg('--size', group='data', type=whole, metavar='N', help='scale the images to N×N'),
-    arg('--channels', group='data', type=int, choices=(1, 3), help='1 for grey, 3 for colour'),
+    arg('--channels', group='data', type=int, choices=(1, 3), help='1 for gray, 3 for color'),
     arg('--classes', group='data', type=names, metavar='A,B,...', help='only these classes'),
     arg('--n-per-class', group='data', type=whole, metavar='N', help='only N images of each class'),
-    arg('--imbalance', group='data', type=shares, metavar='SHARES', help='a ratio of largest to smallest class, or a share or number for each: 0.5,1,1 or Bag=0.1'),
-    arg('--label-noise', group='data', type=fraction, metavar='P', help='share of the training labels that are made wrong'),
+    arg('--imbalance', group='data', type=shares, metavar='SHARES',
+        help='ratio of the largest to the smallest class, or a share or number for each: 0.5,1,1 or Bag=0.1'),
+    arg('--label-noise', group='data', type=fraction, metavar='P', help='share of the training labels to make wrong'),
     arg('--valid', group='data', type=above_zero, metavar='P', help='share or number of training images to validate on (default: 0.2)'),
     arg('--augment', group='data', action='store_true', default=None, help='crop and flip the training images at random'))
 
 _pretrained = 'networks of torchvision and timm'
 _training_args = (
-    arg('--set', group='network', nargs='+', action='extend', metavar='KEY=VALUE', help='arguments of the network, such as depth=4 filters=16,32 dropout=0.2'),
-    arg('--epochs', group='training', type=whole, metavar='N', help='default: 5, or more if that is less than 150 steps; 1 before --fine-tune'),
-    arg('--lr', group='training', type=rate, metavar='X|auto', help='learning rate, or auto for the one that lr_find suggests (default: 0.003)'),
+    arg('--set', group='network', nargs='+', action='extend', metavar='KEY=VALUE',
+        help='arguments of the network, such as depth=4 filters=16,32 dropout=0.2'),
+    arg('--epochs', group='training', type=whole, metavar='N',
+        help='number of epochs (default: 5, or more if that is less than 150 steps; 1 before --fine-tune)'),
+    arg('--lr', group='training', type=rate, metavar='X|auto',
+        help='learning rate, or auto for the one that lr_find suggests (default: 0.003)'),
     arg('--schedule', group='training', metavar='NAME', help='one_cycle, flat, cos or flat_cos (default: one_cycle)'),
-    arg('--early-stopping', group='training', type=whole, metavar='N', help='stop after N epochs without a better validation loss, and keep the best weights'),
-    arg('--weight-decay', group='training', type=not_negative, metavar='X', dest='wd', help='default: 0.01'),
-    arg('--label-smoothing', group='training', type=fraction, metavar='X', help='of the cross-entropy (default: 0)'),
-    arg('--seed', group='training', type=int, metavar='N', help='default: 42'),
+    arg('--early-stopping', group='training', type=whole, metavar='N',
+        help='stop after N epochs without a better validation loss, and keep the best weights'),
+    arg('--weight-decay', group='training', type=not_negative, metavar='X', dest='wd', help='weight decay (default: 0.01)'),
+    arg('--label-smoothing', group='training', type=fraction, metavar='X', help='label smoothing, 0 to 1 (default: 0)'),
+    arg('--seed', group='training', type=int, metavar='N', help='random seed (default: 42)'),
     arg('--device', group='training', metavar='NAME', help='cpu or cuda (default: cuda where there is one)'),
     arg('--threads', group='training', type=whole, metavar='N', help='threads within one operation on the CPU (default: as torch chooses)'))
 
 _transfer_args = (
-    arg('--pretrained', group=_pretrained, action=argparse.BooleanOptionalAction, help='begin with weights of ImageNet, or from scratch (default: with weights)'),
-    arg('--weights', group=_pretrained, metavar='FILE|DIR', help="a .safetensors or .pth file of weights, a folder of such files, or the name of torchvision's (default: $DLCOURSE_WEIGHTS, $DLCOURSE_DATA/weights, or the hub)"),
-    arg('--head', group=_pretrained, metavar='NAME', help='fastai, linear, dense, or own for that of the network (default: fastai; dense for a fusion, own from scratch)'),
-    arg('--cache', group=_pretrained, nargs='?', const=True, type=tensor_file, metavar='FILE', help='compute what the frozen part gives only once, and keep it in FILE if one is named'),
-    arg('--copies', group=_pretrained, type=whole, metavar='N', help='with --cache and --augment: draws of the augmentation that are cached (default: 1)'),
-    arg('--fine-tune', group=_pretrained, type=whole, metavar='N', help='train the whole network for N epochs after the head alone was trained for --epochs'),
+    arg('--pretrained', group=_pretrained, action=argparse.BooleanOptionalAction,
+        help='begin with weights of ImageNet, or from scratch (default: with weights)'),
+    arg('--weights', group=_pretrained, metavar='FILE|DIR',
+        help="a .safetensors or .pth file of weights, a folder of such files, or the name of torchvision's "
+             "(default: $DLCOURSE_WEIGHTS, $DLCOURSE_DATA/weights, or the hub)"),
+    arg('--head', group=_pretrained, metavar='NAME',
+        help='fastai, linear, dense, or own for that of the network (default: fastai; dense for a fusion, own from scratch)'),
+    arg('--cache', group=_pretrained, nargs='?', const=True, type=tensor_file, metavar='FILE',
+        help='compute the features of the frozen part only once, and keep them in FILE if one is named'),
+    arg('--copies', group=_pretrained, type=whole, metavar='N',
+        help='with --cache and --augment: draws of the augmentation that are cached (default: 1)'),
+    arg('--fine-tune', group=_pretrained, type=whole, metavar='N',
+        help='train the whole network for N epochs after the head alone was trained for --epochs'),
     arg('--unfrozen', group=_pretrained, action='store_const', const=False, dest='frozen', help='train the whole network from the start'),
-    arg('--fuse', group=_pretrained, metavar='A+B', help='train a fusion of several networks, as NETWORK A+B does; --set how=late joins vectors in place of maps'))
+    arg('--fuse', group=_pretrained, metavar='A+B',
+        help='train a fusion of several networks, as NETWORK A+B does; --set how=late joins vectors in place of maps'))
 
 _run_args = (
-    arg('--out', group='run folder', metavar='DIR', help='default: runs/<network>-<data>-<n>, the next free n'),
+    arg('--out', group='run folder', metavar='DIR', help='new folder for the run (default: runs/<network>-<data>-<n>, the next free n)'),
     arg('--resume', group='run folder', metavar='RUN', help='carry on with a run that was interrupted'))
 
 # %% ../../nbs/cli/04_train.ipynb #8e36b8cd
@@ -138,12 +152,16 @@ def _resumed(args):
     return Run(args.resume)
 
 # %% ../../nbs/cli/04_train.ipynb #bd4a575e
-@command('train', arg('arch', nargs='?', metavar='NETWORK', help='see `dlcourse archs`; any name of torchvision or timm; several of these joined by +'),
+@command('train', arg('arch', nargs='?', metavar='NETWORK',
+        help='see `dlcourse archs`; any name of torchvision or timm; several of these joined by +'),
     *data_options, *_training_args, *_transfer_args, *_run_args,
     examples=['dlcourse train cnn', 'dlcourse train mlp --data digits --epochs 10 --set widths=64,32',
               'dlcourse train cnn_v3 --data cifar10 --augment --lr auto --early-stopping 3',
-              'dlcourse train mobilenet_v2 --data photos --size 64 --pretrained --cache', 'dlcourse train resnet18 --data photos --size 128 --weights resnet18.pth --cache features.safetensors --epochs 5 --fine-tune 10',
-              'dlcourse train alexnet --data photos --size 64 --no-pretrained', 'dlcourse train --fuse alexnet+mobilenet_v2 --data photos --size 64 --cache',
+              'dlcourse train mobilenet_v2 --data photos --size 64 --pretrained --cache',
+              'dlcourse train resnet18 --data photos --size 128 --weights resnet18.pth '
+              '--cache features.safetensors --epochs 5 --fine-tune 10',
+              'dlcourse train alexnet --data photos --size 64 --no-pretrained',
+              'dlcourse train --fuse alexnet+mobilenet_v2 --data photos --size 64 --cache',
               'dlcourse train --resume runs/cnn-fashion_mini-1'])
 def train_command(args):
     "Train a network, judge it on the test part, and keep everything in a run folder"

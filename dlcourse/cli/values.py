@@ -73,4 +73,5 @@ def _space(text):
 axes = checked(_space, lambda o: True, 'settings such as lr=0.001:0.1:log,filters=8|16|32')
 
 # %% ../../nbs/cli/02_values.ipynb #8b3e41f6
-picture = checked(lambda o: Path(o).expanduser(), lambda o: o.suffix.lower() in ('.png', '.svg', '.pdf'), 'a name that ends in .png, .svg or .pdf')
+picture = checked(lambda o: Path(o).expanduser(), lambda o: o.suffix.lower() in ('.png', '.svg', '.pdf'),
+                  'a name that ends in .png, .svg or .pdf')

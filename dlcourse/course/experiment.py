@@ -289,7 +289,8 @@ def reproduce(
     rows = _kept_rows(exp, file, full)
     todo = _planned(variants, _seed_counts(exp, rows, full, seeds), [] if again else list(map(_key, rows)))
     mine, threads = [], threads_of(rows)
-    if todo and len({*_threads(rows)}) > 1 and show: show(f'{exp.id} was measured with different numbers of threads: this run takes {threads}')
+    if todo and len({*_threads(rows)}) > 1 and show:
+        show(f'{exp.id} was measured with different numbers of threads: this run takes {threads}')
     for i,(variant, seed) in enumerate(todo, 1):
         if show: show(' '.join(f'{exp.id} {variant} seed {seed} ({i} of {len(todo)})'.split()))
         with num_threads(threads): mine.append(one_trial(exp, Trial(variant, seed, full, device, show)))

@@ -1,4 +1,4 @@
-"""The pieces networks are built from: activations, normalisations, poolings and initialisations by name; convolution and dense layers; the residual block and the Inception module
+"""The pieces networks are built from: activations, normalisations, poolings, initialisations by name; layers, residual and Inception blocks
 
 Docs: https://dlcourse.github.io/dlcourse/models/blocks.html.md"""
 

@@ -1,4 +1,4 @@
-"""One family of convolutional networks with every decision as an argument, and the three networks of the Coimbra exercise with their exact parameter counts
+"""One family of convolutional networks with every decision as an argument, and the three networks of the Coimbra exercise
 
 Docs: https://dlcourse.github.io/dlcourse/models/cnn.html.md"""
 

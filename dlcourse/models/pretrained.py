@@ -1,4 +1,4 @@
-"""A network of torchvision or timm with a head for new classes, whose frozen part is computed without gradients, fast, and only once if you like
+"""A network of torchvision or timm with a head for new classes, whose frozen part is computed without gradients, or only once
 
 Docs: https://dlcourse.github.io/dlcourse/models/pretrained.html.md"""
 

@@ -23,7 +23,8 @@ class TextProgress(Callback):
     def after_batch(self):
         if not (self.moving and self.training) or time.monotonic() < self._next: return
         self._next, done = time.monotonic() + self.every, 20 * (self.iter+1) // self.n_iter
-        self.write(f"[{self.epoch+1}/{self.n_epoch}] epoch {len(self.learn.rows)} [{'#'*done:20}] {self.iter+1}/{self.n_iter}  loss {float(self.smooth_loss):.4f}", end='')
+        where, bar = f'[{self.epoch+1}/{self.n_epoch}] epoch {len(self.learn.rows)}', f"[{'#'*done:20}]"
+        self.write(f'{where} {bar} {self.iter+1}/{self.n_iter}  loss {float(self.smooth_loss):.4f}', end='')
 
     def after_epoch(self):
         measured = {k: v for k,v in self.learn.rows[-1].items() if k not in ('epoch', 'seconds') and v is not None}

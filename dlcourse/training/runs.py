@@ -20,7 +20,8 @@ from fastcore.basics import patch
 from ..core import CourseError, choose, lock_for, num_threads, save_figure, seed_all, whole_file
 from ..provenance import cpu_model, versions
 from .callbacks import BestWeights
-from .checkpoints import frozen_names, load_tensors, load_training_state, load_weights, save_tensors, training_state, without
+from .checkpoints import frozen_names, load_tensors, load_training_state, load_weights
+from .checkpoints import save_tensors, training_state, without
 from .lean import LeanLearner
 from .progress import TextProgress
 from .settings import Settings, backbone_facts, examples_of

@@ -1,4 +1,4 @@
-"""Network, data, epochs, learning rate, seed, threads: plain values, checked before anything is fetched or trained, with every default written out
+"""Network, data, epochs, learning rate, seed, threads: plain values, checked before anything is fetched, with every default named
 
 Docs: https://dlcourse.github.io/dlcourse/training/settings.html.md"""
 

@@ -1,4 +1,4 @@
-"""Images of another size, in another place and with salt-and-pepper noise: how a network fails that never saw any, and how training with them helps
+"""Images of another size, in another place and with noise: how a network fails that never saw any, and how training with them helps
 
 Docs: https://dlcourse.github.io/dlcourse/course/mac/perturbed.html.md"""
 
