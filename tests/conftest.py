@@ -22,3 +22,9 @@ def same_number_of_threads():
     after = torch.get_num_threads()
     torch.set_num_threads(before)
     assert after == before, f"this test left torch with {after} threads, and found {before}: use `with num_threads(n):`"
+
+
+@pytest.fixture(autouse=True)
+def no_proxy_to_this_machine(monkeypatch):
+    "Servers that a test starts are on this machine, so that no proxy stands between, whatever the environment says"
+    for k in ('no_proxy', 'NO_PROXY'): monkeypatch.setenv(k, '127.0.0.1,localhost')

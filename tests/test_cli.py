@@ -48,12 +48,14 @@ def pictures(root, n=6, mode='L', side=8):
     rng = np.random.default_rng(0)
     for name, low in (('bright', 160), ('dark', 0)):
         (Path(root)/name).mkdir(parents=True)
-        for i in range(n): Image.fromarray(rng.integers(low, low+90, (side, side), dtype=np.uint8)).convert(mode).save(Path(root)/name/f'{i}.png')
+        for i in range(n):
+            Image.fromarray(rng.integers(low, low+90, (side, side), dtype=np.uint8)).convert(mode).save(Path(root)/name/f'{i}.png')
 
 
 # ---- the main job ------------------------------------------------------------------------------
 
-FILES = ['confusion_matrix.png', 'curves.png', 'history.csv', 'metrics.json', 'report.csv', 'report.txt', 'settings.json', 'weights.safetensors']
+FILES = ['confusion_matrix.png', 'curves.png', 'history.csv', 'metrics.json', 'report.csv', 'report.txt', 'settings.json',
+    'weights.safetensors']
 
 
 def test_main_job_in_its_own_process():
@@ -80,7 +82,8 @@ def test_same_command_same_result(run):
 
 
 def test_options_reach_their_place(run):
-    line = ('train cnn --data digits --classes 3,5,8 --n-per-class 40 --imbalance 1,0.5,0.5 --label-noise 0.1 --valid 0.25 --augment --bs 16 --size 10 '
+    line = ('train cnn --data digits --classes 3,5,8 --n-per-class 40 --imbalance 1,0.5,0.5 --label-noise 0.1 '
+            '--valid 0.25 --augment --bs 16 --size 10 '
             '--epochs 2 --lr 0.01 --schedule flat_cos --seed 7 --early-stopping 2 --weight-decay 0.1 --label-smoothing 0.05 --device cpu '
             '--set filters=4,8 dropout=0.1 --set activation=gelu --out here')
     code, out, err = run(line)
@@ -180,7 +183,8 @@ def test_export(run):
     Image.fromarray(image[0, 0].numpy()).save('a.png')
     assert f"{run_onnx('new/digits.onnx', image).max():.4f}" == run('predict mlp-digits-1 a.png')[1][0].split()[2]
     Path('there').mkdir()
-    for line, says in [('-o there', 'error: there exists already'), ('-o digits.tar', 'a name that ends in .onnx, or a folder'), ('-o a.png/digits', 'error: cannot write a.png/digits')]:
+    for line, says in [('-o there', 'error: there exists already'), ('-o digits.tar', 'a name that ends in .onnx, or a folder'),
+        ('-o a.png/digits', 'error: cannot write a.png/digits')]:
         before = names()
         code, out, err = run(f'export mlp-digits-1 {line}')
         assert code == 2 and not out and len(err) == 1 and says in err[0] and names() == before
@@ -189,7 +193,8 @@ def test_export(run):
 def test_export_needs_images(run):
     run('train mlp --data boston_housing --epochs 1')
     code, _, err = run('export mlp-boston_housing-1 -o a.onnx')
-    assert code == 2 and err == ['error: an exported network takes images as bytes, and these data are something else'] and names() == ['runs', *(f'runs/{o}' for o in names('runs'))]
+    assert code == 2 and err == ['error: an exported network takes images as bytes, and these data are something else']
+    assert names() == ['runs', *(f'runs/{o}' for o in names('runs'))]
 
 
 # ---- data and networks -------------------------------------------------------------------------
@@ -229,18 +234,27 @@ def test_archs(run):
 
 BAD = [('train cn', "unknown architecture 'cn'. Did you mean 'cnn'"), ('train', 'which network? For example: dlcourse train cnn'),
        ('train cnn --data fashion_mni', "unknown data set 'fashion_mni'. Did you mean 'fashion_mini'"),
-       ('train cnn --classes Sneakers,Bag', "unknown class 'Sneakers'. Did you mean 'Sneaker'"), ('train cnn --classes Bag', 'at least two'),
+       ('train cnn --classes Sneakers,Bag', "unknown class 'Sneakers'. Did you mean 'Sneaker'"),
+       ('train cnn --classes Bag', 'at least two'),
        ('train mlp --n-per-class 301', '301'), ('train mlp --bs 5000', 'bs must be at most 2400'),
        ('train mlp --imbalance 0', ''), ('train mlp --imbalance 1,2', 'imbalance must have 10 class sizes'), ('train mlp --valid 1.5', ''),
         ('train cnn_v3 --data digits', 'takes at least 17×17 pixels'), ('train cnn --data boston_housing', 'needs images'),
-       ('train mlp --seed -1', 'seed must be a whole number of at least 0, got -1'), ('train mlp --schedule cosine', "unknown schedule 'cosine'"),
-       ('train mlp --device gpu', "unknown device 'gpu'"), ('train mlp --set widths', "--set takes KEY=VALUE, such as dropout=0.2, not 'widths'"),
-       ('train mlp --set width=3', "Did you mean 'widths'"), ('train mlp --set widths=big', 'cannot make mlp with'), ('train mlp --set dropout=2', ''), ('train mlp --set activation=relo', "Did you mean 'relu'"),
-       ('train mlp --lr 1e38 --schedule flat', 'the training loss is not a finite number at epoch 0'), ('train mlp --out file/x', 'cannot make a folder for the run'),
-       ('train mlp --out full', 'full exists already'), ('train mlp --data empty', ''), ('train mlp --data one', 'at least two are needed'), ('train mlp --data mixed', 'pass channels='),
-       ('train mlp --data spoiled', '2.png is not an image that can be read'), ('train --resume x', "unknown run 'x'"), ('train --resume full', 'is not a run folder'),
-       ('train mlp --resume x --epochs 3', "--resume takes everything from the run's own settings: leave out arch, epochs"), ('evaluate nothing', "unknown run 'nothing'"),
-       ('predict nothing a.png', "unknown run 'nothing'"), ('export nothing -o a.onnx', "unknown run 'nothing'"), ('data get mnits', "Did you mean 'mnist'"), ('data show mnits', "Did you mean 'mnist'"),
+       ('train mlp --seed -1', 'seed must be a whole number of at least 0, got -1'),
+       ('train mlp --schedule cosine', "unknown schedule 'cosine'"),
+       ('train mlp --device gpu', "unknown device 'gpu'"), ('train mlp --set widths',
+       "--set takes KEY=VALUE, such as dropout=0.2, not 'widths'"),
+       ('train mlp --set width=3', "Did you mean 'widths'"), ('train mlp --set widths=big', 'cannot make mlp with'),
+       ('train mlp --set dropout=2', ''), ('train mlp --set activation=relo', "Did you mean 'relu'"),
+       ('train mlp --lr 1e38 --schedule flat', 'the training loss is not a finite number at epoch 0'),
+       ('train mlp --out file/x', 'cannot make a folder for the run'),
+       ('train mlp --out full', 'full exists already'), ('train mlp --data empty', ''),
+       ('train mlp --data one', 'at least two are needed'), ('train mlp --data mixed', 'pass channels='),
+       ('train mlp --data spoiled', '2.png is not an image that can be read'), ('train --resume x', "unknown run 'x'"),
+       ('train --resume full', 'is not a run folder'),
+       ('train mlp --resume x --epochs 3', "--resume takes everything from the run's own settings: leave out arch, epochs"),
+       ('evaluate nothing', "unknown run 'nothing'"),
+       ('predict nothing a.png', "unknown run 'nothing'"), ('export nothing -o a.onnx', "unknown run 'nothing'"),
+       ('data get mnits', "Did you mean 'mnist'"), ('data show mnits', "Did you mean 'mnist'"),
        ('data show fashion_mini -o file/x.png', 'cannot write file/x.png'), ('data show one', 'at least two are needed')]
 
 
@@ -261,9 +275,12 @@ def test_bad_input(run, line, says):
     assert names() == before
 
 
-@pytest.mark.parametrize('line', ['tain cnn', 'train cnn --epochs many', 'train cnn --epochs 0', 'train cnn --lr fast', 'train cnn --lr=-1', 'train cnn --imbalance a',
-    'train cnn --bs 0', 'train cnn --valid 0', 'train cnn --size 0', 'train cnn --early-stopping 0', 'train cnn --weight-decay=-1', 'train cnn --label-smoothing 2',
-    'train cnn --label-noise 2', 'train cnn --n-per-class 0', 'evaluate', 'predict run', 'export run', 'data get', 'evaluate x --part all', 'train cnn --nonsense'])
+@pytest.mark.parametrize('line', ['tain cnn', 'train cnn --epochs many', 'train cnn --epochs 0', 'train cnn --lr fast',
+    'train cnn --lr=-1', 'train cnn --imbalance a',
+    'train cnn --bs 0', 'train cnn --valid 0', 'train cnn --size 0', 'train cnn --early-stopping 0', 'train cnn --weight-decay=-1',
+        'train cnn --label-smoothing 2',
+    'train cnn --label-noise 2', 'train cnn --n-per-class 0', 'evaluate', 'predict run', 'export run', 'data get',
+        'evaluate x --part all', 'train cnn --nonsense'])
 def test_words_that_do_not_parse(capsys, line):
     with pytest.raises(SystemExit) as e: main(line.split())
     assert e.value.code == 2 and 'error: ' in capsys.readouterr().err.splitlines()[-1]
@@ -306,7 +323,8 @@ def test_faults_of_ours_show_their_traceback(monkeypatch):
 
 
 def test_reader_that_goes_away():
-    code = "import sys; from dlcourse.cli import main; from dlcourse.cli.parsing import commands; commands['archs'].run = lambda args: print('x'); sys.exit(main(['archs']))"
+    code = ("import sys; from dlcourse.cli import main; from dlcourse.cli.parsing import commands; "
+            "commands['archs'].run = lambda args: print('x'); sys.exit(main(['archs']))")
     p = subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     p.stdout.close()
     err = p.stderr.read()
@@ -338,9 +356,11 @@ def test_pretrained_from_training_to_prediction(run, weights):
     "One line says which weights; afterwards the run needs neither their file nor the hub"
     code, out, err = run(f'{FROM_FILE} --pretrained --cache --epochs 2')
     assert (code, err, len(out)) == (0, [], 5), err
-    assert out[0].startswith('squeezenet1_1 (torchvision), weights: squeezenet1_1.pth; mean (0.485,') and names('runs/squeezenet1_1-digits-1') == FILES
+    assert out[0].startswith('squeezenet1_1 (torchvision), weights: squeezenet1_1.pth; mean (0.485,')
+    assert names('runs/squeezenet1_1-digits-1') == FILES
     d = json.loads(Path('runs/squeezenet1_1-digits-1/settings.json').read_text())
-    assert d['backbone']['weights'] == 'squeezenet1_1.pth' and d['settings']['model_args']['head'] == 'fastai' and d['settings']['learner_args']['cache'] is True
+    assert d['backbone']['weights'] == 'squeezenet1_1.pth' and d['settings']['model_args']['head'] == 'fastai'
+    assert d['settings']['learner_args']['cache'] is True
     weights.unlink()
     assert run('evaluate squeezenet1_1-digits-1')[1][-1] == out[-1]
     from dlcourse.data.sources import load
@@ -357,14 +377,17 @@ def test_transfer_options_reach_their_place(run, weights):
     assert code == 0 and [o[:5] for o in out[2:-1]] == ['[1/1]']*2 and 'epoch 1' in out[3], err
     s = json.loads(Path('here/settings.json').read_text())['settings']
     assert s['model_args'] == dict(pretrained=True, weights='w', head='linear', dropout=0.1) and (s['epochs'], s['fine_tune']) == (1, 1)
-    assert {k: s['learner_args'][k] for k in ('frozen', 'cache', 'copies')} == dict(frozen=True, cache=str(Path('f.safetensors').resolve()), copies=2)
+    assert {k: s['learner_args'][k] for k in ('frozen', 'cache', 'copies')} == dict(frozen=True,
+        cache=str(Path('f.safetensors').resolve()), copies=2)
     assert Path('f.safetensors').stat().st_size > 10_000
 
 
 @pytest.mark.parametrize('words, arch, model, learner', [
-    ('mobilenet_v2 --no-pretrained', 'mobilenet_v2', dict(pretrained=False), {}), ('mobilenet_v2 --unfrozen', 'mobilenet_v2', {}, dict(frozen=False)),
+    ('mobilenet_v2 --no-pretrained', 'mobilenet_v2', dict(pretrained=False), {}),
+    ('mobilenet_v2 --unfrozen', 'mobilenet_v2', {}, dict(frozen=False)),
     ('mobilenet_v2', 'mobilenet_v2', {}, {}), ('--fuse alexnet+mobilenet_v2 --cache', 'alexnet+mobilenet_v2', {}, dict(cache=True)),
-    ('alexnet+mobilenet_v2 --set how=late', 'alexnet+mobilenet_v2', dict(how='late'), {}), ('resnet18 --pretrained --weights IMAGENET1K_V1', 'resnet18', dict(pretrained=True, weights='IMAGENET1K_V1'), {})])
+    ('alexnet+mobilenet_v2 --set how=late', 'alexnet+mobilenet_v2', dict(how='late'), {}),
+    ('resnet18 --pretrained --weights IMAGENET1K_V1', 'resnet18', dict(pretrained=True, weights='IMAGENET1K_V1'), {})])
 def test_transfer_words(words, arch, model, learner):
     s = settings_of(parser().parse_args(['train', *words.split()]))
     assert (s.arch, s.model_args, s.learner_args) == (arch, model, learner)
@@ -381,12 +404,18 @@ def spoil(path):
     Path('w/text.pth').write_text('weights')
 
 
-BAD_TRANSFER = [('--weights w/cut.pth', 'w/cut.pth cannot be read as weights: it is damaged or incomplete'), ('--weights w/cut.safetensors', 'w/cut.safetensors cannot be read as weights'),
-    ('--weights w/other.pth', 'w/other.pth is not of squeezenet1_1: of the 50 weights of its body 0 are there'), ('--weights w/pickled.pth', 'w/pickled.pth holds pickled code'),
-    ('--weights w/text.pth', 'w/text.pth'), ('--weights nowhere', 'there is no file or folder nowhere'), ('--size 16 --weights w', 'the smallest square ones it takes have 17×17'),
-    ('--no-pretrained --cache', 'cache needs a frozen part; squeezenet1_1 is trained from scratch'), ('--no-pretrained --weights w', 'pretrained=False'),
-    ('--weights w --cache w/other.safetensors', 'w/other.safetensors is not a file of features'), ('--weights w --unfrozen --fine-tune 2', 'fine_tune needs a frozen part'),
-    ('--weights w --fuse alexnet+mobilenet_v2', "--fuse alexnet+mobilenet_v2 is the network: leave out 'squeezenet1_1'"), ('--weights w --head fast', "Did you mean 'fastai'")]
+BAD_TRANSFER = [('--weights w/cut.pth', 'w/cut.pth cannot be read as weights: it is damaged or incomplete'),
+    ('--weights w/cut.safetensors', 'w/cut.safetensors cannot be read as weights'),
+    ('--weights w/other.pth', 'w/other.pth is not of squeezenet1_1: of the 50 weights of its body 0 are there'),
+    ('--weights w/pickled.pth', 'w/pickled.pth holds pickled code'),
+    ('--weights w/text.pth', 'w/text.pth'), ('--weights nowhere', 'there is no file or folder nowhere'),
+    ('--size 16 --weights w', 'the smallest square ones it takes have 17×17'),
+    ('--no-pretrained --cache', 'cache needs a frozen part; squeezenet1_1 is trained from scratch'),
+    ('--no-pretrained --weights w', 'pretrained=False'),
+    ('--weights w --cache w/other.safetensors', 'w/other.safetensors is not a file of features'),
+    ('--weights w --unfrozen --fine-tune 2', 'fine_tune needs a frozen part'),
+    ('--weights w --fuse alexnet+mobilenet_v2', "--fuse alexnet+mobilenet_v2 is the network: leave out 'squeezenet1_1'"),
+    ('--weights w --head fast', "Did you mean 'fastai'")]
 
 
 def test_bad_weights_and_options_leave_nothing(run, weights):
@@ -400,9 +429,12 @@ def test_bad_weights_and_options_leave_nothing(run, weights):
         assert names() == before, words
 
 
-@pytest.mark.parametrize('line, says', [('cnn --cache', 'cache needs a pretrained network'), ('cnn --pretrained', 'pretrained needs a pretrained network'),
-    ('--fuse alexnet+resnt18', "unknown architecture 'resnt18'. Did you mean 'resnet18'"), ('--fuse alexnet', '--fuse takes two or more networks, such as alexnet+mobilenet_v2'),
-    ('alexnet+mobilenet_v2 --size 32', 'alexnet does not work on images of 32×32 pixels; the smallest square ones it takes have 63×63'), ('resnt18', "Did you mean 'resnet18'")])
+@pytest.mark.parametrize('line, says', [('cnn --cache', 'cache needs a pretrained network'), ('cnn --pretrained',
+    'pretrained needs a pretrained network'),
+    ('--fuse alexnet+resnt18', "unknown architecture 'resnt18'. Did you mean 'resnet18'"),
+    ('--fuse alexnet', '--fuse takes two or more networks, such as alexnet+mobilenet_v2'),
+    ('alexnet+mobilenet_v2 --size 32', 'alexnet does not work on images of 32×32 pixels; the smallest square ones it takes have 63×63'),
+    ('resnt18', "Did you mean 'resnet18'")])
 def test_bad_networks(run, line, says):
     code, out, err = run(f'train {line} --data digits')
     assert (code, out, len(err)) == (2, [], 1) and says in err[0] and names() == []
@@ -413,7 +445,8 @@ def test_hub_that_cannot_be_reached(run, weights, monkeypatch):
     line = f"{FROM_FILE.removesuffix(' --weights w')} --epochs 1"
     code, out, err = run(f'{line} --pretrained')
     assert code == 2 and not Path('runs').exists()
-    assert 'squeezenet1_1.safetensors or squeezenet1_1.pth into $DLCOURSE_WEIGHTS, a folder' in err[-1] and 'https://download.pytorch.org' in err[-1]
+    assert 'squeezenet1_1.safetensors or squeezenet1_1.pth into $DLCOURSE_WEIGHTS, a folder' in err[-1]
+    assert 'https://download.pytorch.org' in err[-1]
     monkeypatch.setenv('DLCOURSE_WEIGHTS', 'w')
     assert run(f'{line} --pretrained')[0] == 0
 
@@ -464,7 +497,8 @@ def test_interrupt_and_resume(run):
     assert strip('cut') == strip('whole')
 
 
-@pytest.mark.parametrize('where, says', [('dlcourse.training.progress.TextProgress.after_epoch', 'interrupted before the first epoch had ended; nothing was kept'),
+@pytest.mark.parametrize('where, says', [('dlcourse.training.progress.TextProgress.after_epoch',
+    'interrupted before the first epoch had ended; nothing was kept'),
                                          ('dlcourse.insight.evaluation.evaluate', 'interrupted')])
 def test_interrupt_elsewhere(run, monkeypatch, where, says):
     def ctrl_c(*args): raise KeyboardInterrupt
@@ -534,12 +568,15 @@ def test_help_is_quick():
 
 # ---- words to values ---------------------------------------------------------------------------
 
-@pytest.mark.parametrize('text, expected', [('3', 3), ('0.5', 0.5), ('1e-3', 1e-3), ('16,32', (16, 32)), ('[1, 2]', [1, 2]), ('gelu', 'gelu'), ('True', True),
-                                            ('false', False), ('none', None), ("'3'", '3'), ('__import__("os")', '__import__("os")'), ('', '')])
+@pytest.mark.parametrize('text, expected', [('3', 3), ('0.5', 0.5), ('1e-3', 1e-3), ('16,32', (16, 32)), ('[1, 2]', [1, 2]), ('gelu',
+    'gelu'), ('True', True),
+                                            ('false', False), ('none', None), ("'3'", '3'), ('__import__("os")', '__import__("os")'),
+                                            ('', '')])
 def test_values(text, expected): assert value(text) == expected and type(value(text)) is type(expected)
 
 
-@pytest.mark.parametrize('text, expected', [('2', 2), ('0.1', 0.1), ('3,2.5', [3, 2.5]), ('1,0.5', [1., 0.5]), ('Bag=1', {'Bag': 1}), ('T-shirt/top=0.5,Ankle boot=3', {'T-shirt/top': 0.5, 'Ankle boot': 3})])
+@pytest.mark.parametrize('text, expected', [('2', 2), ('0.1', 0.1), ('3,2.5', [3, 2.5]), ('1,0.5', [1., 0.5]), ('Bag=1', {'Bag': 1}),
+    ('T-shirt/top=0.5,Ankle boot=3', {'T-shirt/top': 0.5, 'Ankle boot': 3})])
 def test_shares(text, expected): assert shares(text) == expected
 
 
@@ -550,14 +587,17 @@ def test_reproduce_lists_runs_and_records(run):
     code, out, _ = run('reproduce -o records')
     assert code == 0 and any('tp1-1.3' in o and 'not measured' in o for o in out) and not Path('records').exists()
     code, out, _ = run('reproduce tp1-1.3 --variant ours -o records')
-    assert code == 0 and out[0] == 'tp1-1.3 ours seed 1 (1 of 1)' and out[-1] == 'records: records' and names('records') == ['tp1-1.3.quick.json']
+    assert code == 0 and out[0] == 'tp1-1.3 ours seed 1 (1 of 1)' and out[-1] == 'records: records'
+    assert names('records') == ['tp1-1.3.quick.json']
     text = Path('records/tp1-1.3.quick.json').read_text()
     code, out, _ = run('reproduce tp1-1.3 --variant ours -o records')
     assert code == 0 and out[0].startswith('tp1-1.3: ') and Path('records/tp1-1.3.quick.json').read_text() == text
 
 
-@pytest.mark.parametrize('line, message', [('reproduce mba-77', "unknown experiment 'mba-77'"), ('reproduce tp1-1.3 --variant our', "unknown variant 'our'. Did you mean 'ours'"),
-                                           ('reproduce tp1-1.3 tp1-1.4 --variant ours', '--variant goes with one experiment'), ('reproduce tp1-1.1 --device tpu', "unknown device 'tpu'")])
+@pytest.mark.parametrize('line, message', [('reproduce mba-77', "unknown experiment 'mba-77'"), ('reproduce tp1-1.3 --variant our',
+    "unknown variant 'our'. Did you mean 'ours'"),
+                                           ('reproduce tp1-1.3 tp1-1.4 --variant ours', '--variant goes with one experiment'),
+                                           ('reproduce tp1-1.1 --device tpu', "unknown device 'tpu'")])
 def test_reproduce_refuses(run, line, message):
     code, _, err = run(f'{line} -o records')
     assert code == 2 and err[0].startswith('error: ') and message in err[0] and not Path('records').exists()
@@ -569,7 +609,8 @@ def test_reproduce_in_full_without_the_data(run, monkeypatch):
     code, _, err = run('reproduce tp1-1.2 --full -o records')
     assert code == 2 and 'needs cifar10: dlcourse data get cifar10' in err[0] and not Path('records').exists()
     code, _, err = run('reproduce mac-3a mac-4d --full -o records')
-    assert code == 2 and err[0].startswith('error: mac-3a mac-4d in full needs mnist, cifar10, eurosat: ') and 'dlcourse data get eurosat (not found in nowhere or ' in err[0]
+    assert code == 2 and err[0].startswith('error: mac-3a mac-4d in full needs mnist, cifar10, eurosat: ')
+    assert 'dlcourse data get eurosat (not found in nowhere or ' in err[0]
 
 
 def test_reproduce_says_what_its_figures_are(run):
@@ -594,7 +635,8 @@ def test_progress_of_a_terminal_keeps_the_trial(monkeypatch, capsys):
     monkeypatch.setattr('sys.stdout.isatty', lambda: True)
     show = Progress()
     show('mba-7 seed 1'); show('epoch 1 of 3'); show('epoch 2 of 3'); show.clear()
-    assert [o for o in re.split(r'\r\x1b\[K', capsys.readouterr().out) if o] == ['mba-7 seed 1', 'mba-7 seed 1, epoch 1 of 3', 'mba-7 seed 1, epoch 2 of 3']
+    assert [o for o in re.split(r'\r\x1b\[K', capsys.readouterr().out) if o] == ['mba-7 seed 1', 'mba-7 seed 1, epoch 1 of 3',
+        'mba-7 seed 1, epoch 2 of 3']
 
 
 def test_reproduce_after_ctrl_c(run, monkeypatch):
@@ -610,9 +652,11 @@ def test_reproduce_after_ctrl_c(run, monkeypatch):
 
 
 def test_best_settings_can_be_copied_into_python(run):
-    code, out, _ = run("search mlp --data digits --n-per-class 20 --space 'lr=0.001:0.1:log,opt_func=adamw|sgd,widths=[16]|[8,4]' --n 2 --epochs 1 --set activation=gelu")
+    code, out, _ = run("search mlp --data digits --n-per-class 20 --space 'lr=0.001:0.1:log,opt_func=adamw|sgd,widths=[16]|[8,4]' "
+                       '--n 2 --epochs 1 --set activation=gelu')
     said, _, call = out[-1].partition(': ')
     names = {}
     exec('from dlcourse.all import *', names)
     learn = eval(call, names)
-    assert code == 0 and said == 'with the best settings' and len(learn.dls.train_ds) < 200 and any(type(o).__name__ == 'GELU' for o in learn.model.modules())
+    assert code == 0 and said == 'with the best settings' and len(learn.dls.train_ds) < 200
+    assert any(type(o).__name__ == 'GELU' for o in learn.model.modules())

@@ -86,7 +86,9 @@ def tensor_learner(*epochs, targets=y, n_out=10, loss=None, metrics=accuracy, **
 def image_learner(epochs=1, cls=PILImageBW, **kwargs):
     "A small network on a DataBlock of 8x8 images"
     set_seed(1)
-    def image(i): return (digits.images[i]*15).astype('uint8') if cls is PILImageBW else np.repeat((digits.images[i]*15).astype('uint8')[..., None], 3, 2)
+    def image(i):
+        return (digits.images[i]*15).astype('uint8') if cls is PILImageBW else np.repeat((digits.images[i]*15).astype('uint8')[..., None],
+            3, 2)
     args = dict(get_x=image, get_y=lambda i: f'digit {digits.target[i]}', splitter=RandomSplitter(0.4, seed=1))
     block = DataBlock([ImageBlock(cls), CategoryBlock], **{**args, **kwargs})
     dls = block.dataloaders(range(500), bs=64, num_workers=0)
@@ -200,7 +202,8 @@ def test_regression(loss):
 
 def test_regression_refuses_what_only_classes_have():
     ev = evaluate(tensor_learner(1, targets=y.float()[:, None], n_out=1, loss=nn.MSELoss(), metrics=None))
-    for f in (lambda: ev.accuracy, ev.confusion_matrix, ev.plot_confusion_matrix, ev.per_class, ev.most_confused, ev.errors, ev.interpretation):
+    for f in (lambda: ev.accuracy, ev.confusion_matrix, ev.plot_confusion_matrix, ev.per_class, ev.most_confused, ev.errors,
+        ev.interpretation):
         with pytest.raises(CourseError, match='predicts numbers'): f()
 
 
@@ -256,7 +259,8 @@ def test_tabular_numbers():
 
 def test_plain_pytorch_loaders():
     dl = lambda a, b, **kw: torch.utils.data.DataLoader(TensorDataset(x[a:b], y[a:b]), batch_size=50, **kw)
-    learn = quiet(Learner(DataLoaders(dl(0, 400, shuffle=True, drop_last=True), dl(400, 600)), nn.Linear(64, 10), nn.CrossEntropyLoss(), metrics=accuracy), 2)
+    learn = quiet(Learner(DataLoaders(dl(0, 400, shuffle=True, drop_last=True), dl(400, 600)), nn.Linear(64, 10), nn.CrossEntropyLoss(),
+        metrics=accuracy), 2)
     assert evaluate(learn).accuracy == pytest.approx(history(learn).accuracy.iloc[-1], abs=1e-6)
     assert evaluate(learn, 'train').targets.tolist() == y[:400].tolist()
     with pytest.raises(CourseError, match='image loaders'): evaluate(learn).plot_top_losses(2)
@@ -556,7 +560,8 @@ def files(tmp_path_factory):
 
 def modes_and_weights(model):
     hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) for m in model.modules()]
-    return [m.training for m in model.modules()], hooks, [(p.requires_grad, p.grad is None) for p in model.parameters()], torch.is_grad_enabled()
+    return [m.training for m in model.modules()], hooks, [(p.requires_grad,
+        p.grad is None) for p in model.parameters()], torch.is_grad_enabled()
 
 
 def equals_captum(photo_learn, layer=None, **kwargs):
@@ -568,13 +573,15 @@ def equals_captum(photo_learn, layer=None, **kwargs):
     images,_,_ = image_batch(photo_learn, 4)
     photo_learn.model.eval()
     m = photo_learn.model.get_submodule(cam.layer)
-    theirs = captum.LayerGradCam(photo_learn.model, m).attribute(images.clone().requires_grad_(), cam.classes[0], relu_attributions=True)[:, 0]
+    theirs = captum.LayerGradCam(photo_learn.model, m).attribute(images.clone().requires_grad_(), cam.classes[0],
+        relu_attributions=True)[:, 0]
     torch.testing.assert_close(cam.maps[0], theirs.detach(), atol=1e-4, rtol=1e-4)
     assert cam.maps.max() > 0
     return cam
 
 
-@pytest.mark.parametrize('arch, layer', [('cnn', 'body.block3.act'), ('all_conv', 'body'), ('residual', 'body.block3'), ('inception', 'body.module2'),
+@pytest.mark.parametrize('arch, layer', [('cnn', 'body.block3.act'), ('all_conv', 'body'), ('residual', 'body.block3'), ('inception',
+    'body.module2'),
                                          ('cnn_base', 'body'), ('cnn_v2', 'body.block4.act'), ('cnn_v3', 'body.block5.act')])
 def test_our_networks(dls, arch, layer):
     assert equals_captum(learner_for(arch, dls, seed=1)).layer == layer
@@ -595,26 +602,30 @@ def test_inner_layer_of_a_frozen_body(dls):
 
 
 def test_middle_fusion_has_one_map():
-    photo_learn = learner_for('squeezenet1_1+resnet18', dls_for((photos, photo_classes), bs=8, size=64, seed=1), pretrained=False, head='fastai', seed=1)
+    photo_learn = learner_for('squeezenet1_1+resnet18', dls_for((photos, photo_classes), bs=8, size=64, seed=1), pretrained=False,
+        head='fastai', seed=1)
     assert grad_cam(photo_learn, 2).layer == 'body'
     assert grad_cam(photo_learn, 2, layer='resnet18').layer == 'body.bodies.resnet18'
 
 
 def test_late_fusion_asks_which_body():
-    photo_learn = learner_for('squeezenet1_1+resnet18', dls_for((photos, photo_classes), bs=8, size=64, seed=1), pretrained=False, how='late', seed=1)
+    photo_learn = learner_for('squeezenet1_1+resnet18', dls_for((photos, photo_classes), bs=8, size=64, seed=1), pretrained=False,
+        how='late', seed=1)
     with pytest.raises(CourseError, match='body.bodies.squeezenet1_1'): grad_cam(photo_learn, 2)
     assert grad_cam(photo_learn, 2, layer='body.bodies.squeezenet1_1').maps.max() > 0
 
 
 def test_transformer_has_no_default():
     model = model_for('vit_tiny_patch16_224', (3, 224, 224), 4, pretrained=False)
-    with pytest.raises(CourseError, match='outputs tokens, not a feature map'): default_layer(model, layer_shapes(model, torch.rand(1, 3, 224, 224)))
+    with pytest.raises(CourseError, match='outputs tokens, not a feature map'):
+        default_layer(model, layer_shapes(model, torch.rand(1, 3, 224, 224)))
 
 
 def test_network_that_rests_by_itself(dls):
     "A body under `no_grad` in a module of the user's own, with functions between the modules"
     class Net(nn.Module):
-        def __init__(self): super().__init__(); self.body, self.head = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(inplace=True)), nn.Linear(8, 4)
+        def __init__(self):
+            super().__init__(); self.body, self.head = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(inplace=True)), nn.Linear(8, 4)
         def forward(self, photos):
             with torch.no_grad(): photos = self.body(photos)
             return self.head(torch.relu(photos).mean((2, 3)))
@@ -651,7 +662,8 @@ def test_image_file_with_our_learner(photo_learn, files):
 
 def test_plain_tensors_and_loss_of_pytorch():
     data = TensorDataset(torch.tensor(photos).float()/255, torch.tensor(photo_classes))
-    photo_learn = Learner(DataLoaders.from_dsets(data, data, bs=8, num_workers=0), model_for('cnn', (3, 40, 40), 4, filters=4), nn.CrossEntropyLoss())
+    photo_learn = Learner(DataLoaders.from_dsets(data, data, bs=8, num_workers=0), model_for('cnn', (3, 40, 40), 4, filters=4),
+        nn.CrossEntropyLoss())
     assert grad_cam(photo_learn, 3).vocab == ['0', '1', '2', '3']
 
 
@@ -684,14 +696,19 @@ def test_nothing_is_changed(photo_learn):
     photo_learn.model.head.out.weight.requires_grad_(False)
     before, numbers = modes_and_weights(photo_learn.model), torch.get_rng_state()
     grad_cam(photo_learn, 2, part='train'); saliency(photo_learn, 2)
-    for bad in (dict(of=99), dict(of='zebra'), dict(layer='nothing'), dict(layer='head.out'), dict(items=torch.zeros(2, 5, 40, 40)), dict(items=[1000])):
+    for bad in (dict(of=99), dict(of='zebra'), dict(layer='nothing'), dict(layer='head.out'), dict(items=torch.zeros(2, 5, 40, 40)),
+        dict(items=[1000])):
         with pytest.raises(CourseError): grad_cam(photo_learn, **bad)
     assert modes_and_weights(photo_learn.model) == before and torch.equal(torch.get_rng_state(), numbers)
     photo_learn.model.head.out.weight.requires_grad_(True)
 
 
-@pytest.mark.parametrize('kwargs, says', [(dict(of=4), '0 to 3'), (dict(of='5'), 'unknown class'), (dict(layer='body.blok1'), "Did you mean 'body.block1'"),
-                                          (dict(items=[-1]), 'go from 0 to'), (dict(items=0), 'at least 1, not 0; positions are given as a list'), (dict(items=-3), 'at least 1, not -3'), (dict(part='tset'), "unknown part 'tset'"), (dict(part='test'), 'no test part'),
+@pytest.mark.parametrize('kwargs, says', [(dict(of=4), '0 to 3'), (dict(of='5'), 'unknown class'), (dict(layer='body.blok1'),
+    "Did you mean 'body.block1'"),
+                                          (dict(items=[-1]), 'go from 0 to'),
+                                          (dict(items=0), 'at least 1, not 0; positions are given as a list'),
+                                          (dict(items=-3), 'at least 1, not -3'), (dict(part='tset'), "unknown part 'tset'"),
+                                          (dict(part='test'), 'no test part'),
                                           (dict(items=torch.zeros(2, 3, 40, 40, dtype=torch.uint8)), 'as floats')])
 def test_explanations_of_bad_input(photo_learn, kwargs, says):
     with pytest.raises(CourseError, match=says): grad_cam(photo_learn, **kwargs)
@@ -714,7 +731,8 @@ def test_layer_table(photo_learn):
 
 
 def test_a_network_alone_is_refused():
-    with pytest.raises(CourseError, match='a Learner is needed, with its data, and this is a Sequential'): grad_cam(nn.Sequential(nn.Conv2d(1, 2, 3)), 2)
+    with pytest.raises(CourseError, match='a Learner is needed, with its data, and this is a Sequential'):
+        grad_cam(nn.Sequential(nn.Conv2d(1, 2, 3)), 2)
 
 
 # ---- Embedding -------------------------------------------------------------------------------
@@ -752,7 +770,8 @@ def test_draw_is_seeded_and_leaves_no_trace(digit_learn):
     a, b, c = (layer_activations(digit_learn, 'head.out', n=30, seed=s).index.tolist() for s in (1, 1, 2))
     assert a == b != c and a == sorted(set(a))
     with pytest.raises(CourseError): layer_activations(digit_learn, 'nothing')
-    assert modes == [m.training for m in digit_learn.model.modules()] and torch.equal(numbers, torch.get_rng_state()) and rows == len(digit_learn.history)
+    assert modes == [m.training for m in digit_learn.model.modules()] and torch.equal(numbers,
+        torch.get_rng_state()) and rows == len(digit_learn.history)
     assert not any(m._forward_hooks for m in digit_learn.model.modules())
 
 
@@ -773,7 +792,8 @@ def test_separability(digit_learn):
 def test_fisher_ratio_is_of_variances():
     rng = np.random.default_rng(0)
     digit_images, digit_classes = rng.normal(size=(60, 5)), np.arange(60) % 3
-    total, within = ((digit_images - digit_images.mean(0))**2).sum(), sum(((digit_images[digit_classes == c] - digit_images[digit_classes == c].mean(0))**2).sum() for c in range(3))
+    def scatter(x): return ((x - x.mean(0))**2).sum()
+    total, within = scatter(digit_images), sum(scatter(digit_images[digit_classes == c]) for c in range(3))
     assert fisher_ratio(digit_images, digit_classes) == pytest.approx((total - within)/within)
     assert fisher_ratio(np.array([[0.], [0.], [1.], [1.]]), np.array([0, 0, 1, 1])) == float('inf')
 
@@ -813,14 +833,18 @@ def test_layers_of_any_network(arch):
 
 def test_plain_torch_learner():
     data = TensorDataset(torch.tensor(digits.data[:120]).float()/16, torch.tensor(digit_classes[:120]))
-    digit_learn = Learner(DataLoaders.from_dsets(data, data, bs=16, num_workers=0), nn.Sequential(nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10)), nn.CrossEntropyLoss())
+    digit_learn = Learner(DataLoaders.from_dsets(data, data, bs=16, num_workers=0),
+        nn.Sequential(nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10)), nn.CrossEntropyLoss())
     acts = layer_activations(digit_learn)
     assert list(acts.features) == ['input', '0', '2'] and len(acts) == 120
     plot_embedding(digit_learn, 'pca')
 
 
-@pytest.mark.parametrize('kwargs, says', [(dict(layers='body.blok1'), "Did you mean 'body.block1'"), (dict(part='test'), 'no test part'), (dict(layers=[]), 'at least one layer'),
-                                          (dict(n=1), 'from 2'), (dict(n=10.5), 'whole number of examples'), (dict(ncols=0, method='pca', n=30), 'panels from 1'), (dict(method='umap'), 'unknown method'), (dict(n=4), 'at least five')])
+@pytest.mark.parametrize('kwargs, says', [(dict(layers='body.blok1'), "Did you mean 'body.block1'"), (dict(part='test'), 'no test part'),
+    (dict(layers=[]), 'at least one layer'),
+                                          (dict(n=1), 'from 2'), (dict(n=10.5), 'whole number of examples'),
+                                          (dict(ncols=0, method='pca', n=30), 'panels from 1'), (dict(method='umap'), 'unknown method'),
+                                          (dict(n=4), 'at least five')])
 def test_embedding_of_bad_input(digit_learn, kwargs, says):
     with pytest.raises(CourseError, match=says): plot_embedding(digit_learn, **kwargs)
 
@@ -882,7 +906,8 @@ def check_fold(model, left, x=None):
 
 # ---- equal answers -----------------------------------------------------------------------------
 
-NETS = dict(mobilenet_v2=(3, 32), resnet18=(1, 32), mobilenetv3_small_050=(3, 32), cnn=(1, 28), mlp=(1, 28), residual=(3, 16), inception=(3, 16))
+NETS = dict(mobilenet_v2=(3, 32), resnet18=(1, 32), mobilenetv3_small_050=(3, 32), cnn=(1, 28), mlp=(1, 28), residual=(3, 16),
+    inception=(3, 16))
 NETS['resnet18+squeezenet1_1'] = (3, 32)
 
 
@@ -995,7 +1020,8 @@ class Standardised(nn.Conv2d):
     def forward(self, x): return self._conv_forward(x, (self.weight - self.weight.mean())/self.weight.std(), self.bias)
 
 
-@pytest.mark.parametrize('conv', [Standardised(3, 4, 3), spectral_norm(nn.Conv2d(3, 4, 3)), nn.ConvTranspose2d(3, 4, 3)], ids=['standardised', 'spectral', 'transposed'])
+@pytest.mark.parametrize('conv', [Standardised(3, 4, 3), spectral_norm(nn.Conv2d(3, 4, 3)), nn.ConvTranspose2d(3, 4, 3)],
+    ids=['standardised', 'spectral', 'transposed'])
 def test_other_convolutions_stay(conv): check_fold(nn.Sequential(conv, nn.BatchNorm2d(4)), 1)
 
 
@@ -1106,7 +1132,8 @@ def test_damaged_program(tmp_path, content, why):
 
 def test_missing_package(byte_learn, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, 'onnxscript', None)
-    with pytest.raises(CourseError, match=r"needs onnxscript, which is not installed: pip install 'dlcourse\[export\]'"): export_onnx(byte_learn, tmp_path/'net.onnx')
+    with pytest.raises(CourseError, match=r"needs onnxscript, which is not installed: pip install 'dlcourse\[export\]'"):
+        export_onnx(byte_learn, tmp_path/'net.onnx')
     assert not os.listdir(tmp_path)
 
 
@@ -1136,7 +1163,8 @@ def test_wrong_program(byte_learn, tmp_path, monkeypatch, write):
     monkeypatch.setattr(inference, '_exported', lambda *_, **__: None)
     monkeypatch.setattr(torch.export, 'save', lambda *_: None)
     (tmp_path/'old.onnx').write_text('old')
-    with pytest.raises(CourseError, match='does not give what the learner gives'): write(byte_learn, tmp_path/('old.onnx' if write is export_onnx else 'net'))
+    with pytest.raises(CourseError, match='does not give what the learner gives'):
+        write(byte_learn, tmp_path/('old.onnx' if write is export_onnx else 'net'))
     assert os.listdir(tmp_path) == ['old.onnx'] and (tmp_path/'old.onnx').read_text() == 'old'
 
 
@@ -1149,7 +1177,8 @@ class Stubborn(nn.Module):
 
 
 def test_network_that_cannot_be_exported(byte_learn, tmp_path):
-    with pytest.raises(CourseError, match='torch cannot export this network'): export_folder(Learner(byte_learn.dls, Stubborn(), loss_func=byte_learn.loss_func), tmp_path/'net')
+    with pytest.raises(CourseError, match='torch cannot export this network'):
+        export_folder(Learner(byte_learn.dls, Stubborn(), loss_func=byte_learn.loss_func), tmp_path/'net')
     assert not os.listdir(tmp_path)
 
 
@@ -1229,7 +1258,8 @@ def test_cost_of_a_learner_leaves_no_trace(sized_learn):
     assert torch.equal(torch.rand(3), expected)
 
 
-@pytest.mark.parametrize('what, sized_batch, says', [(nn.Linear(2, 2), None, 'not given'), (nn.Linear(2, 2), [1], 'a list'), (nn.Linear(2, 2), torch.rand(0, 2), 'empty'),
+@pytest.mark.parametrize('what, sized_batch, says', [(nn.Linear(2, 2), None, 'not given'), (nn.Linear(2, 2), [1], 'a list'), (nn.Linear(2,
+    2), torch.rand(0, 2), 'empty'),
                                            ('cnn', torch.rand(1, 2), 'not of a str')])
 def test_cost_of_nothing(what, sized_batch, says):
     with pytest.raises(CourseError, match=says): cost(what, sized_batch)
@@ -1298,7 +1328,8 @@ def test_nothing_stays_behind_after_a_refusal():
 # Networks that refuse
 
 @pytest.mark.parametrize('arch, size, says', [
-    ('cnn_v2', (56, 56), r'layer head\.dense1\.linear \(Linear\) has weights for 512 features and gets 2048, since the feature map is flattened: any_size'),
+    ('cnn_v2', (56, 56), r'layer head\.dense1\.linear \(Linear\) has weights for 512 features and gets 2048, '
+        r'since the feature map is flattened: any_size'),
     ('all_conv', (14, 14), r'layer head\.out \(Conv2d\) has a kernel of 4×4, and its input is only 2×2'),
     ('all_conv', (56, 56), 'gives 160 numbers for an image, not 10: an answer for each place of a map, which any_size averages')])
 def test_the_layer_that_refuses_is_named(sized_batch, arch, size, says):
@@ -1320,8 +1351,10 @@ class Fussy(nn.Module):
 
 def test_a_failure_outside_the_layers(sized_batch):
     "The layer that ran before is not to blame"
-    with pytest.raises(CourseError, match='does not take 20×20 pixels: it fails: 28 pixels or nothing'): check_size(Fussy(), sized_batch, (20, 20))
-    with pytest.raises(CourseError, match=r'its layer 1 \(Fussy\) fails'): check_size(nn.Sequential(nn.Identity(), Fussy()), sized_batch, (20, 20))
+    with pytest.raises(CourseError, match='does not take 20×20 pixels: it fails: 28 pixels or nothing'):
+        check_size(Fussy(), sized_batch, (20, 20))
+    with pytest.raises(CourseError, match=r'its layer 1 \(Fussy\) fails'):
+        check_size(nn.Sequential(nn.Identity(), Fussy()), sized_batch, (20, 20))
 
 
 def test_cost_at_refuses_before_it_times(sized_batch):
@@ -1330,7 +1363,8 @@ def test_cost_at_refuses_before_it_times(sized_batch):
 
 # What takes any size
 
-@pytest.mark.parametrize('arch, others', [('cnn_base', [(14, 14), (40, 40), (20, 33)]), ('cnn_v2', [(14, 14), (40, 40), (20, 33)]), ('all_conv', [(40, 40), (28, 56)])])
+@pytest.mark.parametrize('arch, others', [('cnn_base', [(14, 14), (40, 40), (20, 33)]), ('cnn_v2', [(14, 14), (40, 40), (20, 33)]),
+    ('all_conv', [(40, 40), (28, 56)])])
 def test_any_size_changes_nothing_at_the_usual_size(sized_batch, arch, others):
     net = model_for(arch, SHAPE, 10)
     was = hooks_and_modes(net)
@@ -1345,7 +1379,8 @@ def test_any_size_changes_nothing_at_the_usual_size(sized_batch, arch, others):
 def test_any_size_of_a_dense_network_shrinks_the_image(sized_batch):
     "What it flattens is the image itself"
     free = any_size(model_for('mlp', SHAPE, 10), sized_batch)
-    with answering(free): assert torch.allclose(free(sized_batch.repeat_interleave(2, 2).repeat_interleave(2, 3)), free(sized_batch), atol=1e-5)
+    with answering(free):
+        assert torch.allclose(free(sized_batch.repeat_interleave(2, 2).repeat_interleave(2, 3)), free(sized_batch), atol=1e-5)
 
 
 def test_any_size_without_a_flatten(sized_batch):
@@ -1392,7 +1427,8 @@ class Rule:
 def three():
     "Three images, two classes, at three sizes that cost 10, 40 and 100 FLOPs: wrong, right, right; right at once; never right"
     a, b = [0.9, 0.1], [0.4, 0.6]
-    return SizedPreds([(1, 1), (2, 2), (3, 3)], torch.tensor([[b, a, a], [a, a, a], [a, a, a]]), torch.tensor([0, 0, 1]), np.array([10, 40, 100]), torch.rand(1, 1, 3, 3))
+    return SizedPreds([(1, 1), (2, 2), (3, 3)], torch.tensor([[b, a, a], [a, a, a], [a, a, a]]), torch.tensor([0, 0, 1]),
+        np.array([10, 40, 100]), torch.rand(1, 1, 3, 3))
 
 
 def test_cheapest_right(three):
@@ -1435,7 +1471,8 @@ def test_predictor_end_to_end(sized_learn):
     p = preds_at(sized_learn, sizes, 'test')
     assert predictor.flops == 2*64 and thumbnails(sized_learn, 'test').shape == (len(p.targets), 64)
     assert judged.loc[('fixed', 28)].accuracy == pytest.approx(p.accuracy[1]) and np.allclose(judged.mflops['fixed']*1e6, p.flops)
-    assert judged.accuracy['oracle'].item() == judged.accuracy.max() and (judged.mflops['predicted']*1e6 >= p.flops[0] + predictor.flops - 1e-6).all()
+    assert judged.accuracy['oracle'].item() == judged.accuracy.max()
+    assert (judged.mflops['predicted']*1e6 >= p.flops[0] + predictor.flops - 1e-6).all()
     assert plot_size_rules(judged).axes
 
 
@@ -1462,7 +1499,9 @@ def test_recorded_run():
     assert not {'command', 'commit', 'date', 'hardware', 'threads', 'versions', 'seconds'} - found['provenance'].keys()
     for row in found['rows']:
         assert len({o['seed'] for o in row['runs']}) == len(row['runs']) >= 2
-        if 'mean' in row: assert np.allclose(row['mean'], np.mean([o['accuracy'] for o in row['runs']], 0), atol=1e-3) and len(row['mean']) == len(row['sizes']) == len(row['flops'])
+        if 'mean' in row:
+            assert np.allclose(row['mean'], np.mean([o['accuracy'] for o in row['runs']], 0),
+                atol=1e-3) and len(row['mean']) == len(row['sizes']) == len(row['flops'])
 
 
 def test_page_shows_the_recorded_run():

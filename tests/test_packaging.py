@@ -216,15 +216,7 @@ def test_lines_of_tests_and_tools():
     assert len(files) > 10
     def widest(path): return max(map(len, path.read_text(encoding='utf-8').splitlines()), default=0)
     long = [o.relative_to(ROOT).as_posix() for o in files if widest(o) > 140]
-    assert not {*long} - LONG_YET
-
-
-LONG_YET = {
-    'tests/test_cli.py',
-    'tests/test_insight.py',
-    'tests/test_report.py',
-    'tests/test_runs.py',
-    'tools/make_shipped.py'} # files that still have longer lines
+    assert not long
 
 
 def test_release_workflow():

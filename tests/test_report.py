@@ -69,7 +69,8 @@ def leftovers(): return [o.name for o in Path().iterdir() if '.part' in o.name]
 
 @pytest.mark.parametrize('names, lang', [(['mlp-digits-1'], 'en'), (['mlp-digits-1'], 'pt'), (['mlp-digits-1', 'mlp-digits-2'] * 2, 'pt')])
 def test_pages_of_the_file_itself(names, lang):
-    res = report(names, 'a.pdf', lang=lang, authors=['João Conceição', 'Zoë'], abstract='ação ' * 100, observations='É só uma observação. ' * 100)
+    res = report(names, 'a.pdf', lang=lang, authors=['João Conceição', 'Zoë'], abstract='ação ' * 100,
+        observations='É só uma observação. ' * 100)
     assert pdf_pages('a.pdf') == res.pages == len(res.images(20)) and res.pages in (1, 2) and not res.left_out
     assert Path('a.pdf').read_bytes()[:5] == b'%PDF-' and not leftovers()
     assert res._repr_png_()[:4] == b'\x89PNG' and len(res._repr_png_()) < 200_000
@@ -136,7 +137,8 @@ def test_tall_tables_do_not_run_off_the_page(plain):
 
 def test_nasty_texts_are_text(learn):
     "Typst's signs do nothing: ten page breaks make no page"
-    res = report({NASTY[:30]: learn, '_' + 'b'*90: learn}, 'n.pdf', title=NASTY, authors=[NASTY[:60]], date='#today()', abstract=NASTY, observations=NASTY*10)
+    res = report({NASTY[:30]: learn, '_' + 'b'*90: learn}, 'n.pdf', title=NASTY, authors=[NASTY[:60]], date='#today()', abstract=NASTY,
+        observations=NASTY*10)
     assert res.pages == pdf_pages('n.pdf') <= 2 and not res.left_out
     plain = json.loads(res.made.data)['observations'][0].replace('\u200b', '')
     assert plain.startswith('#panic("x") #pagebreak() $a_b$ *b*')
@@ -258,7 +260,8 @@ def test_no_figure_stays_open(learn):
 
 
 def test_options_name_no_folder():
-    s = Settings('squeezenet1_1', 'digits', model_args=dict(weights='/secret/place/squeezenet1_1.pth'), data_args=dict(size=32), learner_args=dict(cache='/secret/c.safetensors'))
+    s = Settings('squeezenet1_1', 'digits', model_args=dict(weights='/secret/place/squeezenet1_1.pth'), data_args=dict(size=32),
+        learner_args=dict(cache='/secret/c.safetensors'))
     assert options_text(s, Wording()) == 'size = 32; weights = squeezenet1_1.pth; cache = c.safetensors'
 
 
@@ -271,10 +274,14 @@ def test_nothing_in_it(given):
 
 
 @pytest.mark.parametrize('kwargs, says', [
-    (dict(lang='fr'), "unknown language 'fr'"), (dict(path='x.txt'), 'a name that ends in .pdf'), (dict(path='x'), 'a name that ends in .pdf'),
-    (dict(title='t'*201), 'the title may have at most 200 characters; 201 were given'), (dict(abstract='a ' * 251), 'at most 250 words; 251'),
-    (dict(authors=['a']*13), 'at most 12 authors'), (dict(authors='a'*81), 'at most 80 characters'), (dict(observations=3), 'observations must be a text, got a int'),
-    (dict(authors=[1]), 'author 1 must be a text'), (dict(date=3), 'date must be a text or a datetime.date'), (dict(learners='mlp-digit-1'), "Did you mean 'mlp-digits-1'"),
+    (dict(lang='fr'), "unknown language 'fr'"), (dict(path='x.txt'), 'a name that ends in .pdf'),
+    (dict(path='x'), 'a name that ends in .pdf'),
+    (dict(title='t'*201), 'the title may have at most 200 characters; 201 were given'),
+    (dict(abstract='a ' * 251), 'at most 250 words; 251'),
+    (dict(authors=['a']*13), 'at most 12 authors'), (dict(authors='a'*81), 'at most 80 characters'),
+    (dict(observations=3), 'observations must be a text, got a int'),
+    (dict(authors=[1]), 'author 1 must be a text'), (dict(date=3), 'date must be a text or a datetime.date'),
+    (dict(learners='mlp-digit-1'), "Did you mean 'mlp-digits-1'"),
     (dict(learners=3), 'got a int'), (dict(learners=[None]), 'got a NoneType'), (dict(learners='.'), 'is not a run folder')])
 def test_refused(kwargs, says):
     with pytest.raises(CourseError, match=re.escape(says)): report(**{'learners': 'mlp-digits-1', 'path': 'x.pdf', **kwargs})
@@ -282,7 +289,8 @@ def test_refused(kwargs, says):
 
 
 def test_not_trained():
-    with pytest.raises(CourseError, match='MLP has not been trained|has not been trained'): report(learner_for('mlp', data='digits'), 'x.pdf')
+    with pytest.raises(CourseError, match='MLP has not been trained|has not been trained'):
+        report(learner_for('mlp', data='digits'), 'x.pdf')
     start(Settings('mlp', 'digits'), 'untrained')
     with pytest.raises(CourseError, match='untrained has no weights yet'): report('untrained', 'x.pdf')
 
@@ -312,14 +320,17 @@ def test_place_that_cannot_be_written(learn, plain):
 
 def test_command(capsys):
     Path('notes.txt').write_text('Só isto.\n\n- ção', encoding='utf-8')
-    code = main(['report', 'mlp-digits-1', 'runs/mlp-digits-2', '-o', 'out/both.pdf', '--title', 'Dígitos', '--author', 'Ana', '--author', 'João', '--observations', 'notes.txt', '--lang', 'pt'])
+    code = main(['report', 'mlp-digits-1', 'runs/mlp-digits-2', '-o', 'out/both.pdf', '--title', 'Dígitos', '--author', 'Ana', '--author',
+        'João', '--observations', 'notes.txt', '--lang', 'pt'])
     out = capsys.readouterr()
     assert (code, out.err) == (0, '') and out.out == 'out/both.pdf: 2 pages\n' and pdf_pages('out/both.pdf') == 2
 
 
 @pytest.mark.parametrize('line, says', [
-    ('mlp-digit-1', "Did you mean 'mlp-digits-1'"), ('mlp-digits-1 --lang de', "unknown language 'de'"), ('mlp-digits-1 --observations nots.txt', 'there is no file nots.txt for --observations'),
-    ('mlp-digits-1 --abstract latin.txt', 'cannot read latin.txt as text'), ('mlp-digits-1 -o x.doc', 'a name that ends in .pdf'), ('mlp-digits-1 --device gpu9', "unknown device 'gpu9'")])
+    ('mlp-digit-1', "Did you mean 'mlp-digits-1'"), ('mlp-digits-1 --lang de', "unknown language 'de'"),
+    ('mlp-digits-1 --observations nots.txt', 'there is no file nots.txt for --observations'),
+    ('mlp-digits-1 --abstract latin.txt', 'cannot read latin.txt as text'), ('mlp-digits-1 -o x.doc', 'a name that ends in .pdf'),
+    ('mlp-digits-1 --device gpu9', "unknown device 'gpu9'")])
 def test_command_refuses(line, says, capsys):
     Path('latin.txt').write_bytes('ção'.encode('latin-1'))
     code = main(['report', *line.split()])

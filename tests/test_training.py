@@ -1,29 +1,30 @@
-"Faults and equalities of the training room that don't belong in a lesson: Learners, then searches"
-import functools
-import multiprocessing
-import os
-import signal
-import sys
-import time
+"Faults and equalities of the training room that don't belong in a lesson: Learners, then searches, then run folders"
+import functools, json, math, multiprocessing, os, shutil, signal, subprocess, sys, time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from fastai.callback.core import Callback, CancelBatchException
 from fastai.callback.tracker import SaveModelCallback
 from fastai.learner import Learner
+from PIL import Image
 from torch import nn
+from torchvision.models import shufflenet_v2_x0_5, squeezenet1_1
 
 from dlcourse.cli import main
-from dlcourse.core import CourseError, optional
+from dlcourse.core import CourseError, lock_for, num_threads, optional, whole_file
 from dlcourse.data.blocks import dls_for
 from dlcourse.data.loader import MemoryDL
 from dlcourse.insight.studies import plot_history, plot_importance, plot_parallel, plot_study
-from dlcourse.training import search as search_module, trials as trials_module
+from dlcourse.training import checkpoints as C, runs as R, search as search_module, trials as trials_module
 from dlcourse.training.callbacks import BestWeights
+from dlcourse.training.checkpoints import load_tensors, load_weights, save_tensors
 from dlcourse.training.lean import LeanLearner, sgd
 from dlcourse.training.learner import learner_for
+from dlcourse.training.runs import Run, start
 from dlcourse.training.search import search, study, trainer
+from dlcourse.training.settings import Settings, schedules
 from dlcourse.training.space import narrow_space, parse_space
 
 
@@ -110,6 +111,15 @@ def test_bar_starts_at_any_epoch():
     learn = learner_for('mlp', data='digits', n_per_class=20, seed=5)
     learn.fit_one_cycle(2, start_epoch=1)
     assert len(learn.history) == 1
+
+
+@pytest.mark.parametrize('kwargs, says', [(dict(arch='cnnn'), "unknown architecture 'cnnn'. Did you mean 'cnn'"),
+    (dict(arch='cnn', width=3), "unknown argument of cnn 'width'"), (dict(arch='alexnet+squeezenet1_1', hows='late'),
+    "Did you mean 'how'")])
+def test_names_are_checked_before_data_are_fetched(monkeypatch, kwargs, says):
+    def fetch(*args, **kwargs): raise AssertionError('data were fetched')
+    monkeypatch.setattr('dlcourse.training.learner.dls_for', fetch)
+    with pytest.raises(CourseError, match=says): learner_for(data='cifar10', **kwargs)
 
 
 def test_unknown_monitor_is_named():
@@ -533,3 +543,733 @@ def test_command_refuses(space, says, capsys):
 def test_command_takes_no_other_words(space, capsys):
     with pytest.raises(SystemExit): main(['search', 'mlp', '--space', space])
     assert 'expected settings such as lr=0.001:0.1:log' in capsys.readouterr().err
+
+
+# ==== Run folders: interrupted and carried on, damaged, changed, full disks =====================
+
+SMALL = dict(data_args=dict(n_per_class=30, bs=32), model_args=dict(widths=[16], dropout=0.2))
+
+
+class Stop(Callback):
+    "Raise `what` at an event of one epoch; `order` decides whether before or after the files are written"
+    def __init__(self, epoch, event, order=0, what=KeyboardInterrupt):
+        self.at, self.order, self.what = epoch, order, what
+        setattr(self, event, self.stop)
+
+    def stop(self):
+        if self.learn.epoch == self.at and (self.learn.training or self.order): raise self.what
+
+
+def begin(folder=None, **kwargs):
+    run = start(Settings('mlp', 'digits', **{'epochs': 5, **SMALL, **kwargs}), folder)
+    return run
+
+
+def resume(folder):
+    run = Run(folder)
+    run.train()
+    return run
+
+
+def replace_files(monkeypatch, f):
+    "Let `f` stand for `whole_file` where a run writes"
+    for o in (C, R): monkeypatch.setattr(o, 'whole_file', f)
+
+
+def weights(run): return load_tensors(run.folder/'weights.safetensors')[0]
+def measured(run): return [{k: v for k,v in o.items() if k != 'seconds'} for o in run.rows]
+def names(folder='.'): return sorted(o.relative_to(folder).as_posix() for o in Path(folder).rglob('*'))
+
+
+def assert_same(a, b):
+    wa, wb = weights(a), weights(b)
+    assert wa.keys() == wb.keys() and all(torch.equal(wa[k], wb[k]) for k in wa)
+    assert measured(a) == measured(b)
+    assert a.learner().best_epoch == b.learner().best_epoch
+
+
+# ---- interrupted and carried on ----------------------------------------------------------------
+
+CASES = [dict(schedule=o) for o in schedules] + [
+    dict(model_args=dict(widths=[16], norm='batch')),
+    dict(epochs=30, lr=0.05, learner_args=dict(early_stopping=2)),
+    dict(learner_args=dict(early_stopping=2, label_smoothing=0.1, wd=0.3)),
+    dict(arch='cnn', model_args=dict(filters=[4]), data_args=dict(n_per_class=20, augment=True, label_noise=0.1)),
+    dict(data='boston_housing', data_args={}, lr=0.01)]
+
+
+@pytest.mark.parametrize('case', CASES, ids=lambda o: ' '.join(f'{k}={v}' for k,v in o.items()))
+def test_resumed_is_uninterrupted(case):
+    def begin(folder):
+        run = start(Settings(**{'arch': 'mlp', 'data': 'digits', 'epochs': 5, **SMALL, **case}), folder)
+        return run
+    begin('whole').train()
+    run = begin('cut')
+    with pytest.raises(KeyboardInterrupt): run.train(cbs=[Stop(2, 'after_batch')])
+    assert_same(Run('whole'), resume('cut'))
+    assert names('whole') == names('cut')
+
+
+@pytest.mark.parametrize('epoch, event, order', [(1, 'before_epoch', -30), (1, 'after_epoch', 55), (1, 'after_epoch', 65), (1,
+    'after_epoch', 75),
+                                                  (4, 'after_epoch', 75), (4, 'after_fit', 60), (3, 'before_validate', 1)])
+def test_interrupted_anywhere(epoch, event, order):
+    begin('whole').train()
+    run = begin('cut')
+    with pytest.raises(KeyboardInterrupt): run.train(cbs=[Stop(epoch, event, order)])
+    assert_same(Run('whole'), resume('cut'))
+
+
+@pytest.mark.parametrize('name', ['checkpoint.safetensors', 'weights.safetensors', 'history.csv'])
+def test_interrupted_while_writing(name, monkeypatch):
+    begin('whole').train()
+    run, real = begin('cut'), whole_file
+    def fails(path, *args):
+        if path.name == name and run.learner().n_done == 3: raise KeyboardInterrupt
+        return real(path, *args)
+    with monkeypatch.context() as m:
+        replace_files(m, fails)
+        with pytest.raises(KeyboardInterrupt): run.train()
+    assert_same(Run('whole'), resume('cut'))
+
+
+def test_interrupted_several_times():
+    begin('whole').train()
+    run = begin('cut')
+    for epoch in (1, 2, 4):
+        with pytest.raises(KeyboardInterrupt, match=f'{epoch} of 5 epochs are kept in cut'): run.train(cbs=[Stop(epoch, 'after_batch')])
+        assert len(run.rows) == epoch
+    run.train()
+    assert_same(Run('whole'), run)
+
+
+def test_resumes_with_bars_too():
+    run = begin('cut')
+    with pytest.raises(KeyboardInterrupt): run.train(cbs=[Stop(3, 'after_batch')])
+    Run('cut').train()
+    assert Run('cut').finished
+
+
+def test_killed_process_carries_on():
+    "A process that was killed has told nobody, and leaves a half-written file; it had another number of threads than this one"
+    n = 1 if torch.get_num_threads() != 1 else 2
+    code = f"""
+import os, sys
+from fastai.callback.core import Callback
+from dlcourse.training.runs import start
+from dlcourse.training.settings import Settings
+class Die(Callback):
+    def after_batch(self):
+        if self.learn.epoch == 2: os._exit(9)
+run = start(Settings('mlp', 'digits', epochs=5, **{SMALL!r}), 'cut')
+run.train(cbs=[Die()])"""
+    environment = os.environ | dict(OMP_NUM_THREADS=str(n))
+    assert subprocess.run([sys.executable, '-W', 'ignore', '-c', code], env=environment).returncode == 9
+    Path('cut/weights.safetensors.99.part').write_bytes(b'half')
+    there = Run('cut').settings.threads
+    begin('whole', threads=there).train()
+    assert_same(Run('whole'), resume('cut'))
+
+
+def test_killed_before_the_first_epoch():
+    "Settings alone are enough to start with"
+    begin('whole').train()
+    begin('cut')
+    assert names('cut') == ['settings.json']
+    assert_same(Run('whole'), resume('cut'))
+
+
+def test_interrupted_in_the_first_epoch_leaves_nothing():
+    run = begin()
+    with pytest.raises(KeyboardInterrupt, match='nothing was kept'): run.train(cbs=[Stop(0, 'after_batch')])
+    assert names() == []
+
+
+def test_files_of_others_stay():
+    run = begin('mine')
+    Path('mine/notes.txt').write_text('keep me')
+    with pytest.raises(KeyboardInterrupt): run.train(cbs=[Stop(0, 'after_batch')])
+    assert names() == ['mine', 'mine/notes.txt']
+
+
+def test_one_process_at_a_time():
+    run = begin('mine')
+    with lock_for('mine'):
+        with pytest.raises(CourseError, match='another process is training mine'): run.train()
+    assert names() == ['mine', 'mine/settings.json'] and not run.finished
+    run.train()
+    assert run.finished
+
+
+def test_what_an_interrupted_run_has_can_be_used():
+    run = begin('cut')
+    with pytest.raises(KeyboardInterrupt): run.train(cbs=[Stop(3, 'after_batch')])
+    run = Run('cut')
+    loss, accuracy = run.learner().validate()
+    assert (loss, accuracy) == pytest.approx((run.rows[2]['valid_loss'], run.rows[2]['accuracy']))
+    assert not run.finished and repr(run) == 'Run cut: mlp on digits, 3 of 5 epochs'
+
+
+def test_early_stopping_keeps_the_best():
+    run = begin(epochs=40, lr=0.05, learner_args=dict(early_stopping=2))
+    run.train()
+    best = min(run.rows, key=lambda o: o['valid_loss'])
+    assert len(run.rows) == best['epoch'] + 3 < 40
+    again = Run(run.folder)
+    assert again.learner().validate()[0] == pytest.approx(best['valid_loss'])
+    assert again.learner().best_epoch == best['epoch'] and again.finished
+
+
+def test_weights_while_early_stopping_waits_are_the_best():
+    run = begin('cut', epochs=40, lr=0.05, learner_args=dict(early_stopping=3))
+    class Waits(Callback):
+        order = 75
+        def after_epoch(self):
+            if self.learn.epoch > self.learn.best_epoch: raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt): run.train(cbs=[Waits()])
+    run = Run('cut')
+    assert run.learner().validate()[0] == pytest.approx(min(o['valid_loss'] for o in run.rows))
+
+
+def test_found_learning_rate_is_kept():
+    run = begin('auto', lr='auto')
+    with pytest.raises(KeyboardInterrupt): run.train(cbs=[Stop(2, 'after_batch')])
+    found = Run('auto').settings.lr_found
+    assert found > 0 and Run('auto').has('lr_find.png')
+    resume('auto')
+    begin('given', lr=found).train()
+    assert_same(Run('auto'), Run('given'))
+
+
+def test_same_seed_same_run():
+    for folder in 'ab': begin(folder).train()
+    begin('c', seed=43).train()
+    assert_same(Run('a'), Run('b'))
+    assert measured(Run('a')) != measured(Run('c'))
+
+
+# ---- number of threads --------------------------------------------------------------------------
+
+WIDE = dict(data_args=dict(n_per_class=60, bs=64), model_args=dict(widths=[128]), epochs=3)
+
+
+@pytest.mark.parametrize('n', [1, 2, 4])
+def test_resumed_with_another_number_of_threads(n):
+    "A run keeps the number that it was started with, and the process keeps its own"
+    with num_threads(n): begin('whole', **WIDE).train()
+    assert Run('whole').settings.threads == n
+    for m in (1, 2, 4):
+        with num_threads(n): run = begin(f'cut{m}', **WIDE)
+        with num_threads(m):
+            with pytest.raises(KeyboardInterrupt): run.train(cbs=[Stop(1, 'after_batch')])
+            assert torch.get_num_threads() == m
+            again = resume(f'cut{m}')
+            assert torch.get_num_threads() == m and again.changes() == []
+        assert_same(Run('whole'), again)
+
+
+class Note(Callback):
+    "Note the number of threads that a batch is trained with"
+    def after_batch(self): self.found = torch.get_num_threads()
+
+
+def test_asked_for_threads():
+    note = Note()
+    before = torch.get_num_threads()
+    run = begin('run', threads=3, epochs=1)
+    run.train(cbs=[note])
+    assert note.found == 3 and torch.get_num_threads() == before
+    assert json.loads(Path('run/settings.json').read_text())['settings']['threads'] == 3
+    assert repr(run) == 'Run run: mlp on digits, 1 of 1 epochs, 3 threads (finished)'
+
+
+def test_threads_are_put_back_after_a_fault():
+    before = torch.get_num_threads()
+    with pytest.raises(CourseError, match='not a finite number'): begin(lr=1e38, schedule='flat', threads=before + 1).train()
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize('threads', [0, 1.5, '2', True, 10**9])
+def test_bad_number_of_threads(threads):
+    with pytest.raises(CourseError, match='^threads must be a whole number from 1 to 1024, or None, got '): Settings(threads=threads)
+
+
+def test_threads_that_torch_refuses(monkeypatch):
+    monkeypatch.setattr(torch, 'set_num_threads', lambda n: None)
+    there = torch.get_num_threads()
+    with pytest.raises(CourseError, match=f'^threads must be {there} on this machine'): begin('run', threads=there + 1)
+    assert names() == []
+
+
+def interrupted(folder):
+    run = begin(folder)
+    with pytest.raises(KeyboardInterrupt): run.train(cbs=[Stop(2, 'after_batch')])
+
+
+def test_run_of_before_the_number_was_noted(capsys):
+    interrupted('run')
+    settings = vars(Run('run').settings)
+    change('run', settings={k: v for k,v in settings.items() if k != 'threads'}, processor='another one')
+    capsys.readouterr()
+    assert resume('run').finished
+    said = capsys.readouterr().out
+    assert 'the last digits of the weights may differ from those of an uninterrupted run: the processor was another one and is' in said
+    assert 'the number of threads it began with is not known' in said
+
+
+def test_resumed_where_torch_refuses_the_number(capsys, monkeypatch):
+    interrupted('run')
+    there = torch.get_num_threads()
+    change('run', settings={**vars(Run('run').settings), 'threads': there + 1})
+    monkeypatch.setattr(torch, 'set_num_threads', lambda n: None)
+    capsys.readouterr()
+    resume('run')
+    assert f'the number of threads was {there + 1} and is {there}' in capsys.readouterr().out
+
+
+# ---- faults while training ---------------------------------------------------------------------
+
+def test_nan_at_once_leaves_nothing():
+    with pytest.raises(CourseError, match='^the training loss is not a finite number at epoch 0, batch 1'):
+        begin(lr=1e38, schedule='flat').train()
+    assert names() == []
+
+
+class Poison(Callback):
+    "Spoil the weights in one epoch"
+    def before_train(self):
+        if self.learn.epoch == 3:
+            for p in self.learn.model.parameters(): p.data.fill_(math.nan)
+
+
+def test_nan_later_keeps_the_best():
+    run = begin()
+    with pytest.raises(CourseError, match=r'epoch 3, batch 0 .*\(3 epochs are kept in runs/mlp-digits-1\)$'): run.train(cbs=[Poison()])
+    run = Run('mlp-digits-1')
+    best = min(o['valid_loss'] for o in run.rows)
+    assert run.finished and len(run.rows) == 3
+    assert run.learner().validate()[0] == pytest.approx(best)
+
+
+def disk_full(monkeypatch, n):
+    "The disk refuses the `n`th file and all later ones"
+    count = []
+    def refuses(path, mode='w'):
+        count.append(path)
+        if len(count) > n: raise CourseError(f'cannot write {path}: No space left on device')
+        return whole_file(path, mode)
+    replace_files(monkeypatch, refuses)
+
+
+@pytest.mark.parametrize('n', [0, 1])
+def test_full_disk_at_once_leaves_nothing(monkeypatch, n):
+    disk_full(monkeypatch, n)
+    with pytest.raises(CourseError, match='^cannot write .*: No space left on device$'): begin().train()
+    assert names() == []
+
+
+def test_full_disk_later_keeps_what_there_is(monkeypatch):
+    begin('whole').train()
+    with monkeypatch.context() as m:
+        disk_full(m, 8)
+        with pytest.raises(CourseError, match=r'^cannot write cut/weights\S+: No space left on device \(2 epochs are kept in cut\)$'):
+            begin('cut').train()
+    assert_same(Run('whole'), resume('cut'))
+
+
+def test_really_full_disk():
+    "A limit on file size is met as a full disk is: the write fails half-way"
+    code = """
+import resource
+from dlcourse.core import CourseError
+from dlcourse.training.runs import start
+from dlcourse.training.settings import Settings
+run = start(Settings('mlp', 'digits', epochs=2))
+learn = run.learner()
+resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+try:
+    with learn.quiet(): run.train()
+except CourseError as e: print(e)"""
+    out = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True)
+    assert out.stdout == 'cannot write runs/mlp-digits-1/checkpoint.safetensors: File too large\n', out.stderr
+    assert names() == []
+
+
+@pytest.mark.parametrize('where', ['file/run', '/proc/run'])
+def test_folder_that_cannot_be_made(where):
+    Path('file').write_text('in the way')
+    with pytest.raises(CourseError, match='^cannot make a folder for the run: '): begin(where)
+    assert names() == ['file']
+
+
+# ---- settings that cannot be -------------------------------------------------------------------
+
+@pytest.mark.parametrize('kwargs, says', [
+    (dict(arch='cnnn'), "unknown architecture 'cnnn'. Did you mean 'cnn'"), (dict(data='mnits'), "Did you mean 'mnist'"),
+    (dict(epochs=0), 'epochs must be a whole number of at least 1, or None, got 0'), (dict(epochs=1.5), 'epochs must be .*, got 1.5'),
+    (dict(lr='fast'), "lr must be a number above 0, or 'auto', got 'fast'"), (dict(lr=math.nan), 'lr must be .*, got nan'),
+    (dict(lr=-1), 'lr must be .*, got -1'), (dict(seed=-1), 'seed must be .* of at least 0, got -1'),
+    (dict(schedule='one'), "Did you mean 'one_cycle'"), (dict(device='cuda:77'), "unknown device 'cuda:77'"),
+    (dict(model_args=dict(width=3)), "Did you mean 'widths'"), (dict(data_args=dict(bs=10_000)), 'bs must be at most'),
+    (dict(data_args=dict(n_per_class=10_000)), '10,?000'), (dict(data_args=dict(classes=['1'])), 'at least two'),
+    (dict(data_args=dict(classes=['1', 'x'])), "unknown class 'x'")])
+def test_bad_settings_leave_nothing(kwargs, says):
+    with pytest.raises(CourseError, match=says) as e: start(Settings(**{'arch': 'mlp', 'data': 'digits', **kwargs}))
+    assert '\n' not in str(e.value)
+    assert names() == []
+
+
+def test_folder_is_not_overwritten():
+    Path('mine').mkdir()
+    Path('mine/x').touch()
+    with pytest.raises(CourseError, match='mine exists already'): begin('mine')
+    assert names() == ['mine', 'mine/x']
+
+
+def test_numbers_of_folders():
+    assert [begin().folder.name for _ in range(2)] == ['mlp-digits-1', 'mlp-digits-2']
+    shutil.rmtree('runs/mlp-digits-1')
+    Path('runs/mlp-digits-3').touch()
+    assert [begin().folder.name for _ in range(2)] == ['mlp-digits-1', 'mlp-digits-4']
+
+
+def test_settings_survive_json():
+    s = Settings('cnn', 'digits', data_args=dict(classes=('1', '2'), imbalance={'1': 0.5}), model_args=dict(filters=(4, 8)))
+    a, b = s.written_out(), start(s).settings
+    assert json.loads(json.dumps(vars(a))) == {**vars(b), 'epochs': None}
+    assert [tuple(p.shape) for p in a.learner().model.parameters()] == [tuple(p.shape) for p in b.learner().model.parameters()]
+
+
+def test_every_setting_is_written():
+    s = begin().settings
+    assert s.model_args['activation'] == 'relu' and s.data_args['label_noise'] == 0. and s.learner_args == dict(wd=None,
+        early_stopping=None, label_smoothing=0.)
+    again = s.written_out()
+    assert again == s
+
+
+@pytest.mark.parametrize('kwargs, says', [
+    (dict(data_args=dict(bs=0)), 'bs must be a whole number of at least 1, got 0'), (dict(data_args=dict(sise=8)), "Did you mean 'size'"),
+    (dict(data_args=dict(size=0)), 'size must be a number of pixels'), (dict(data_args=dict(channels=2)), 'channels must be 1 for grey'),
+    (dict(data_args=dict(label_noise=2)), 'label_noise must be a number from 0 to 1'), (dict(data_args=dict(valid=0)), 'valid must be'),
+    (dict(data_args=dict(augment='yes')), 'augment must be True or False'),
+    (dict(data_args=dict(classes=['0', '77'])), "unknown class '?77"),
+    (dict(data_args=dict(n_per_class=10**6)), 'images, fewer than'), (dict(model_args=dict(width=3)), "Did you mean 'widths'"),
+    (dict(learner_args=dict(early_stopping=0)), 'early_stopping must be'),
+    (dict(learner_args=dict(label_smoothing=-1)), 'label_smoothing must be'),
+    (dict(learner_args=dict(wd='much')), 'wd must be a number of at least 0, or None'),
+    (dict(learner_args=dict(opt_func='sgd')), "unknown argument of the Learner 'opt_func'"),
+    (dict(learner_args=dict(cbs=[])), "unknown argument of the Learner 'cbs'"),
+    (dict(arch='cnn', model_args=dict(filters=[0])), 'filters|widths'),
+    (dict(device='cuda:77'), 'unknown device'), (dict(data_args=[1]), 'data_args must be a dictionary')])
+def test_bad_settings_before_any_download(kwargs, says, monkeypatch, tmp_path_factory):
+    "A data set that has to be downloaded first isn't"
+    elsewhere = tmp_path_factory.mktemp('elsewhere')
+    monkeypatch.setenv('DLCOURSE_DATA', str(elsewhere/'empty'))
+    monkeypatch.setenv('FASTAI_HOME', str(elsewhere/'home'))
+    def fetched(*args, **kwargs): raise AssertionError('nothing may be fetched')
+    monkeypatch.setattr('socket.socket.connect', fetched)
+    with pytest.raises(CourseError, match=says): start(Settings(**{'arch': 'mlp', 'data': 'mnist', **kwargs}))
+    assert names() == []
+
+
+# ---- folders that are no runs, or not of this version ------------------------------------------
+
+def change(folder, **kwargs):
+    d = json.loads((Path(folder)/'settings.json').read_text())
+    d.update(kwargs)
+    (Path(folder)/'settings.json').write_text(json.dumps(d))
+
+
+def test_unknown_run():
+    with pytest.raises(CourseError, match="unknown run 'x': there is no run in runs"): Run('x')
+    begin(), begin('elsewhere/one')
+    with pytest.raises(CourseError, match="Did you mean 'mlp-digits-1'"): Run('mlp-digit')
+    with pytest.raises(CourseError, match="Did you mean 'mlp-digits-1'"): Run('runs/mlp_digits_11')
+    with pytest.raises(CourseError, match="unknown run 'two'.*There are: one"): Run('elsewhere/two')
+    assert Run('MLP-digits-1').folder == Path('runs/mlp-digits-1')
+
+
+@pytest.mark.parametrize('text', ['', '{', '[]', '{}', '7', '{"format": 1}',
+    '{"format": 1, "versions": {"dlcourse": "0"}, "settings": {"colour": 1}}', '\xff'])
+def test_damaged_settings(text):
+    begin('run')
+    Path('run/settings.json').write_bytes(text.encode('latin1'))
+    with pytest.raises(CourseError, match='^run/settings.json is damaged or not of a run') as e: Run('run')
+    assert '\n' not in str(e.value)
+
+
+def test_not_a_run():
+    Path('photos').mkdir()
+    with pytest.raises(CourseError, match='^photos is not a run folder: it has no settings.json$'): Run('photos')
+
+
+def test_another_format():
+    begin('run')
+    change('run', format=2, versions=dict(dlcourse='9.9'))
+    with pytest.raises(CourseError, match='^run is a run of format 2, made by dlcourse 9.9; this is dlcourse .*, which reads format 1$'):
+        Run('run')
+
+
+def test_impossible_settings_in_the_file():
+    begin('run')
+    change('run', settings={**vars(Run('run').settings), 'epochs': 'many'})
+    with pytest.raises(CourseError, match="epochs must be .*, got 'many'"): Run('run')
+
+
+@pytest.mark.parametrize('damage', [lambda p: p.write_bytes(p.read_bytes()[:100]), lambda p: p.write_bytes(b''),
+    lambda p: p.write_bytes(b'\x80\x04pickle' * 99)])
+@pytest.mark.parametrize('name', ['weights', 'checkpoint'])
+def test_damaged_tensors(name, damage):
+    run = begin('run')
+    with pytest.raises(KeyboardInterrupt): run.train(cbs=[Stop(2, 'after_batch')])
+    damage(Path(f'run/{name}.safetensors'))
+    before = names('run')
+    with pytest.raises(CourseError, match=f'run/{name}.safetensors is damaged'): resume('run')
+    assert names('run') == before
+
+
+def test_weights_of_another_network():
+    begin('run').train()
+    save_tensors('run/weights.safetensors', {'body.dense1.linear.weight': torch.zeros(3, 3)})
+    with pytest.raises(CourseError, match='run/weights.safetensors does not fit the network: .* has shape'): Run('run').learner()
+
+
+def test_damaged_history():
+    begin('run').train()
+    Path('run/history.csv').write_text('epoch,valid_loss\n0,low\n')
+    with pytest.raises(CourseError, match="history.csv is damaged: valid_loss is 'low'"): Run('run').rows
+
+
+def test_history_is_exact():
+    run = begin()
+    rows = run.train().rows
+    assert run.rows == rows and all(type(o['epoch']) is int for o in rows)
+    assert run.history.valid_loss.tolist() == [o['valid_loss'] for o in rows]
+
+
+def image_folder(root, n=10):
+    rng = np.random.default_rng(0)
+    for name, low in (('bright', 128), ('dark', 0)):
+        (Path(root)/name).mkdir(parents=True)
+        for i in range(n): Image.fromarray(rng.integers(low, low+128, (8, 8, 3), dtype=np.uint8)).save(Path(root)/name/f'{i}.png')
+
+
+def test_data_that_changed():
+    image_folder('photos')
+    run = start(Settings('mlp', 'photos', epochs=1, data_args=dict(bs=8)))
+    run.train()
+    assert run.folder == Path('runs/mlp-photos-1') and Path(run.settings.data).is_absolute()
+    Path('photos/dark/0.png').unlink(), Path('photos/bright/0.png').unlink()
+    with pytest.raises(CourseError, match='the data of runs/mlp-photos-1 have changed: train was 16, now 14'): Run(run.folder).learner()
+    shutil.rmtree('photos')
+    with pytest.raises(CourseError, match='photos') as e: Run(run.folder).learner()
+    assert '\n' not in str(e.value)
+
+
+def test_changed_settings_do_not_fit_the_weights():
+    begin('run').train()
+    s = vars(Run('run').settings)
+    change('run', settings={**s, 'model_args': {**s['model_args'], 'widths': [17]}})
+    with pytest.raises(CourseError, match='does not fit the network'): Run('run').learner()
+
+
+# ---- tensors -----------------------------------------------------------------------------------
+
+def test_tensors_of_all_kinds(tmp_path):
+    base = torch.arange(12.).view(3, 4)
+    tensors = dict(view=base.T, scalar=torch.tensor(3), empty=torch.zeros(0, 2), flag=torch.tensor([True]), same=base, again=base,
+        half=base.half())
+    save_tensors(tmp_path/'a.safetensors', tensors, inf=-math.inf, text='ü')
+    got, notes = load_tensors(tmp_path/'a.safetensors')
+    assert all(torch.equal(tensors[k], got[k]) and tensors[k].dtype == got[k].dtype for k in tensors) and got.keys() == tensors.keys()
+    assert notes == dict(inf=-math.inf, text='ü')
+
+
+def test_missing_tensors():
+    with pytest.raises(CourseError, match='a.safetensors is missing'): load_tensors('a.safetensors')
+
+
+def test_weights_that_are_too_many_or_too_few():
+    model = torch.nn.Linear(2, 2)
+    for odd in ({}, {**model.state_dict(), 'more': torch.zeros(1)}, {'weight': torch.zeros(2, 2)}):
+        with pytest.raises(CourseError, match='expected'): load_weights(model, odd)
+
+
+def test_no_file_of_a_run_can_hold_code():
+    run = begin()
+    with pytest.raises(KeyboardInterrupt): run.train(cbs=[Stop(2, 'after_batch')])
+    assert {o.suffix for o in run.folder.iterdir()} == {'.json', '.csv', '.safetensors'}
+    source = Path(R.__file__).read_text()
+    assert 'pickle' not in source.replace('a pickle would', '') and 'torch.load' not in source
+
+
+# ---- pretrained networks -----------------------------------------------------------------------
+
+@pytest.fixture
+def own_weights():
+    "A file of weights of chance, and nothing else to be had"
+    torch.manual_seed(1)
+    save_tensors('given/squeezenet1_1.safetensors', squeezenet1_1(num_classes=3).state_dict())
+    save_tensors('given/shufflenet_v2_x0_5.safetensors', shufflenet_v2_x0_5(num_classes=3).state_dict())
+    return Path('given').resolve()
+
+
+def transfer(folder=None, arch='squeezenet1_1', **kwargs):
+    small = dict(epochs=3, lr=1e-2, data_args=dict(n_per_class=10, bs=20, size=32), model_args=dict(weights='given'))
+    given = {**small, **{k: {**small.get(k, {}), **v} if isinstance(v, dict) else v for k,v in kwargs.items()}}
+    run = start(Settings(arch, 'digits', **given), folder)
+    return run
+
+
+class StopAfter(Callback):
+    "Raise in the epoch that follows `n` finished ones, counted over all fits"
+    def __init__(self, n): self.n = n
+    def after_batch(self):
+        if self.learn.training and len(self.learn.rows) == self.n: raise KeyboardInterrupt
+
+
+AUGMENTED = dict(augment=True)
+TRANSFERS = [dict(learner_args=dict(cache=True)), dict(learner_args=dict(cache='features.safetensors', early_stopping=2)),
+    dict(learner_args=dict(cache=True, copies=3), data_args=AUGMENTED, lr='auto'),
+        dict(learner_args=dict(frozen=False), data_args=AUGMENTED),
+    dict(model_args=dict(pretrained=False, weights=None)), dict(arch='squeezenet1_1+shufflenet_v2_x0_5', model_args=dict(how='late'),
+        learner_args=dict(cache=True)),
+    dict(epochs=2, fine_tune=2, learner_args=dict(cache=True), data_args=AUGMENTED),
+        dict(epochs=1, fine_tune=3, learner_args=dict(early_stopping=1))]
+
+
+@pytest.mark.parametrize('case', TRANSFERS, ids=lambda o: ' '.join(f'{k}={v}' for k,v in o.items()))
+def test_transfer_resumed_without_its_file_is_uninterrupted(case, own_weights):
+    whole = transfer('whole', **case)
+    torch.rand(9) # whatever else may draw before the training
+    whole.train()
+    n = len(Run('whole').rows)
+    run = transfer('cut', **case)
+    with pytest.raises(KeyboardInterrupt, match=f'{n-1} of {run.settings.n_epochs} epochs are kept'): run.train(cbs=[StopAfter(n-1)])
+    shutil.rmtree(own_weights)
+    assert_same(Run('whole'), resume('cut'))
+    assert names('whole') == names('cut') and Run('cut').finished
+
+
+@pytest.mark.parametrize('n', [1, 2])
+def test_fine_tuning_interrupted_around_its_second_fit(n, own_weights):
+    args = dict(epochs=2, fine_tune=1, learner_args=dict(cache=True))
+    transfer('whole', **args).train()
+    run = transfer('cut', **args)
+    with pytest.raises(KeyboardInterrupt): run.train(cbs=[StopAfter(n)])
+    shutil.rmtree(own_weights)
+    assert_same(Run('whole'), resume('cut'))
+
+
+def test_fine_tuning_is_that_of_fastai(own_weights):
+    run = transfer('run', epochs=2, fine_tune=2)
+    ours = run.train().model.state_dict()
+    learn = run.settings.learner()
+    learn.fine_tune(2, 1e-2, freeze_epochs=2)
+    assert all(torch.equal(v, ours[k]) for k,v in learn.model.state_dict().items())
+    assert repr(Run('run')).endswith('squeezenet1_1 on digits, 4 of 4 epochs (finished)')
+    assert Run('run').learner().best_epoch == run.learner().best_epoch
+
+
+def test_no_number_while_only_the_head_is_trained(own_weights):
+    class Spoil(Callback):
+        def before_train(self):
+            if len(self.learn.rows) == 1: self.learn.model.head.out.weight.data.fill_(math.nan)
+    run = transfer('run', epochs=2, fine_tune=2, model_args=dict(head='linear'))
+    with pytest.raises(CourseError, match=r'not a finite number .*\(1 epochs are kept in run\)$'): run.train(cbs=[Spoil()])
+    assert Run('run').finished and Run('run').learner().best_epoch == 0
+
+
+def test_killed_between_the_first_checkpoint_and_the_first_weights(own_weights, monkeypatch):
+    transfer('whole').train()
+    run, real = transfer('cut'), whole_file
+    def fails(path, *args):
+        if path.name == 'weights.safetensors': raise KeyboardInterrupt
+        return real(path, *args)
+    with monkeypatch.context() as m:
+        replace_files(m, fails)
+        with pytest.raises(KeyboardInterrupt): run.train()
+    shutil.rmtree(own_weights)
+    assert_same(Run('whole'), resume('cut'))
+
+
+def test_interrupted_frozen_run_can_be_used(own_weights):
+    "The frozen part lies in a file of its own while epochs are left"
+    run = transfer('cut')
+    with pytest.raises(KeyboardInterrupt): run.train(cbs=[StopAfter(2)])
+    shutil.rmtree(own_weights)
+    assert names('cut') == ['checkpoint.safetensors', 'frozen.safetensors', 'history.csv', 'settings.json', 'weights.safetensors']
+    assert not any('body.' in k for k in [*weights(run), *load_tensors('cut/checkpoint.safetensors')[0]])
+    assert Run('cut').learner().validate()[0] == pytest.approx(run.rows[1]['valid_loss'], rel=1e-4)
+    Path('cut/frozen.safetensors').unlink()
+    with pytest.raises(CourseError, match='cut/weights.safetensors does not fit the network: body'): Run('cut').learner()
+
+
+def test_opened_again_it_says_and_reads_nothing(own_weights, capsys):
+    "The same network, head, normalisation and frozen body, without the file it began with and without a line about it"
+    run = transfer('run', epochs=1, arch='squeezenet1_1')
+    with run.learner().quiet(): run.train()
+    was, out = run.learner(), capsys.readouterr().out.splitlines()
+    assert len(out) == 1 and out[0].startswith('squeezenet1_1 (torchvision), weights: squeezenet1_1.safetensors')
+    shutil.rmtree(own_weights)
+    now = Run('run').learner()
+    assert capsys.readouterr().out == ''
+    with now.quiet(), was.quiet(): assert torch.equal(now.get_preds(ds_idx=2)[0], was.get_preds(ds_idx=2)[0]) and now.model.frozen
+    assert str(now.model.backbone) == str(was.model.backbone) and [type(o) for o in now.model.head] == [type(o) for o in was.model.head]
+    assert now.model.backbone.mean == (0.485, 0.456, 0.406)
+
+
+def test_settings_name_the_weights_and_the_head(own_weights, monkeypatch):
+    monkeypatch.setenv('DLCOURSE_WEIGHTS', str(own_weights))
+    run = transfer('run', model_args=dict(weights=None), learner_args=dict(cache=Path('f.safetensors')))
+    assert run.facts['backbone'] == dict(weights='squeezenet1_1.safetensors', mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])
+    assert run.settings.model_args == dict(pretrained=True, weights=None, head='fastai', dropout=None)
+    assert run.settings.learner_args == dict(wd=None, early_stopping=None, label_smoothing=0., frozen=True,
+        cache=str(Path('f.safetensors').resolve()), copies=1)
+    assert run.settings.written_out() == run.settings
+    text = Path('run/settings.json').read_text()
+    assert str(own_weights) not in text
+    scratch = transfer('scratch', model_args=dict(pretrained=False, weights=None))
+    assert scratch.facts['backbone'] is None and scratch.settings.model_args['head'] == 'own' and not scratch.learner().model.frozen
+    assert [Settings('alexnet+resnet18', model_args=dict(how=o)).written_out().model_args['head'] for o in ('middle',
+        'Late')] == ['dense', 'fastai']
+
+
+def test_features_of_other_images_are_refused(own_weights):
+    transfer('a', epochs=1, learner_args=dict(cache='f.safetensors')).train()
+    before = names()
+    with pytest.raises(CourseError, match='f.safetensors was made from other images: remove it, or name another file'):
+        transfer('b', epochs=1, seed=1, learner_args=dict(cache='f.safetensors')).train()
+    assert names() == before
+
+
+NOT_FROZEN = [
+    (dict(arch='mlp', learner_args=dict(cache=True)),
+    'cache needs a pretrained network (any torchvision or timm name); mlp is trained from scratch'),
+    (dict(arch='cnn', fine_tune=2), 'fine_tune needs a pretrained network'),
+    (dict(arch='cnn', model_args=dict(pretrained=True)), 'pretrained needs a pretrained network'),
+    (dict(model_args=dict(pretrained=False), learner_args=dict(cache=True)),
+    'cache needs a frozen part; squeezenet1_1 is trained from scratch'),
+    (dict(model_args=dict(pretrained=False), fine_tune=1), 'fine_tune needs a frozen part'),
+    (dict(learner_args=dict(frozen=False, cache=True, copies=2)),
+    'cache and copies need a frozen part; squeezenet1_1 is trained as a whole from the start'),
+    (dict(learner_args=dict(copies=2)), 'copies=2 needs cache'), (dict(learner_args=dict(copies=0, cache=True)),
+    'copies must be a whole number of at least 1, got 0'),
+    (dict(fine_tune=0), 'fine_tune must be a whole number of at least 1, or None, got 0'),
+    (dict(fine_tune=1, schedule='flat'), "schedule must be 'one_cycle' for fine-tuning, which is two one-cycle fits, got 'flat'"),
+    (dict(model_args=dict(weights='given', pretrained=False)), 'pretrained=False'),
+    (dict(model_args=dict(head='fast')), "unknown head 'fast'. Did you mean 'fastai'"),
+    (dict(arch='squeezenet1_1+resnt18'), "unknown architecture 'resnt18'. Did you mean 'resnet18'"),
+    (dict(arch='alexnet+alexnet'), 'two or more different networks'),
+    (dict(arch='squeezenet1_1+resnet18', model_args=dict(how='early')), "unknown fusion 'early'"),
+    (dict(arch='alexnet', data_args=dict(size=40)),
+    'alexnet does not work on images of 40×40 pixels; the smallest square ones it takes have 63×63'),
+    (dict(model_args=dict(weights='nowhere')), 'there is no file or folder nowhere with the weights of squeezenet1_1')]
+
+
+@pytest.mark.parametrize('kwargs, says', NOT_FROZEN, ids=[o[1] for o in NOT_FROZEN])
+def test_bad_transfer_settings_leave_nothing(kwargs, says):
+    with pytest.raises(CourseError) as e:
+        start(Settings(**{'arch': 'squeezenet1_1', 'data': 'digits', 'data_args': dict(size=32), **kwargs}))
+    assert says in str(e.value) and '\n' not in str(e.value) and names() == []

@@ -17,7 +17,7 @@ from ..core import CourseError, seed_all
 from ..data.blocks import dls_for
 from ..data.loader import renormalized
 from ..models.pretrained import TransferNet, transfer_splitter
-from ..models.zoo import find_arch, model_for
+from ..models.zoo import check_args, find_arch, model_for
 from .callbacks import BestWeights, EarlyStopping, StopOnNaN
 from .lean import LeanLearner, SeedEpochs, adamw
 from .losses import CrossEntropy, SquaredError
@@ -101,6 +101,7 @@ def learner_for(
     if dls is not None and not isinstance(dls, DataLoaders): dls, data = None, dls
     for_data, for_learn, for_model = _split_kwargs(kwargs, dls is None)
     seeded = {} if seed is None else dict(seed=seed)
+    if isinstance(arch, str): check_args(arch, **for_model)
     if dls is None: dls = dls_for('fashion_mini' if data is None else data, **seeded, **for_data)
     if seed is not None: seed_all(seed, dls)
     model = model_for(arch, *sizes_of(dls), **_with_weights(arch, pretrained), **for_model)
