@@ -35,6 +35,7 @@ def _is_folder(data):
     from dlcourse.data.sources import datasets
     return data not in datasets().index and Path(data).expanduser().is_dir()
 
+# %% ../../nbs/cli/03_data.ipynb #ac9e4185
 def _show_classes(ex, path):
     "Write the picture of the classes of `ex` to `path`"
     import matplotlib.pyplot as plt
@@ -65,6 +66,7 @@ def data_show_command(args):
     _show_classes(ex, path)
     print(f'images and class distribution: {path}')
 
+# %% ../../nbs/cli/03_data.ipynb #1498e79c
 def _summary(ex):
     "Mean, deviation and range of the columns of a table, and of its target"
     import pandas as pd

@@ -47,12 +47,14 @@ def command(
 # %% ../../nbs/cli/01_parsing.ipynb #862b6fcc
 def _epilog(examples): return 'examples:\n' + '\n'.join(f'  {o}' for o in examples)
 
+# %% ../../nbs/cli/01_parsing.ipynb #20f8218d
 def _subparser(subs, name, about, examples):
     "A parser for the command `name`"
     p = subs.add_parser(name, help=about, description=about, epilog=_epilog(examples), formatter_class=argparse.RawDescriptionHelpFormatter)
     p.set_defaults(run=lambda args: p.print_help())
     return p
 
+# %% ../../nbs/cli/01_parsing.ipynb #c3ea66ea
 def _add_args(p, args):
     "Give the parser `p` the arguments `args`, under their headings"
     headings = {None: p}
@@ -109,6 +111,7 @@ def _interrupted(e, args):
     if how: print(how, file=sys.stderr)
     return 130
 
+# %% ../../nbs/cli/01_parsing.ipynb #e41618ae
 def _closed():
     "The reader of our output, such as `head`, has gone; Python would complain once more when it ends"
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

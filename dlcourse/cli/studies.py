@@ -33,6 +33,7 @@ def _records(folder):
     from dlcourse.course.records import record_file
     print(f"records: {record_file('', folder=folder).parent.as_posix()}")
 
+# %% ../../nbs/cli/06_studies.ipynb #53c16fb3
 def _list_experiments(folder):
     from dlcourse.course.experiment import experiments, reproduction
     table = reproduction(folder=folder)
@@ -60,6 +61,7 @@ def check_writable(folder):
     if not there.is_dir(): raise CourseError(f'cannot write to {folder.as_posix()}: {there.as_posix()} is a file')
     if not os.access(there, os.W_OK): raise CourseError(f'cannot write to {folder.as_posix()}: no permission in {there.as_posix()}')
 
+# %% ../../nbs/cli/06_studies.ipynb #44736b73
 def _check_data(names, found):
     "Raise `CourseError` with all the data sets that these experiments need in full and that aren't there"
     from dlcourse.course.experiment import check_needs
@@ -136,14 +138,17 @@ def search_command(args):
     if len(found.complete): print('with the best settings:', _as_call(found, arch, data=data, **given, **fixed))
     return 130 if waiting.any() else 0 # Ctrl-C
 
+# %% ../../nbs/cli/06_studies.ipynb #ae03a664
 def _as_call(found, arch, epochs=None, seeds=None, metric=None, schedule=None, **kwargs):
     "The call of `learner_for` with the best settings, to be copied into Python"
     from dlcourse.training.settings import is_plain
     best = {k: repr(v) if is_plain(v) else found.table[k][found.best_trial] for k,v in found.best.items()}
     return f"learner_for({arch!r}, {', '.join(f'{k}={v}' for k,v in ({k: repr(v) for k,v in kwargs.items()} | best).items())})"
 
+# %% ../../nbs/cli/06_studies.ipynb #6563d78c
 def _figure(o): return f'{o:.0f}' if abs(o) >= 1000 else f'{o:.4g}'
 
+# %% ../../nbs/cli/06_studies.ipynb #801fad25
 def _save_parallel(found, path):
     from dlcourse.insight.studies import plot_parallel
     from dlcourse.core import save_figure

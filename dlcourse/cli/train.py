@@ -69,10 +69,12 @@ _run_args = (
 # %% ../../nbs/cli/04_train.ipynb #8e36b8cd
 def take(given, *keys): return {k: given.pop(k) for k in keys if k in given}
 
+# %% ../../nbs/cli/04_train.ipynb #f3e79f33
 def given_options(args):
     "The options that were given"
     return {k: v for k,v in vars(args).items() if v is not None and k not in ('run', 'out', 'resume')}
 
+# %% ../../nbs/cli/04_train.ipynb #beef2aa5
 def network_options(pairs):
     "The network's arguments from the words KEY=VALUE"
     from dlcourse.core import CourseError
@@ -80,6 +82,7 @@ def network_options(pairs):
         if '=' not in o[1:]: raise CourseError(f'--set takes KEY=VALUE, such as dropout=0.2, not {o!r}')
     return {k: value(v) for k,_,v in (o.partition('=') for o in pairs)}
 
+# %% ../../nbs/cli/04_train.ipynb #2b9666c0
 def settings_of(args):
     "`Settings` from the options"
     from dlcourse.training.settings import Settings
@@ -90,6 +93,7 @@ def settings_of(args):
     own = take(given, 'data', 'epochs', 'fine_tune', 'lr', 'schedule', 'seed', 'device', 'threads')
     return Settings(arch, **own, data_args=given, model_args=model_args, learner_args=learner_args)
 
+# %% ../../nbs/cli/04_train.ipynb #cd35693d
 def _arch(name, fuse):
     "The network's name, or that of the fusion"
     from dlcourse.core import CourseError
@@ -105,6 +109,7 @@ def _write_text(path, text):
     from dlcourse.core import whole_file
     with whole_file(path, 'wb') as f: f.write(text.encode())
 
+# %% ../../nbs/cli/04_train.ipynb #1fea5db4
 def _report_files(run, ev, tag):
     "Write report and confusion matrix of an evaluation"
     from dlcourse.core import save_figure
@@ -113,6 +118,7 @@ def _report_files(run, ev, tag):
     _write_text(run.folder/f'report{tag}.csv', report.to_csv())
     if ev.vocab is not None: save_figure(ev.plot_confusion_matrix(), run.folder/f'confusion_matrix{tag}.png')
 
+# %% ../../nbs/cli/04_train.ipynb #9c1577ad
 def _metrics(run, ev):
     "Add an evaluation to `metrics.json`"
     path = run.folder/'metrics.json'
@@ -128,6 +134,7 @@ def _result(run, ev, has_test):
     note = '' if has_test or ev.part != 'valid' else ' (the data have no test part)'
     return f'{_part_names[ev.part]} {what} {score:.4f}{note}  {run.folder.as_posix()}'
 
+# %% ../../nbs/cli/04_train.ipynb #21bc5c1d
 def evaluate_run(run, part=None):
     "Evaluate `run` on `part`, write what came out to its folder; returns the evaluation and the last line to print"
     from dlcourse.insight.curves import plot_curves

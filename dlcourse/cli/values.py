@@ -18,6 +18,7 @@ def number(text):
     try: return int(text)
     except ValueError: return float(text)
 
+# %% ../../nbs/cli/02_values.ipynb #ac5df48e
 def checked(
     kind, # Function of the text, which raises ValueError for what it isn't
     fits, # Whether a value will do
@@ -42,6 +43,7 @@ rate = checked(lambda o: o if o == 'auto' else float(o), lambda o: o == 'auto' o
 # %% ../../nbs/cli/02_values.ipynb #cec7a167
 def names(text): return [o.strip() for o in text.split(',')]
 
+# %% ../../nbs/cli/02_values.ipynb #75b84e45
 def _shares(text):
     pairs = [o.rpartition('=') for o in names(text)]
     values = [number(v) for *_,v in pairs]
@@ -51,6 +53,7 @@ def _shares(text):
 
 shares = checked(_shares, lambda o: True, 'a ratio, numbers with commas, or class=number with commas')
 
+# %% ../../nbs/cli/02_values.ipynb #ff8f4a60
 def value(text):
     "A Python literal, or else the text itself"
     words = dict(true=True, false=False, none=None)
@@ -64,6 +67,7 @@ def _axis(text):
     if '|' in text or ':' not in text: return [value(o.strip()) for o in text.split('|')]
     return tuple(o if o == 'log' else value(o) for o in (o.strip() for o in text.split(':')))
 
+# %% ../../nbs/cli/02_values.ipynb #fe0a09f8
 def _space(text):
     "A space from NAME=CHOICES,NAME=RANGE,...; commas within brackets belong to a value"
     pairs = [o.strip().partition('=') for o in re.split(r',(?![^(\[]*[)\]])', text)]
