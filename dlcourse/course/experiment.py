@@ -63,6 +63,7 @@ def _curves(history):
     return dict(train_loss_by_epoch=history.train_loss.tolist(), valid_loss_by_epoch=history.valid_loss.tolist(),
                 valid_accuracy_by_epoch=history.accuracy.tolist())
 
+# %% ../../nbs/course/50_experiment.ipynb #c5153e5d
 def classifier_figures(
     learn, # A trained `LeanLearner` that classifies
     parts=('train', 'valid', 'test'), # Parts of the data to evaluate on; the last one class by class
@@ -82,11 +83,11 @@ def classifier_figures(
 # %% ../../nbs/course/50_experiment.ipynb #04d7d664
 @dataclass
 class Experiment:
-    "What the course asks, what was reported, what must hold, and the function that measures it"
-    id:str # As in the course's catalogue, such as 'mba-7'
+    "An item of the course: the reported figures, the expectations, and the function that measures it"
+    id:str # Id in the course's catalogue, such as 'mba-7'
     title:str
     run:object # Function of a `Trial` that returns a dictionary of figures: numbers, or lists of numbers (curves)
-    variants:tuple=('',) # What is compared; each is run by itself
+    variants:tuple=('',) # Variants to compare; each is run by itself
     seeds:object=3 # Number of seeds of a full run, or a dictionary of numbers by variant
     reported:dict=field(default_factory=dict) # Variant -> figure -> what the document says
     expects:dict=field(default_factory=dict) # Sentence -> function of `Results` that returns whether it is true
@@ -107,7 +108,7 @@ class Experiment:
 registry = {} # id -> `Experiment`
 
 def experiment(
-    id:str, # As in the course's catalogue
+    id:str, # Id in the course's catalogue
     title:str,
     **kwargs, # Further fields of `Experiment`
 ): # A decorator
@@ -122,6 +123,7 @@ def _in_order(id):
     "The words and the numbers of an id, to sort by"
     return [int(w) if w.isdigit() else w for w in re.split(r'(\d+)', id)]
 
+# %% ../../nbs/course/50_experiment.ipynb #c30eae04
 def experiments()->dict: # id -> `Experiment`, in the order of documents and items
     "All experiments of the package"
     from dlcourse import course as room
@@ -150,6 +152,7 @@ def _rounded(v):
     v = float(v)
     return float(f'{v:.7g}') if math.isfinite(v) else None
 
+# %% ../../nbs/course/50_experiment.ipynb #4caf34cf
 def one_trial(
     exp:Experiment,
     trial:Trial,
@@ -170,6 +173,7 @@ def _available(name):
     except CourseError: return False
     return True
 
+# %% ../../nbs/course/50_experiment.ipynb #77924b21
 def check_needs(
     exp:Experiment,
 ):
@@ -183,6 +187,7 @@ def check_needs(
 # %% ../../nbs/course/50_experiment.ipynb #488fb628
 def _key(row): return row['variant'], row['seed']
 
+# %% ../../nbs/course/50_experiment.ipynb #0723070c
 def _kept_rows(exp, file, full):
     "Rows of a record that was begun earlier"
     if not Path(file).exists(): return []
@@ -206,12 +211,13 @@ def _command(exp, full, seeds):
     if full and not usual: words += ['--seeds', str(max(seeds.values()))]
     return shlex.join(words)
 
+# %% ../../nbs/course/50_experiment.ipynb #891cf3ac
 def record_of(
     exp:Experiment,
     rows:list, # Rows of the trials so far
     full:bool, # Whether they ran at the full budget
     seeds:dict, # Variant -> number of seeds that there will be
-)->dict: # As `write_record` takes it
+)->dict: # A record, to be given to `write_record`
     "The record of an experiment from its rows"
     return dict(id=exp.id, title=exp.title, full=full, variants=list(exp.variants), seeds=max(seeds.values()),
                 trials=sum(seeds.values()), reported=exp.reported, rows=rows, summary=summary(rows),
@@ -258,6 +264,7 @@ def _usable_device(name):
     if name == 'cuda' and not torch.cuda.is_available(): raise CourseError('there is no GPU that torch can use: leave out --device cuda')
     return name or ('cuda' if torch.cuda.is_available() else 'cpu')
 
+# %% ../../nbs/course/50_experiment.ipynb #04b5c05a
 def _set_aside(file):
     "Rename a record that can't be read, so that all of it can be measured again"
     if not file.exists(): return
@@ -270,6 +277,7 @@ def _planned(variants, counts, done):
     pairs = [(v, s) for s in range(1, max(counts.values()) + 1) for v in variants if s <= counts[v]]
     return [o for o in pairs if o not in done]
 
+# %% ../../nbs/course/50_experiment.ipynb #38724d81
 def reproduce(
     id, # An experiment's id, or an `Experiment`
     full:bool=False, # Whether to run at the full budget
@@ -327,6 +335,7 @@ def _line(exp, folder):
     minutes = max(round(r['seconds']/60, 1), 0.1) if r['rows'] else None
     return dict(line, seeds=r['seeds'], state=_state(exp, r), came_true=f'{sum(met)} of {len(met)}' if met else '', minutes=minutes)
 
+# %% ../../nbs/course/50_experiment.ipynb #8563f12e
 def reproduction(
     names=('all',), # Ids, documents or `all`
     folder=None, # Only this folder; by default your own records first, then those that come with the package

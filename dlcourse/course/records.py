@@ -147,7 +147,7 @@ def verdicts(
 def verdict_table(
     record:dict, # A record
 )->pd.DataFrame: # By expectation: yes, no or not measured
-    "What was expected, and whether it came true"
+    "Table of the expectations, and whether each came true"
     words = {True: 'yes', False: 'no', None: 'not measured'}
     rows = [(o['expectation'], words[o['met']]) for o in record['verdicts']]
     return pd.DataFrame(rows, columns=['expected', 'came true']).set_index('expected')
@@ -175,6 +175,7 @@ def _chosen(record, found, figures):
     keys = [k for k in found if k[1] in figures]
     return sorted(keys, key=lambda k: (record['variants'].index(k[0]), list(figures).index(k[1])))
 
+# %% ../../nbs/course/49_records.ipynb #2fb21512
 def reported_and_obtained(
     record:dict, # A record
     figures=None, # Only these, in this order
@@ -206,6 +207,7 @@ def _scores(confusion):
     true, predicted = np.indices(counts.shape).reshape(2, -1)
     return precision_recall_fscore_support(true, predicted, sample_weight=counts.ravel(), zero_division=0)[:3]
 
+# %% ../../nbs/course/49_records.ipynb #634e9bcf
 def by_class(
     record:dict, # A record whose rows have `confusion`: true classes by row, predicted ones by column
     variant:str, # One of its variants
@@ -276,6 +278,7 @@ def _figures_to_draw(record):
     measured = [o['figure'] for o in record['summary']]
     return curves, curves or list(dict.fromkeys([*reported, *measured]))[:4]
 
+# %% ../../nbs/course/49_records.ipynb #76f03986
 def draw_record(
     record:dict, # A record with at least one row
 )->Figure: # A matplotlib figure

@@ -23,6 +23,7 @@ def three_nets()->dict: # Name -> network (N, 1, 28, 28) -> (N, 10)
             'Inception': inception(shape, 10, modules=((16, 16, 24, 8, 16, 8), (24, 32, 48, 16, 24, 24))),
             'ResNet': residual(shape, 10, filters=(24, 24), blocks=2)}
 
+# %% ../../../nbs/course/mba/03_architectures.ipynb #342ad895
 def draw_three(
     record=None, # Not needed: the networks are drawn as they are built
 ): # The matplotlib figure
@@ -31,6 +32,19 @@ def draw_three(
     axs = panels(3, width=3.4, height=6)
     for ax,(k,o) in zip(axs, nets.items()): draw_net(o, ax, k)
     return axs[0].figure
+
+# %% ../../../nbs/course/mba/03_architectures.ipynb #d6b34803
+def _either(parts):
+    "Ways through any one of several parts"
+    total = {}
+    for part in parts:
+        for k,n in part.items(): total[k] = total.get(k, 0) + n
+    return total
+
+# %% ../../../nbs/course/mba/03_architectures.ipynb #05082177
+def _then(first, second):
+    "Ways through one part and then the other"
+    return _either({a + b: n*m} for a,n in first.items() for b,m in second.items())
 
 # %% ../../../nbs/course/mba/03_architectures.ipynb #ebabc4aa
 def ways(
@@ -44,21 +58,11 @@ def ways(
     for o in module.children(): found = _then(found, ways(o))
     return found
 
-def _either(parts):
-    "Ways through any one of several parts"
-    total = {}
-    for part in parts:
-        for k,n in part.items(): total[k] = total.get(k, 0) + n
-    return total
-
-def _then(first, second):
-    "Ways through one part and then the other"
-    return _either({a + b: n*m} for a,n in first.items() for b,m in second.items())
-
 # %% ../../../nbs/course/mba/03_architectures.ipynb #9185ee22
 def several_ways(r): return r['Inception']['ways'] > 1 and r['Inception']['fewest_layers'] > r['Inception']['modules']
 def skips(r): return r['ResNet']['fewest_layers'] < r['ResNet']['modules']
 
+# %% ../../../nbs/course/mba/03_architectures.ipynb #3dc167ef
 def of_one_size(r):
     sizes = [r[k]['parameters'] for k in three_nets()]
     return max(sizes) < 2*min(sizes)

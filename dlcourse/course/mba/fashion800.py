@@ -60,10 +60,11 @@ def train_and_test_figures(
     with learn.quiet(): train, test = evaluate(learn, 'train'), evaluate(learn, 'valid')
     return dict(train_loss=train.loss, train_accuracy=train.accuracy, test_loss=test.loss, test_accuracy=test.accuracy, loss_by_epoch=means)
 
+# %% ../../../nbs/course/mba/05_fashion800.ipynb #e9e46093
 def as_set(
     trial, # A `Trial`
     arch:str, # 'inception' or 'residual'
-    init:str='he_normal', # Of the convolutions
+    init:str='he_normal', # Initialization of the convolutions
 )->dict: # Figures
     "Train `arch` as the exercise says"
     sgd = partial(OptimWrapper, opt=partial(torch.optim.SGD, momentum=0.8))

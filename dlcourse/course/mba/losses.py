@@ -31,7 +31,7 @@ def logistic_probabilities(
     xs, # Numbers, one a point
     ys, # 0 or 1 for each
 )->torch.Tensor: # Probability of class 1 at each point, float64 (n,)
-    "What scikit-learn's `LogisticRegression`, with its own settings, gives for the points it was fitted to"
+    "Probabilities that scikit-learn's `LogisticRegression`, with its own settings, gives for the points it was fitted to"
     from sklearn.linear_model import LogisticRegression
     xs = torch.tensor(xs, dtype=torch.float64).numpy()[:, None]
     return torch.from_numpy(LogisticRegression().fit(xs, ys).predict_proba(xs)[:, 1])
@@ -57,11 +57,12 @@ class MeanSquared(Brier):
     "`Brier` divided by the number of classes"
     def forward(self, x, y): return super().forward(x, y)/x.shape[-1]
 
+# %% ../../../nbs/course/mba/01_losses.ipynb #878727de
 candidates = {'cross-entropy': CrossEntropy, 'quadratic': Brier, 'mean squared': MeanSquared, 'hinge': MultiHinge}
 
 def at_start(
     model, # A network
-    loss_func, # Of logits (N, C) and labels (N,)
+    loss_func, # Function of logits (N, C) and labels (N,)
     batch, # Images and labels
 )->dict: # Two figures
     "The loss of a network, and the length of its gradient"
@@ -69,6 +70,7 @@ def at_start(
     grads = torch.autograd.grad(loss, list(model.parameters()))
     return dict(loss_at_start=loss.item(), gradient_at_start=torch.cat([o.flatten() for o in grads]).norm().item())
 
+# %% ../../../nbs/course/mba/01_losses.ipynb #0e085811
 def span(r, figure):
     "Smallest and largest mean of `figure` over the candidates"
     return min(r[k][figure] for k in candidates), max(r[k][figure] for k in candidates)
@@ -79,10 +81,12 @@ plain_sgd = partial(OptimWrapper, opt=partial(torch.optim.SGD, fused=True))
 def ten_times_larger(r): return span(r, 'loss_at_start')[1] > 10*span(r, 'loss_at_start')[0]
 def equal_with_adam(r): return span(r, 'accuracy_adam')[1] - span(r, 'accuracy_adam')[0] < .05
 
+# %% ../../../nbs/course/mba/01_losses.ipynb #a544c907
 def ten_times_shorter(r):
     ratio = r['quadratic']['gradient_at_start']/r['mean squared']['gradient_at_start']
     return abs(ratio - 10) < .01
 
+# %% ../../../nbs/course/mba/01_losses.ipynb #06430e3b
 def mean_squared_is_worst(r):
     others = [r[k]['accuracy'] for k in candidates if k != 'mean squared']
     return min(others) > r['mean squared']['accuracy'] + .05

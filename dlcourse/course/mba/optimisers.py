@@ -110,10 +110,12 @@ def train_setting(
     with watched(trial, learn): learn.fit(epochs, lr)
     return learn
 
+# %% ../../../nbs/course/mba/02_optimisers.ipynb #638f1c66
 def on_test(learn):
     "Accuracy on the test part"
     with learn.quiet(): return evaluate(learn, 'test').accuracy
 
+# %% ../../../nbs/course/mba/02_optimisers.ipynb #f880faa6
 def scores(trial, dls, among, epochs):
     "Validation accuracy of each setting, and the processor's seconds that it all took"
     start = time.process_time()
@@ -129,6 +131,7 @@ def rank_correlation(
     from scipy.stats import spearmanr
     return float(spearmanr([a[k] for k in a], [b[k] for k in a]).statistic)
 
+# %% ../../../nbs/course/mba/02_optimisers.ipynb #b69ec9df
 def half_the_time(r): return r['']['seconds_coarse'] + r['']['seconds_fine'] < .5*r['']['seconds_all']
 def near_the_best(r): return r['']['best_validation'] - r['']['chosen_validation'] < .02
 

@@ -21,18 +21,19 @@ from ...training.learner import learner_for
 from ...training.transfer import feature_table, concat_tables
 
 # %% ../../../nbs/course/tp1/02_eurosat.ipynb #49576c93
-shares = dict(valid=0.1) # Of the training part
+shares = dict(valid=0.1) # Share of the training part
 
 def images(
     trial:Trial,
     size:int, # Pixels
     data='eurosat',
-    **kwargs, # As in `dls_for`
+    **kwargs, # Further arguments of `dls_for`
 ):
     "Loaders for `trial`; quick ones hold a few of the shipped clothes"
     given = trial.pick(dict(data='fashion_mini', n_per_class=20, size=64, channels=3), dict(data=data, size=size, **shares)) | kwargs
     return dls_for(**given, seed=trial.seed, device=trial.device)
 
+# %% ../../../nbs/course/tp1/02_eurosat.ipynb #8d8f5634
 def features_folder()->Path:
     "Where tables of features are kept: `features` in fastai's data folder"
     return fastai_cfg().path('data')/'features'
@@ -42,7 +43,7 @@ def with_weights(
     trial:Trial,
     arch:str, # One network, or several joined by `+`
     dls, # As `images` gives
-    **kwargs, # As in `learner_for`
+    **kwargs, # Further arguments of `learner_for`
 ):
     "A Learner of `arch` with ImageNet's weights (a quick one without); raises `NotMeasured` if they can't be had"
     try: return learner_for(arch, dls, seed=trial.seed, pretrained=trial.full, **kwargs)
@@ -58,7 +59,7 @@ def table_for(
     trial:Trial,
     arch:str, # One network, or several joined by `+`: then their tables are joined
     learn, # A Learner of `arch`
-    name:str, # Of the file that keeps the table of one network; `NETWORK` in it is replaced by the network's name
+    name:str, # Name of the file that keeps the table of one network; `NETWORK` in it is replaced by the network's name
     views=all_views,
 ):
     "The table of features that `learn` trains on"
@@ -68,6 +69,7 @@ def table_for(
     alone = [with_weights(trial, o, learn.dls, head='mean') for o in arch.split('+')]
     return concat_tables([table_for(trial, o, l, name, views) for o,l in zip(arch.split('+'), alone)])
 
+# %% ../../../nbs/course/tp1/02_eurosat.ipynb #025da8fd
 def frozen(
     trial:Trial,
     arch:str, # One network, or several joined by `+`
@@ -75,7 +77,7 @@ def frozen(
     data='eurosat',
     views=all_views, # The first one as it is
     n_per_class:int=None, # Training images of each class; another choice for each seed
-    **kwargs, # Of the network, as in `learner_for`
+    **kwargs, # Further arguments of the network, passed to `learner_for`
 )->dict: # Figures
     "Train a new head on features of `arch`"
     few = {} if n_per_class is None else dict(n_per_class=trial.pick(20, n_per_class))
@@ -95,6 +97,7 @@ class Mirror(BatchTransform):
         for dim in (2, 3): x = torch.where((torch.rand(len(x), 1, 1, 1, device=x.device) < 0.5), x.flip(dim), x)
         return x
 
+# %% ../../../nbs/course/tp1/02_eurosat.ipynb #94071dd9
 def scratch(
     trial:Trial,
     arch:str,
@@ -108,11 +111,12 @@ def scratch(
     with watched(trial, learn): learn.fit_one_cycle(trial.pick(1, epochs), lr)
     return classifier_figures(learn)
 
+# %% ../../../nbs/course/tp1/02_eurosat.ipynb #d7e26b28
 def fine_tuned(
     trial:Trial,
     arch:str,
     epochs:int=5, # After those of the head
-    lr:float=2e-3, # Of the head; a fifth of it for the body
+    lr:float=2e-3, # Highest learning rate of the head; a fifth of it for the body
     size:int=64, # Pixels
 )->dict: # Figures
     "Train a head on features of `arch`, then all of it"

@@ -25,19 +25,21 @@ nesterov = partial(OptimWrapper, opt=partial(torch.optim.SGD, momentum=0.85, nes
 def weights_and_offsets(
     model, # Any network
 )->list: # Two lists of parameters
-    "What `model` learns: matrices and kernels, and what there is one of for each channel"
+    "Trainable parameters of `model` in two groups: matrices and kernels; scales and offsets of channels"
     learnt = [p for p in model.parameters() if p.requires_grad]
     return [[p for p in learnt if p.ndim > 1], [p for p in learnt if p.ndim < 2]]
 
+# %% ../../../nbs/course/tp1/03_ninety_four.ipynb #c5cc76ce
 def triangle(
     lr, # The highest rate; an array for several groups of parameters
-    start:float=0.2, # Of it, at the beginning
-    end:float=0.07, # Of it, at the end
+    start:float=0.2, # Rate at the beginning, as a share of `lr`
+    end:float=0.07, # Rate at the end, as a share of `lr`
     top:float=0.23, # Share of the fit after which it is reached
 )->ParamScheduler:
     "A learning rate that rises and falls in a straight line"
     return ParamScheduler(dict(lr=combine_scheds([top, 1 - top], [SchedLin(lr*start, lr), SchedLin(lr, lr*end)])))
 
+# %% ../../../nbs/course/tp1/03_ninety_four.ipynb #7e47675e
 class FixBias(Callback):
     "Keep the bias of the whitening layer fixed after some epochs"
     def __init__(self, epochs=3): self.epochs = epochs
