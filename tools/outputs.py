@@ -11,7 +11,9 @@ dates, versions, hashes and progress bars. Before a notebook trains anything its
 number with a decimal point may be off by a quarter, and a whole number below 1,000 by a quarter or by 3: another machine adds up in
 another order. A cell whose words depend on the machine says so, and why, in a line `#| varies: REASON` that a reader of the notebook
 sees."""
-import argparse, html, math, os, re, subprocess, sys, tempfile
+import argparse, html, math, multiprocessing, os, re, subprocess, sys, tempfile, threading
+from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 
 from fastcore.nbio import read_nb, write_nb
@@ -20,6 +22,7 @@ from nbdev.config import get_config
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from tidy import tidy
 
+STARTING = threading.Lock() # one process at a time starts
 REAL = ['MNIST', 'FashionMNIST', 'cifar-10-batches-py', 'eurosat']
 TRAINS = re.compile(r'\.(?:fit\w*|fine_tune|validate|lr_find)\('
                     r'|\b(?:train\w*|search|reproduce|fit\w*|tune\w*|latency|cost|measure\w*|main|bench\w*)\(|^!|^%time', re.M)
@@ -33,12 +36,9 @@ NOISE = [
     re.compile(rf'{NUMBER}\s*{UNIT}(?![\w])')] # how long, how fast
 TIMES = re.compile(r'time|seconds|minutes|^ms\b|\bms$|latency|per second|/s$|^s$', re.I)
 
-RUN = """import sys, nbdev.test
-from fastcore.nbio import write_nb
-path, to, root, skip, force = sys.argv[1:]
-nbdev.test.write_nb = lambda nb, _: write_nb(nb, to)
-ok, _ = nbdev.test.test_nb(path, skip_flags=skip.split(), force_flags=force.split(), basepath=root, save=True)
-sys.exit(not ok)"""
+PRELOAD = ['dlcourse.all', 'fastai.vision.all', 'fastai.tabular.core', 'IPython.core.interactiveshell', 'matplotlib.pyplot',
+           'matplotlib_inline.backend_inline', 'nbdev.test', 'nbdev.showdoc', 'optuna', 'scipy.stats', 'sklearn.decomposition',
+           'sklearn.linear_model', 'sklearn.manifold', 'sklearn.metrics', 'sklearn.model_selection', 'timm', 'torchvision.models']
 
 
 def flags():
@@ -48,11 +48,50 @@ def flags():
     return f"{os.environ.get('NBDEV_FLAGS', '')} {real}".strip()
 
 
+class Ran:
+    "How a notebook's run ended: `returncode` (0: well), and what it wrote to the terminal"
+    def __init__(self, returncode, stdout, stderr): self.returncode,self.stdout,self.stderr = returncode,stdout,stderr
+
+
+def child(path, to, root, skip, force, log):
+    "Run one notebook in this process, which was made for it; what it prints goes into the files `log`.out and `log`.err"
+    for fd,end in ((1, 'out'), (2, 'err')): os.dup2(os.open(f'{log}.{end}', os.O_WRONLY | os.O_CREAT | os.O_TRUNC), fd)
+    import nbdev.test
+    nbdev.test.write_nb = lambda nb, _: write_nb(nb, to)
+    ok, _ = nbdev.test.test_nb(path, skip_flags=skip.split(), force_flags=force.split(), basepath=root, save=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(not ok)
+
+
+@lru_cache(None)
+def processes():
+    "Where processes come from: forked from one that has the imports behind it, or new ones on a system that cannot fork"
+    if 'forkserver' not in multiprocessing.get_all_start_methods(): return multiprocessing.get_context('spawn')
+    context = multiprocessing.get_context('forkserver')
+    context.set_forkserver_preload(PRELOAD)
+    return context
+
+
+@contextmanager
+def one_thread():
+    "New processes see `OMP_NUM_THREADS=1`, the one among them that all later ones are forked from"
+    before = os.environ.get('OMP_NUM_THREADS')
+    os.environ['OMP_NUM_THREADS'] = '1'
+    try: yield
+    finally:
+        if before is None: del os.environ['OMP_NUM_THREADS']
+        else: os.environ['OMP_NUM_THREADS'] = before
+
+
 def run(path, to, cfg):
-    "Run the notebook at `path` in a process of its own, and write it with its new outputs to `to`"
-    args = [path, to, cfg.config_path, cfg.tst_flags, flags()]
-    env = dict(os.environ, OMP_NUM_THREADS='1')
-    return subprocess.run([sys.executable, '-c', RUN, *map(str, args)], env=env, capture_output=True, text=True)
+    "Run the notebook at `path` in a process of its own, on one thread, and write it with its new outputs to `to`"
+    log = f'{to}.log'
+    args = [path, to, cfg.config_path, cfg.tst_flags, flags(), log]
+    process = processes().Process(target=child, args=[str(o) for o in args])
+    with STARTING, one_thread(): process.start()
+    process.join()
+    return Ran(process.exitcode, *[Path(f'{log}.{end}').read_text(encoding='utf-8', errors='replace') for end in ('out', 'err')])
 
 
 def joined(text): return text if isinstance(text, str) else ''.join(text)
