@@ -92,6 +92,7 @@ def interleaved(
 ): # Name -> seconds in each round that counts
     "Time every contestant once a round"
     seconds = {k: [] for k in contestants}
+    gc.freeze() # what is there already isn't searched for garbage before each timing
     with silent():
         for i in range(options.warm_up + options.repeats*times):
             for k,f in contestants.items():

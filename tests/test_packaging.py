@@ -114,21 +114,19 @@ def code_of(notebook):
 
 
 def test_a_chapter_runs_without_a_clone(elsewhere):
-    "In an empty folder, with only the installed package: code, figures and verdicts of the records"
+    "In an empty folder, with only the installed package: code, figures and verdicts of the records, and the command that lists them"
     run, folder, package = elsewhere
     before = sorted(o for o in package.rglob('*') if '__pycache__' not in o.parts)
     show = ("import dlcourse; from dlcourse.course.experiment import recorded; from dlcourse.course.records import obtained_table\n"
-            "print(dlcourse.__file__); print(obtained_table(recorded('mba-8'), ['test_mse']).to_string())")
-    file, *lines = run('-c', show).splitlines()
+            "print(dlcourse.__file__); print(obtained_table(recorded('mba-8'), ['test_mse']).to_string()); print('=====')\n")
+    command = "\nprint('====='); from dlcourse.cli import main; main(['reproduce'])"
+    figures, _, listed = run('-c', show + code_of('course/mba/03_architectures.ipynb') + command).split('=====\n')
+    file, *lines = figures.splitlines()
     assert Path(file) == package/'__init__.py' and len(lines) == 9 and 'not measured' not in '\n'.join(lines)
-    run('-c', code_of('course/mba/03_architectures.ipynb'))
+    lines = listed.splitlines()
+    assert 'measured' in next(o for o in lines if o.startswith('mba-8')) and not any('not measured' in o for o in lines)
     assert sorted(o for o in package.rglob('*') if '__pycache__' not in o.parts) == before, 'nothing is written into the package'
     assert not list(folder.iterdir()), 'reading records writes nothing'
-
-
-def test_the_command_lists_records_without_a_clone(elsewhere):
-    lines = elsewhere[0]('-m', 'dlcourse', 'reproduce').splitlines()
-    assert 'measured' in next(o for o in lines if o.startswith('mba-8')) and not any('not measured' in o for o in lines)
 
 
 def test_help_of_the_command():

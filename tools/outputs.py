@@ -61,7 +61,7 @@ def child(path, to, root, skip, force, log):
     ok, _ = nbdev.test.test_nb(path, skip_flags=skip.split(), force_flags=force.split(), basepath=root, save=True)
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(not ok)
+    sys.exit(not ok)
 
 
 @lru_cache(None)

@@ -6,15 +6,17 @@ Docs: https://dlcourse.github.io/dlcourse/course/tp1/cifar10.html.md"""
 
 # %% auto #0
 __all__ = ['v2_expectations', 'light_dropout', 'settings', 'reported_accuracy', 'channel_figures', 'is_balanced', 'data_page',
-           'l2_adam', 'cifar_learner', 'train_as_document', 'train_by_recipe', 'hardest', 'base_network',
+           'l2_adam', 'few_clothes', 'cifar_learner', 'train_as_document', 'train_by_recipe', 'hardest', 'base_network',
            'second_network', 'third_network', 'plot_records', 'reaches', 'same_order', 'four_settings']
 
 # %% ../../../nbs/course/tp1/01_cifar10.ipynb #2a5f8715
+from dataclasses import replace
 from functools import partial
 import torch
 from fastai.optimizer import OptimWrapper
 from ..experiment import Trial, classifier_figures, experiment, watched
 from ..records import draw_curve
+from ...data.arrays import Examples
 from ...data.blocks import dls_for
 from ...data.sources import load
 from ...data.transforms import CropFlip
@@ -58,6 +60,14 @@ def l2_adam(
     "Make torch's Adam, whose weight decay goes through the gradient"
     return OptimWrapper(params, torch.optim.Adam, lr=lr, weight_decay=wd, fused=True)
 
+# %% ../../../nbs/course/tp1/01_cifar10.ipynb #7be1c0a2
+def few_clothes(
+    n:int=200, # Test images that are kept
+)->Examples:
+    "Load the shipped clothes with their first `n` test images, for a quick trial"
+    ex = load('fashion_mini')
+    return replace(ex, x_test=ex.x_test[:n], y_test=ex.y_test[:n])
+
 # %% ../../../nbs/course/tp1/01_cifar10.ipynb #caee4b1b
 def cifar_learner(
     trial:Trial,
@@ -67,7 +77,7 @@ def cifar_learner(
     **kwargs, # Arguments of `learner_for`
 ): # A `Learner`
     "Make a Learner on CIFAR-10 with 5,000 images for validation; in a quick trial, on some shipped clothes"
-    data = trial.pick(dict(data='fashion_mini', n_per_class=30, channels=3, size=32), dict(data='cifar10', valid=5000))
+    data = trial.pick(dict(data=few_clothes(), n_per_class=30, channels=3, size=32), dict(data='cifar10', valid=5000))
     dls = dls_for(**data, bs=bs, augment=augment, seed=trial.seed, device=trial.device)
     learn = learner_for(arch, dls, seed=trial.seed, **kwargs)
     learn.model = learn.model.to(memory_format=torch.channels_last) # The same numbers in an order that convolutions read faster

@@ -14,6 +14,7 @@ import torch
 from fastai.data.external import fastai_cfg
 from ...core import CourseError
 from ..experiment import NotMeasured, Trial, classifier_figures, experiment, watched
+from .cifar10 import few_clothes
 from ...data.blocks import dls_for
 from ...data.transforms import BatchTransform
 from ...models.views import as_is, half_turned, mirrored, upside_down
@@ -30,7 +31,7 @@ def images(
     **kwargs, # Further arguments of `dls_for`
 ):
     "Loaders for `trial`; quick ones hold a few of the shipped clothes"
-    given = trial.pick(dict(data='fashion_mini', n_per_class=20, size=64, channels=3), dict(data=data, size=size, **shares)) | kwargs
+    given = trial.pick(dict(data=few_clothes(100), n_per_class=20, size=64, channels=3), dict(data=data, size=size, **shares)) | kwargs
     return dls_for(**given, seed=trial.seed, device=trial.device)
 
 # %% ../../../nbs/course/tp1/02_eurosat.ipynb #8d8f5634
