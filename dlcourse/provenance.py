@@ -65,7 +65,7 @@ def versions(
 def provenance(
     device:str='cpu', # 'cpu' or 'cuda'
     packages:str='dlcourse torch fastai torchvision timm numpy', # Names separated by spaces
-    paths=('.',), # As in `commit_and_changes`
+    paths=('.',), # Files and folders; see `commit_and_changes`
 )->dict: # Plain values, ready for JSON
     "When, where and with what something is measured"
     now = datetime.datetime.now(datetime.timezone.utc)

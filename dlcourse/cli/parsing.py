@@ -14,9 +14,9 @@ from .. import __version__
 
 # %% ../../nbs/cli/01_parsing.ipynb #816ef618
 def arg(
-    *names, # As in `argparse.add_argument`
+    *names, # Names of the option; see `argparse.add_argument`
     group:str=None, # Heading in the help
-    **kwargs, # As in `argparse.add_argument`
+    **kwargs, # Its arguments; see `argparse.add_argument`
 )->tuple:
     "An argument of a command"
     return names, group, kwargs

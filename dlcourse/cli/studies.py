@@ -34,13 +34,22 @@ def _records(folder):
     print(f"records: {record_file('', folder=folder).parent.as_posix()}")
 
 # %% ../../nbs/cli/06_studies.ipynb #53c16fb3
+def _sources(ids, folder):
+    "Say how many records are your own, and how many come with the package"
+    from dlcourse.course.records import find_record, record_file
+    own = sum(record_file(o, folder=folder).exists() for o in ids)
+    published = sum(find_record(o, folder).exists() for o in ids) - own
+    place = record_file('', folder=folder).parent.as_posix()
+    print(f'records: {own} in {place}' + (f', {published} that came with the package' if published else ''))
+
+# %% ../../nbs/cli/06_studies.ipynb #53c16fb4
 def _list_experiments(folder):
     from dlcourse.course.experiment import experiments, reproduction
     table = reproduction(folder=folder)
     usual = [f'about {o.minutes:g}' if o.minutes else '' for o in experiments().values()]
     table['minutes'] = table.minutes.astype(object).where(table.minutes.notna(), usual)
     print(table.rename(columns=dict(came_true='came true')).fillna('').to_string())
-    _records(folder)
+    _sources(table.index, folder)
 
 # %% ../../nbs/cli/06_studies.ipynb #6b7c3c01
 def _show_record(record):

@@ -10,14 +10,14 @@ __all__ = ['registry', 'Trial', 'NotMeasured', 'ShowEpochs', 'watched', 'classif
            'reproduce', 'recorded', 'reproduction']
 
 # %% ../../nbs/course/50_experiment.ipynb #32b5444f
-import importlib, math, pkgutil, re, shlex, time
+import math, re, shlex, time
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 import pandas as pd, torch
 from fastai.callback.core import Callback
-from ..core import CourseError, choose, lock_for, num_threads, seed_all, whole_file
+from ..core import CourseError, choose, import_all, lock_for, num_threads, seed_all, whole_file
 from .records import draw_record, find_record, read_record, record_file, summary, verdicts, write_record
 from ..insight.evaluation import evaluate
 from ..provenance import provenance
@@ -127,7 +127,7 @@ def _in_order(id):
 def experiments()->dict: # id -> `Experiment`, in the order of documents and items
     "All experiments of the package"
     from dlcourse import course as room
-    for o in pkgutil.walk_packages(room.__path__, room.__name__ + '.'): importlib.import_module(o.name)
+    import_all(room)
     return {k: registry[k] for k in sorted(registry, key=_in_order)}
 
 # %% ../../nbs/course/50_experiment.ipynb #b6ba145b

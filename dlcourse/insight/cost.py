@@ -107,6 +107,6 @@ def cost(
     x:Tensor=None, # A batch to time, (N, C, H, W) or (N, F); for a `Learner` the first of its validation part
     runs:int=5, # Timings of each, at least
 )->pd.DataFrame: # By name: parameters, bytes, FLOPs for one image, ms for the batch (median and quartiles), its images, ms for each
-    "What one or several networks cost; raises `CourseError` for anything else and for a network without a batch"
+    "Measure what one or several networks cost; raises `CourseError` for anything else and for a network without a batch"
     pairs = {k: _model_and_batch(o, x) for k,o in (model if isinstance(model, dict) else {'network': model}).items()}
     return pd.DataFrame.from_dict({k: _cost(*o, runs) for k,o in pairs.items()}, orient='index')

@@ -18,7 +18,7 @@ from ..core import CourseError, choose
 def history(
     learn, # Any fitted `Learner`, or its history as `DataFrame`
 )->pd.DataFrame: # One row an epoch, counted from 0; columns `train_loss`, `valid_loss`, each metric, `seconds` where measured
-    "What each epoch measured, by name; raises `CourseError` when nothing was recorded"
+    "Read what each epoch measured, by name; raises `CourseError` when nothing was recorded"
     own = learn if isinstance(learn, pd.DataFrame) else getattr(learn, 'history', None)
     hist = own if isinstance(own, pd.DataFrame) and len(own) else _recorded(learn)
     if not len(hist):
@@ -232,7 +232,7 @@ def convergence(
     runs, # A fitted `Learner`, a history, a list of losses, or a dictionary of name -> any of these
     within:float=0.05, # How near is near, as a fraction of the final level
 )->pd.DataFrame: # One row a run: steps, first step near the final level (from 1), final level, slope per step, settled
-    "Whether, how fast and to what level the training loss of the last fit converged; raises `CourseError` for fewer than five steps"
+    "Measure whether, how fast and to what level the training loss of the last fit converged; raises `CourseError` for fewer than five steps"
     runs = runs if isinstance(runs, dict) else {'loss': runs}
     return pd.DataFrame([_converged(step_losses(o), within) for o in _named(runs).values()], index=list(runs))
 

@@ -25,7 +25,7 @@ from .layers import (class_scores, device_of, draw_indices, evaluating, find_lay
 # %% ../../nbs/insight/07_embedding.ipynb #a7ea8ecd
 @dataclass(repr=False, eq=False)
 class Activations:
-    "What layers gave for some examples of a part; made by `layer_activations`"
+    "Outputs of layers for some examples of a part; made by `layer_activations`"
     features:dict # Name of the layer -> features, float32 (n, d)
     targets:np.ndarray # Class numbers (n,)
     preds:np.ndarray # Class numbers (n,)
@@ -76,7 +76,7 @@ def layer_activations(
     part='valid', # 'train' (0), 'valid' (1) or 'test' (2)
     n:int=1000, # Examples, at most; drawn if there are more
     pool:bool=True, # Whether maps are averaged over positions, or all values kept
-    seed:int=42, # Of the draw
+    seed:int=42, # Seed of the draw
 )->Activations:
     "Features that layers of `learn.model` give for examples; raises `CourseError` for unknown layers or parts, or without classes"
     if not isinstance(learn, Learner):
@@ -110,7 +110,7 @@ def probe_accuracy(
     x:np.ndarray, # Features (n, d)
     y:np.ndarray, # Class numbers (n,)
     folds:int=3, # Parts of the cross-validation, at least 2
-    seed:int=42, # Of the split
+    seed:int=42, # Seed of the split
 )->float: # Mean over the folds, 0 to 1
     "Cross-validated accuracy of a logistic regression; raises `CourseError` if a class has fewer examples than folds"
     from sklearn.linear_model import LogisticRegression
@@ -144,8 +144,8 @@ def _need_two_classes(acts):
 # %% ../../nbs/insight/07_embedding.ipynb #16496066
 @patch
 def separability(self:Activations,
-    folds:int=3, # Of the cross-validated probe
-    seed:int=42, # Of its split
+    folds:int=3, # Parts of the cross-validation, from 2
+    seed:int=42, # Seed of its split
 )->pd.DataFrame: # One row a layer: features, silhouette, Fisher ratio, probe accuracy; NaN where a class has too few examples
     "How well each layer separates the classes; raises `CourseError` for a single class"
     _need_two_classes(self)
@@ -175,7 +175,7 @@ methods = dict(tsne=_tsne, pca=_pca)
 @patch
 def embed(self:Activations,
     method:str='tsne', # 'tsne' or 'pca'
-    seed:int=42, # Of what is drawn at random
+    seed:int=42, # Seed of the random draws
 )->dict: # Name of the layer -> (points (n, 2), what they are)
     "The features of each layer in the plane; raises `CourseError` for fewer than five examples or an unknown method"
     f = methods[choose(method, methods, 'method')]
@@ -205,8 +205,8 @@ def plot(self:Activations,
     method:str='tsne', # 'tsne' or 'pca'
     ncols:int=3, # Panels in a row
     ax=None, # matplotlib axes, as many as layers; a new figure if None
-    folds:int=3, # Of the cross-validated probe
-    seed:int=42, # Of everything drawn at random
+    folds:int=3, # Parts of the cross-validation, from 2
+    seed:int=42, # Seed of all random draws
 )->Figure: # The matplotlib figure
     "Draw the examples as each layer has them, with silhouette and probe accuracy; raises `CourseError` as `embed` and `separability`"
     placed, table = self.embed(method, seed), self.separability(folds, seed)
@@ -224,12 +224,12 @@ def plot(self:Activations,
 def plot_embedding(
     learn:Learner, # Any fastai `Learner` of classes
     method:str='tsne', # 'tsne' or 'pca'
-    layers=None, # As in `layer_activations`
+    layers=None, # Names of layers; see `layer_activations`
     part='valid', # 'train' (0), 'valid' (1) or 'test' (2)
     n:int=1000, # Examples, at most
     pool:bool=True, # Whether maps are averaged over positions
-    seed:int=42, # Of everything drawn at random
-    **kwargs, # Of `Activations.plot`
+    seed:int=42, # Seed of all random draws
+    **kwargs, # Arguments of `Activations.plot`
 )->Figure: # The matplotlib figure
     "Draw examples as the layers of `learn.model` have them, one panel a layer; raises `CourseError` as `layer_activations` and `embed`"
     return layer_activations(learn, layers, part, n, pool, seed).plot(method, seed=seed, **kwargs)

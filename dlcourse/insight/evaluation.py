@@ -77,7 +77,7 @@ def class_probabilities(
 
 # %% ../../nbs/insight/02_evaluation.ipynb #1de1fe12
 def _unreduced(loss_func, out, targets):
-    "What `loss_func` gives before it averages"
+    "Compute `loss_func` of each example, before it averages"
     if hasattr(loss_func, 'reduction'):
         with contextmanager(replacing_yield)(loss_func, 'reduction', 'none'): return loss_func(out, targets)
     if 'reduction' in signature(loss_func).parameters: return loss_func(out, targets, reduction='none')
@@ -122,7 +122,7 @@ def class_names(
 # %% ../../nbs/insight/02_evaluation.ipynb #96ecfada
 @dataclass(repr=False, eq=False)
 class Evaluation:
-    "What one pass over a part of the data gave; made by `evaluate`"
+    "Predictions, targets and losses of one pass over a part of the data; made by `evaluate`"
     learn:Learner # The judged learner
     dl:object # The loader, its items in order
     part:str # 'train', 'valid', 'test', or 'dl' for a loader of the caller's

@@ -61,7 +61,7 @@ def _map_layer(model, layer, found):
 # %% ../../nbs/insight/06_explain.ipynb #ea885d75
 def modules_outside(
     model:nn.Module,
-    name:str, # Of a module in `model`
+    name:str, # Name of a module in `model`
 )->tuple: # (modules, the module called `name`)
     "The largest parts of `model` that don't hold the module `name`, and that module"
     off, m = [], model
@@ -196,7 +196,7 @@ def _targets(y, n):
 # %% ../../nbs/insight/06_explain.ipynb #daa417df
 @dataclass(repr=False, eq=False)
 class Explanation:
-    "What `grad_cam` or `saliency` found for a batch of images"
+    "Heat maps that `grad_cam` or `saliency` found for a batch of images"
     method:str # 'Grad-CAM' or 'saliency'
     layer:str # Name of the layer; 'input' for saliency
     images:Tensor # To draw, float (N, C, H, W) from 0 to 1
@@ -257,7 +257,7 @@ def _draw_heat(ax, image, heat):
 # %% ../../nbs/insight/06_explain.ipynb #80e9bfba
 @patch
 def _title(self:Explanation, k, i):
-    "What map `k` of image `i` explains"
+    "Name the class that map `k` of image `i` explains"
     c = int(self.classes[k, i])
     said, p = self.of[k] if self.of[k] in ('actual', 'predicted') else 'for', self.preds[i, c]
     return f"{said}: {self.vocab[c]}\np = {p:.2f}" + ('' if self.maps[k, i].max() > 0 else ', no evidence')
@@ -284,8 +284,8 @@ def plot(self:Explanation,
 # %% ../../nbs/insight/06_explain.ipynb #9545cccc
 def saliency(
     learn:Learner, # Any fastai `Learner` of images
-    items=None, # As in `grad_cam`
-    of=None, # As in `grad_cam`
+    items=None, # Images; see `grad_cam`
+    of=None, # Classes; see `grad_cam`
     part='valid', # 'train' (0), 'valid' (1) or 'test' (2)
 )->Explanation:
     "How much each pixel matters to the score of a class; raises `CourseError` as `grad_cam`"

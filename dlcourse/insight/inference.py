@@ -180,7 +180,7 @@ def _agree(got, expected, what, tol=1e-4):
 
 # %% ../../nbs/insight/05_inference.ipynb #eb2aa2dd
 def _exported(export, net, **kwargs):
-    "What `export` makes of `net` for any number of images; raises `CourseError` if torch can't"
+    "Export `net` as a program for any number of images; raises `CourseError` if torch can't"
     x, n = net.pixels[:2].contiguous(), torch.export.Dim('n')
     if len(x) < 2: raise CourseError('an export needs two validation images or more, to leave the number of images open')
     with torch.no_grad(), warnings.catch_warnings():
@@ -211,7 +211,7 @@ def run_onnx(
     program, # An ONNX file, or its bytes
     pixels, # uint8 (n, C, H, W)
 )->np.ndarray: # (n, K)
-    "What an exported program says to `pixels`, by `onnxruntime`; raises `CourseError` for a file that is missing or damaged"
+    "Run an exported program on `pixels` with `onnxruntime`; raises `CourseError` for a file that is missing or damaged"
     return _session(program).run(None, {'pixels': np.ascontiguousarray(pixels)})[0]
 
 # %% ../../nbs/insight/05_inference.ipynb #d972e60e
@@ -256,7 +256,7 @@ def pixels(file):
 
 
 def answer(file):
-    "What the network says to the image in `file`"
+    "Predict the class of the image in `file`"
     with torch.no_grad(): out = network(pixels(file))[0].tolist()
     if not settings['classes']: return dict(file=str(file), numbers=out)
     return dict(file=str(file), answer=settings['classes'][out.index(max(out))], probabilities=dict(zip(settings['classes'], out)))
@@ -282,7 +282,7 @@ def run_alone(
     folder, # That `export_folder` wrote
     files:list, # Images
 )->list: # One dictionary for each file
-    "What `predict.py` in `folder` says to `files`, in a process without this package; raises `CourseError` if it fails"
+    "Run `predict.py` of `folder` on `files`, in a process without this package; raises `CourseError` if it fails"
     words = [str(Path(o).resolve()) for o in (Path(folder)/'predict.py', *files)]
     cwd = words[0].rpartition('predict.py')[0] or None
     out = subprocess.run([sys.executable, '-c', _alone, *words], capture_output=True, text=True, cwd=cwd)

@@ -56,7 +56,7 @@ def resize_inputs(
 # %% ../../nbs/insight/04_resolution.ipynb #ad23defc
 @dataclass(repr=False)
 class SizedPreds:
-    "What one network answers for the same images at several sizes; made by `preds_at`"
+    "Answers of one network for the same images at several sizes; made by `preds_at`"
     sizes:list # Pairs (height, width), S of them, fewest pixels first
     preds:Tensor # Probabilities, (S, n, K)
     targets:Tensor # Class numbers, int64 (n,)
@@ -172,7 +172,7 @@ def _inside(model):
 
 # %% ../../nbs/insight/04_resolution.ipynb #b5a45b13
 def _try_size(model, x, size):
-    "What `model` gives for one image at `size`, or a `CourseError` with the layer that failed"
+    "Run `model` on one image at `size`; raises `CourseError` with the layer that failed"
     with _inside(model) as stack:
         try: return model(AtSize(size).apply(x))
         except (RuntimeError, ValueError, AssertionError) as e:
@@ -215,7 +215,7 @@ class RandomSize(BatchTransform):
     order = 12
     def __init__(self,
         sizes, # Sides in pixels, or pairs (height, width); one that is given twice is twice as likely
-        seed:int=None, # Of its own random numbers; None for torch's global generator
+        seed:int=None, # Seed of its own random numbers; None for torch's global generator
     ):
         _sizes(sizes)
         self.sizes = [(o, o) if isinstance(o, Integral) else tuple(o) for o in sizes]
@@ -231,7 +231,7 @@ class RandomPart(BatchTransform):
     order = 12
     def __init__(self,
         least:float=0.08, # Share of the area that a part has at least, above 0 and up to 1
-        seed:int=None, # Of its own random numbers; None for torch's global generator
+        seed:int=None, # Seed of its own random numbers; None for torch's global generator
     ):
         if not 0 < least <= 1: raise CourseError(f'a part has a share of the area above 0 and up to 1, not {least!r}')
         self.least = least
@@ -271,7 +271,7 @@ class SizePredictor:
     "A cheap model that says which size an image needs; made by `train_size_predictor`"
     sizes:list # Pairs (height, width), S of them, fewest pixels first
     model:object # A scikit-learn classifier of thumbnails
-    side:int # Of the thumbnails, pixels
+    side:int # Side of the thumbnails, pixels
 
     @property
     def flops(self): return 2*self.model[-1].coef_.size
@@ -297,7 +297,7 @@ def train_size_predictor(
     learn:Learner, # Any fastai `Learner` that classifies images
     sizes, # Sides in pixels to choose from, or pairs (height, width)
     ds_idx:int|str=0, # Part to learn from, as in `evaluate`
-    side:int=8, # Of the thumbnails that it sees, pixels
+    side:int=8, # Side of the thumbnails that it sees, pixels
 )->SizePredictor:
     "Learn which size an image needs; raises `CourseError` where one size is enough for all"
     from sklearn.linear_model import LogisticRegression
@@ -323,7 +323,7 @@ def look_twice(
 # %% ../../nbs/insight/04_resolution.ipynb #defc4e91
 def best_mixture(
     cost:float, # Mean FLOPs per image, at least those of the cheapest size
-    flops, # Of each size, (S,)
+    flops, # FLOPs at each size, (S,)
     accuracy, # At each size, (S,)
 )->np.ndarray: # Share of the images that each size gets, (S,)
     "Shares of two sizes, drawn at random for each image, that reach the best accuracy for `cost`"

@@ -34,6 +34,11 @@ def own_head(
         if isinstance(m, nn.Dropout): m.inplace,m.p = False,m.p if dropout is None else dropout
     return chain(**dict(zip(_layer_names(layers), layers)))
 
+# %% ../../nbs/models/04f_heads.ipynb #a0ab8e03
+def _mean_pool(shape):
+    "A layer that takes the mean of a feature map; nothing for a vector"
+    return nn.AdaptiveAvgPool2d(1) if len(shape) == 3 else None
+
 # %% ../../nbs/models/04f_heads.ipynb #a0ab8e04
 def linear_head(
     shape, # Shape of one image's features: (C, h, w) or (F,)
@@ -41,9 +46,8 @@ def linear_head(
     dropout:float|None=None, # Share, 0 to below 1; 0.2 if not given
 )->nn.Sequential:
     "Mean of the map, batch normalisation, dropout, one layer"
-    pool = nn.AdaptiveAvgPool2d(1) if len(shape) == 3 else None
     drop = drop_layer(0.2 if dropout is None else dropout)
-    return chain(pool=pool, flatten=nn.Flatten(), norm=nn.BatchNorm1d(shape[0]), dropout=drop, out=nn.Linear(shape[0], n_out))
+    return chain(pool=_mean_pool(shape), flatten=nn.Flatten(), norm=nn.BatchNorm1d(shape[0]), dropout=drop, out=nn.Linear(shape[0], n_out))
 
 # %% ../../nbs/models/04f_heads.ipynb #8f1c2d11
 def fastai_head(
@@ -69,7 +73,7 @@ def mean_head(
 )->nn.Sequential:
     "The head of `fastai_head` on the mean of the map"
     layers = dict(fastai_head(shape[:1], n_out, dropout).named_children())
-    return chain(pool=nn.AdaptiveAvgPool2d(1) if len(shape) == 3 else None, **layers)
+    return chain(pool=_mean_pool(shape), **layers)
 
 # %% ../../nbs/models/04f_heads.ipynb #f5124f4c
 def dense_head(

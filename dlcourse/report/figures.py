@@ -97,7 +97,7 @@ def _draw_curves(es, shown):
 def curves_figure(
     es:list, # Evaluated entries
     say:Wording, # The language
-    scale:float=1., # Of the height
+    scale:float=1., # Factor for the height
 )->dict|None: # SVG, caption, and whether it is as wide as the page; None if there is no history
     "Loss and metric by epoch, of the seven best learners if there are more"
     known = [o for o in es if o.hist is not None and 'loss' in metric_names(o.hist)]
@@ -115,7 +115,7 @@ def curves_figure(
 def matrix_figure(
     e:Entry, # An evaluated entry
     say:Wording, # The language
-    scale:float=1., # Of width and height
+    scale:float=1., # Factor for width and height
 )->dict: # SVG, caption and width as a fraction of the column
     "The confusion matrix, and the pairs of classes that are confused most often"
     K = len(e.ev.vocab)

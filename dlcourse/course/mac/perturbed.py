@@ -114,7 +114,7 @@ perturbed_expectations = {
 
 # %% ../../../nbs/course/mac/05_perturbed.ipynb #4a6b579f
 def draw_perturbed(
-    record:dict, # Of mac-4a
+    record:dict, # Record of mac-4a
 ): # A matplotlib figure
     "Draw the accuracy against the strength, a panel for each change"
     axs = panels(3, None, width=4)

@@ -108,7 +108,7 @@ rate_expectations = {
 
 # %% ../../../nbs/course/mba/04_boston.ipynb #c725f19f
 def draw_rates(
-    record:dict, # Of mba-7
+    record:dict, # Record of mba-7
 ): # A matplotlib figure
     "Draw the test error of A and B by epoch, a line for each seed"
     ax = panels(1, None, width=6, height=3.4)[0]
@@ -183,7 +183,7 @@ reported_mse = dict(zip(batches, (22.5, 19.1, 23.9, 21.6, 25.3, 23.7, 30.7, 129.
 
 # %% ../../../nbs/course/mba/04_boston.ipynb #b29fc119
 def draw_batches(
-    record:dict, # Of mba-8
+    record:dict, # Record of mba-8
 ): # A matplotlib figure
     "Draw the test error of each seed against the batch size, with the single run of the document"
     ax = panels(1, None, width=6, height=3.6)[0]

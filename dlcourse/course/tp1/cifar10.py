@@ -140,7 +140,7 @@ def second_network(trial):
     return train_by_recipe(trial, 'cnn_v2', dropout=0.1)
 
 # %% ../../../nbs/course/tp1/01_cifar10.ipynb #0ad43236
-light_dropout = (0., 0.05, 0.1, 0.15, 0.2) # Of our recipe, by block
+light_dropout = (0., 0.05, 0.1, 0.15, 0.2) # Shares of dropout in our recipe, by block
 
 # %% ../../../nbs/course/tp1/01_cifar10.ipynb #07416ecf
 @experiment('tp1-1.4', 'CIFAR-10: CNNV3', variants=('document', 'ours'), seeds=1, needs=('cifar10',), minutes=75,
