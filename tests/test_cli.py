@@ -622,7 +622,7 @@ def test_reproduce_says_what_its_figures_are(run):
     code, out, _ = run('reproduce mba-1 --full -o records')
     assert code == 0 and not any('quick' in o for o in out)
     code, out, _ = run('reproduce -o records')
-    assert out[-1] == 'records: 0 in records' and next(o for o in out if o.startswith('mac-3c')).split()[-2:] == ['about', '7']
+    assert out[-1] == 'records: 1 in records' and next(o for o in out if o.startswith('mac-3c')).split()[-2:] == ['about', '7']
 
 
 def test_reproduce_looks_at_the_folder_first(run):
