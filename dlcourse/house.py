@@ -14,7 +14,7 @@ from pathlib import Path
 # %% ../nbs/architecture.ipynb #6d0f0e44
 FLOORS = [
     dict(core='helpful errors, seeding, files written in one step', house='this table of floors'),
-    dict(provenance='when, where and with what something was measured'),
+    dict(provenance='when, where and with what something was measured', files='JSON and tensors from elsewhere, checked'),
     dict(data='examples: data sets, selections, transforms, loaders', models='networks, and their pretrained weights'),
     dict(training='a model and data become a Learner; how it is trained'),
     dict(insight='what a trained Learner shows: curves, tables, maps'),

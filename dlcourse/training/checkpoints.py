@@ -1,4 +1,4 @@
-"""Tensors in files that hold no code: weights, the state of an optimiser, and what isn't trained
+"""Tensors that a training carries on from: weights, the state of an optimiser, and what isn't trained; checked before they are used
 
 Docs: https://dlcourse.github.io/dlcourse/training/checkpoints.html.md"""
 
@@ -9,48 +9,43 @@ __all__ = ['save_tensors', 'load_tensors', 'load_weights', 'optimizer_parameters
            'frozen_names', 'without', 'within_prefix', 'with_prefix', 'training_state', 'load_training_state']
 
 # %% ../../nbs/training/07_checkpoints.ipynb #7348dc31
-import json
+import inspect, json
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 from ..core import CourseError, whole_file
+from ..files import check_numbers, check_tensors, from_json, read_tensors, write_tensors
 from ..models.pretrained import TransferNet
 
-# %% ../../nbs/training/07_checkpoints.ipynb #cccd0573
+# %% ../../nbs/training/07_checkpoints.ipynb #8ebb0b2b
 def save_tensors(
     path, # File to write
     tensors:dict, # Name -> tensor
     **notes, # Anything that JSON can hold
 ):
     "Write `tensors` and `notes` as one safetensors file in one step; raises `CourseError` if it can't be written"
-    plain = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k,v in tensors.items()}
-    with whole_file(path, 'wb') as f: f.write(save(plain, {k: json.dumps(v) for k,v in notes.items()} or None))
+    with whole_file(path, 'wb') as f: write_tensors(f, tensors, {k: json.dumps(v) for k,v in notes.items()})
 
-# %% ../../nbs/training/07_checkpoints.ipynb #1c262cab
+# %% ../../nbs/training/07_checkpoints.ipynb #18ea2ff4
 def load_tensors(
     path, # A safetensors file
 )->tuple: # Name -> tensor, name -> note
     "Read a file that `save_tensors` wrote; raises `CourseError` for a missing or damaged file"
-    try:
-        with safe_open(path, 'pt') as f:
-            return {k: f.get_tensor(k) for k in f.keys()}, {k: json.loads(v) for k,v in (f.metadata() or {}).items()}
-    except FileNotFoundError as e: raise CourseError(f'{path} is missing') from e
-    except (OSError, ValueError, SafetensorError) as e: raise CourseError(f'{path} is damaged ({e})') from e
+    tensors, texts = read_tensors(path)
+    return tensors, {k: from_json(v, f'{path} (its note {k!r:.50})') for k,v in texts.items()}
 
 # %% ../../nbs/training/07_checkpoints.ipynb #0e1af717
 def load_weights(
     model, # A network
     weights:dict, # Name -> tensor
     source='the file', # Where they come from, for the message
+    sound:bool=True, # Whether NaN and infinite numbers are refused
 ):
-    "Give `model` these weights; raises `CourseError` that names the first one that doesn't fit"
-    have = {k: tuple(v.shape) for k,v in model.state_dict().items()}
-    got = {k: tuple(v.shape) for k,v in weights.items()}
-    odd = [k for k in {**have, **got} if have.get(k) != got.get(k)]
-    if odd:
-        given, wanted = got.get(odd[0], 'none'), have.get(odd[0], 'none')
-        raise CourseError(f"{source} does not fit the network: {odd[0]} has shape {given}, expected {wanted}")
+    "Give `model` these weights; raises `CourseError` that names the first one that doesn't fit or holds NaN"
+    check_tensors(weights, model.state_dict(), source)
+    parameters = {k for k,_ in model.named_parameters()}
+    if sound:
+        check_numbers({k: v for k,v in weights.items() if k in parameters}, source)
+        check_numbers(weights, source, infinite=True) # a buffer may be a mask of infinite numbers
     model.load_state_dict(weights)
 
 # %% ../../nbs/training/07_checkpoints.ipynb #b07f287b
@@ -66,11 +61,32 @@ def optimizer_tensors(
     return found
 
 # %% ../../nbs/training/07_checkpoints.ipynb #c9baa510
+def _state_kinds(opt):
+    "What an optimiser of torch keeps for one parameter of shape (2, 3), after a step"
+    p = torch.nn.Parameter(torch.zeros(2, 3))
+    p.grad = torch.zeros(2, 3)
+    taken = inspect.signature(type(opt)).parameters
+    twin = type(opt)([p], **{k: v for k,v in opt.defaults.items() if k in taken})
+    twin.step()
+    return {k: v for k,v in twin.state[p].items() if isinstance(v, Tensor)}
+
+# %% ../../nbs/training/07_checkpoints.ipynb #5a0bf6da
+def _expected_state(learn, names):
+    "Tensors like those that the state of the optimiser must have, for each parameter of which one is among `names`"
+    kinds, found = _state_kinds(learn.opt.opt), {}
+    for i, p in enumerate(optimizer_parameters(learn)):
+        if not any(o.startswith(f'{i}.') for o in names): continue
+        for k,v in kinds.items(): found[f'{i}.{k}'] = torch.empty_like(p, device='meta') if v.ndim else v
+    return found
+
+# %% ../../nbs/training/07_checkpoints.ipynb #f4a02441
 def load_optimizer(
     learn, # A `Learner` with the same optimiser
     tensors:dict, # Tensors from `optimizer_tensors`
+    source='the file', # Where they come from, for the message
 ):
-    "Give the optimiser its state back"
+    "Give the optimiser its state back; raises `CourseError` that names the first tensor that doesn't fit"
+    check_tensors(tensors, _expected_state(learn, tensors), source, 'the optimiser')
     parameters, state = optimizer_parameters(learn), learn.opt.opt.state
     for name, v in tensors.items():
         i, k = name.split('.', 1)
@@ -102,9 +118,18 @@ def training_state(
     tensors = with_prefix('model.', without(learn.model.state_dict(), frozen)) | with_prefix('best.', best)
     tensors |= with_prefix('opt.', optimizer_tensors(learn)) | dict(smooth_val=smooth.val)
     waited = {k: vars(watch)[k] for k in ('best', 'wait') if k in vars(watch)}
-    return tensors, dict(watch=waited, best_epoch=learn.best_epoch, smooth_count=smooth.count, rows=learn.rows)
+    return tensors, dict(watch=waited, best_epoch=learn.best_epoch, smooth_count=smooth.count, rows=learn.rows, n_tensors=len(tensors))
 
 # %% ../../nbs/training/07_checkpoints.ipynb #096ddca6
+def _check_complete(tensors, notes, source):
+    "Raise `CourseError` unless there are as many tensors as were written, each of a known part"
+    n, known = notes.get('n_tensors', len(tensors)), ('model.', 'best.', 'opt.')
+    if n != len(tensors): raise CourseError(f'{source} is damaged: it has {len(tensors)} tensors, expected {n}')
+    other = next((k for k in tensors if not k.startswith(known) and k != 'smooth_val'), None)
+    if other is not None: raise CourseError(f'{source} is damaged: it has a tensor {other!r} that is of no part of a training')
+    check_tensors(dict(smooth_val=tensors.get('smooth_val')), dict(smooth_val=torch.tensor(0.)), source, 'the record')
+
+# %% ../../nbs/training/07_checkpoints.ipynb #41242a3d
 def load_training_state(
     learn, # A `LeanLearner` at the start of a fit
     watch, # Its `BestWeights`
@@ -114,9 +139,15 @@ def load_training_state(
     source='the checkpoint', # Where they come from, for the message
 ):
     "Let `learn` carry on from there; raises `CourseError` if the weights don't fit"
-    model, best, fixed = within_prefix(tensors, 'model.'), within_prefix(tensors, 'best.'), fixed or {}
-    load_weights(learn.model, fixed | model, source)
-    load_optimizer(learn, within_prefix(tensors, 'opt.'))
+    _check_complete(tensors, notes, source)
+    needed = [k for k in ('best', 'wait') if k in vars(watch)]
+    if sorted(notes['watch']) != needed: raise CourseError(f"{source} is damaged: its note 'watch' must have {' and '.join(needed)}")
+    model, best, opt = (within_prefix(tensors, o) for o in ('model.', 'best.', 'opt.'))
+    fixed = fixed or {}
+    load_weights(learn.model, fixed | (best or model), source) # the best ones must be sound
+    load_weights(learn.model, fixed | model, source, sound=False) # the last ones needn't be: `StopOnNaN` sees to that
+    if all(v.isfinite().all() for v in model.values()): check_numbers(opt, source, infinite=True)
+    load_optimizer(learn, opt, source)
     kept = {k: v.to(learn.dls.device) for k,v in (fixed | (best or model)).items()}
     vars(watch).update(notes['watch'], weights=kept)
     learn.best_epoch = notes['best_epoch']

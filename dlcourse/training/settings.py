@@ -87,8 +87,11 @@ _yes_or_no = Rule('True or False', lambda v: isinstance(v, bool))
 _table = Rule('a dictionary of arguments', lambda v: isinstance(v, dict))
 _rate = Rule("a number above 0, or 'auto'", lambda v: v == 'auto' or (_is_number(v) and v > 0))
 
-settings_rules = dict(epochs=_or_none(_whole(1)), fine_tune=_or_none(_whole(1)), lr=_rate, lr_found=_or_none(_rate), seed=_whole(0),
-                      threads=_or_none(_whole(1, 1024)), data_args=_table, model_args=_table, learner_args=_table)
+_name = Rule('a name', lambda v: isinstance(v, str) and bool(v))
+
+settings_rules = dict(arch=_name, data=_name, schedule=_name, device=_or_none(_name), epochs=_or_none(_whole(1)),
+    fine_tune=_or_none(_whole(1)), lr=_rate, lr_found=_or_none(_rate), seed=_whole(0), threads=_or_none(_whole(1, 1024)),
+    data_args=_table, model_args=_table, learner_args=_table)
 
 # %% ../../nbs/training/06_settings.ipynb #bd87c72b
 def _is_size(v):
@@ -129,6 +132,7 @@ class Settings:
 
     def __post_init__(self):
         check_values(vars(self), settings_rules)
+        if self.seed >= 2**63: raise CourseError(f'seed must be below 2**63, got {self.seed!s:.50}')
         self.schedule = choose(self.schedule, schedules, 'schedule')
         if self.fine_tune and self.schedule != 'one_cycle':
             raise CourseError(f"schedule must be 'one_cycle' for fine-tuning, which is two one-cycle fits, got {self.schedule!r}")
@@ -254,15 +258,19 @@ def _threads(n):
     if n not in (None, there): raise CourseError(f'threads must be {there} on this machine, where torch takes no other number, got {n}')
     return there
 
+# %% ../../nbs/training/06_settings.ipynb #66874524
+def _with_arguments(s, arch):
+    "A copy of `s` with all arguments of data, network and Learner by their full names"
+    _refuse_transfer(s, arch)
+    return replace(s, data_args=_data_args(s), model_args=_model_args(s, arch), learner_args=_learner_args(s, arch))
+
 # %% ../../nbs/training/06_settings.ipynb #f7fa6849
 @patch
 def written_out(self:Settings)->Settings: # A copy
     "Name every default of these settings; raises `CourseError` for an unknown name and for a value that can't work"
     arch = find_arch(self.arch)
-    _refuse_transfer(self, arch)
     find_device(self.device)
-    res = replace(self, arch=arch.name, data=_data_name(self.data), data_args=_data_args(self), model_args=_model_args(self, arch),
-                  learner_args=_learner_args(self, arch), threads=_threads(self.threads))
+    res = replace(_with_arguments(self, arch), arch=arch.name, data=_data_name(self.data), threads=_threads(self.threads))
     if 'pretrained' in arch.args:
         _write_transfer_out(res)
         _check_frozen(res)
@@ -288,17 +296,27 @@ def rehearse(self:Settings):
 def learner(self:Settings,
     device:str=None, # Another device than that of the settings
     backbone:dict=None, # Facts from `backbone_facts`, for a network that gets its weights later: none are read or fetched
+    own:bool=True, # Whether the settings are this user's own; no file that those of a run folder name is written
 )->LeanLearner: # A fastai `Learner`, not trained yet
     "Data, network and Learner of these settings; raises `CourseError` for what isn't there or doesn't fit"
-    with num_threads(self.threads):
-        dls = dls_for(self.data, seed=self.seed, device=find_device(device or self.device), **self.data_args)
-        try: return _rebuilt(self, dls, backbone) if backbone else _learner(self, dls, **self.model_args)
+    s = self if own else _only_reading(self)
+    with num_threads(s.threads):
+        try:
+            dls = dls_for(s.data, seed=s.seed, device=find_device(device or s.device), **s.data_args)
+            learn = _rebuilt(s, dls, backbone) if backbone else _learner(s, dls, **s.model_args)
         except CourseError: raise
-        except (TypeError, ValueError, RuntimeError) as e: # from torch or Python, for values of a wrong kind
-            given = {k: v for k,v in self.model_args.items() if v != find_arch(self.arch).args.get(k)}
-            raise CourseError(f'cannot make {self.arch} with {given}: {str(e).splitlines()[0]}') from e
+        except (TypeError, ValueError, RuntimeError, ArithmeticError, LookupError, MemoryError) as e: # for values of a wrong kind
+            given = {k: v for k,v in s.model_args.items() if v != find_arch(s.arch).args.get(k)}
+            raise CourseError(f'cannot make {s.arch} with {given}: {(str(e) or type(e).__name__).splitlines()[0]}') from e
+    if isinstance(learn, TransferLearner): learn.writes_cache = own
+    return learn
 
 def _learner(s, dls, **model_args): return learner_for(s.arch, dls, seed=s.seed, **s.learner_args, **model_args)
+
+def _only_reading(s):
+    "A copy of `s`, which may be a stranger's: its arguments checked, and nothing downloaded to a place that it names"
+    s = _with_arguments(s, find_arch(s.arch))
+    return s if s.data_args['path'] is None else replace(s, data_args={**s.data_args, 'download': False})
 
 # %% ../../nbs/training/06_settings.ipynb #aff97539
 def _name_only(weights):

@@ -265,7 +265,7 @@ class TransferLearner(LeanLearner):
     "A `LeanLearner` of a `TransferNet` that trains the head on features computed once while the body is frozen"
     def __init__(self, *args, cache=None, copies=1, **kwargs):
         super().__init__(*args, **kwargs)
-        self.cache, self.copies, self._found = cache, copies, None
+        self.cache, self.copies, self.writes_cache, self._found = cache, copies, True, None
 
     def fit(self, n_epoch, *args, **kwargs):
         "Fit as `LeanLearner.fit`, on features computed once if `cache` is set and the body is frozen"
@@ -283,7 +283,7 @@ def _features(self:TransferLearner):
     if file and Path(file).exists(): found = load_features(file, origin, self.dls.device)
     else:
         found = features_of(self.model, self.dls, self.copies)
-        if file: save_features(found, file, origin)
+        if file and self.writes_cache: save_features(found, file, origin)
     self._found = origin, found
     return found
 
