@@ -1,5 +1,6 @@
 "What the tests share"
 import os
+os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE') # a thread that waits for another one sleeps; it is read when torch is imported
 from pathlib import Path
 
 import pytest
