@@ -8,6 +8,7 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -23,9 +24,9 @@ from fastai.vision.data import ImageBlock
 from fasttransform import Pipeline
 from PIL import Image
 
-from dlcourse.core import CourseError, seed_all
+from dlcourse.core import CourseError, notice, seed_all
 from dlcourse.data import download as download_module, sources
-from dlcourse.data.arrays import Examples
+from dlcourse.data.arrays import Examples, as_examples
 from dlcourse.data.blocks import block_for, dls_for
 from dlcourse.data.catalogue import Source, catalogue
 from dlcourse.data.check import check
@@ -533,13 +534,239 @@ def test_shown_images_belong_to_their_row():
     assert (a == shown((x, y), n=5, seed=1)[::3, ::3]).all() and (a != shown((x, y), n=5, seed=2)[::3, ::3]).any()
 
 
+# --- arrays of any kind ---
+
+bytes8 = np.random.default_rng(0).integers(0, 256, (30, 1, 8, 8)).astype(np.uint8)
+bytes8[0, 0, 0, 0] = 255
+rows5 = np.random.default_rng(1).normal(size=(30, 5))
+three = np.arange(30) % 3
+names3 = np.array(['ant', 'bee', 'cat'])[three]
+frame = pd.DataFrame(rows5, columns=list('abcde'))
+
+
+def read_only(a):
+    a = a.copy()
+    a.flags.writeable = False
+    return a
+
+
+def mapped(folder):
+    a = np.memmap(folder/'a.bin', dtype=np.uint8, mode='w+', shape=bytes8.shape)
+    a[:] = bytes8
+    a.flush()
+    return np.memmap(folder/'a.bin', dtype=np.uint8, mode='r', shape=bytes8.shape)
+
+
+SAME_IMAGES = {
+    'floats to 1': bytes8/255, 'float16': (bytes8/255).astype('f2'), 'floats to 255': bytes8.astype('f4'), 'int64': bytes8.astype(int),
+    '16 bits': bytes8.astype('u2')*257, 'big-endian': bytes8.astype('>u2')*257, 'channels last': bytes8.transpose(0, 2, 3, 1),
+    'no channels': bytes8[:, 0], 'backwards': bytes8[::-1, :, ::-1][::-1, :, ::-1], 'read-only': read_only(bytes8), 'list': list(bytes8),
+    'tensors': [torch.tensor(o) for o in bytes8], 'gradient': torch.tensor(bytes8/255, requires_grad=True),
+    'bfloat16': torch.tensor(bytes8).bfloat16(), 'pictures': [Image.fromarray(o[0]) for o in bytes8], 'objects': bytes8.astype(object),
+    '16-bit pictures': [Image.fromarray(o[0].astype('u2')*257) for o in bytes8], 'nested lists': bytes8.tolist(),
+}
+
+
+@pytest.mark.parametrize('kind', SAME_IMAGES)
+def test_images_of_every_kind_are_the_same_images(kind):
+    x = SAME_IMAGES[kind]
+    ex = as_examples((x, three, x[:9], three[:9]))
+    assert torch.equal(ex.x, torch.tensor(bytes8)) and torch.equal(ex.x_test, ex.x[:9]) and ex.x.is_contiguous()
+
+
+def test_a_mapped_file_stays_on_disk(tmp_path):
+    x = mapped(tmp_path)
+    with warnings.catch_warnings(): warnings.simplefilter('error'); dls = dls_for((x, three), bs=5)
+    assert dls.train.store.parts[0][0].data_ptr() == x.ctypes.data and torch.isfinite(dls.one_batch()[0]).all()
+
+
+SAME_LABELS = {
+    'int8': three.astype('i1'), 'uint16': three.astype('u2'), 'uint64': three.astype('u8'), 'big-endian': three.astype('>i8'),
+    'column': three[:, None],
+    'backwards': three[::-1].copy()[::-1], 'from 1': three + 1, 'text': names3, 'bytes': names3.astype('S'),
+    'list of text': names3.tolist(),
+    'Series': pd.Series(three, index=range(30, 0, -1)), 'Int64': pd.Series(three, dtype='Int64'), 'table': pd.DataFrame(dict(y=three)),
+    'string': pd.Series(names3, dtype='string'), 'categories': pd.Categorical(names3, ['ant', 'bee', 'cat', 'dog']),
+    'objects': three.astype(object),
+    'one-hot': np.eye(3)[three], 'one-hot tensor': torch.eye(3, dtype=torch.int64)[three], 'dummies': pd.get_dummies(pd.Series(names3)),
+    'tensors': list(torch.tensor(three)), 'uint8 text': np.array(['10', '9', '2'])[2 - three],
+}
+
+
+@pytest.mark.parametrize('kind', SAME_LABELS)
+def test_labels_of_every_kind_are_the_same_labels(kind):
+    y = SAME_LABELS[kind]
+    y_test = y.iloc[:9] if hasattr(y, 'iloc') else y[:9]
+    ex = as_examples((bytes8, y, bytes8[:9], y_test))
+    assert ex.y.tolist() == three.tolist() and ex.y_test.tolist() == three[:9].tolist() and len(ex.vocab) == 3
+    named = {'from 1': '123', 'uint8 text': ['2', '9', '10']}
+    if isinstance(y, pd.Categorical) or kind in ('text', 'dummies', 'string', 'bytes'): named[kind] = ['ant', 'bee', 'cat']
+    assert kind not in named or ex.vocab == list(named[kind])
+
+
+def test_true_and_false_are_two_classes():
+    ex = as_examples((rows5, three > 0))
+    assert ex.vocab == ['False', 'True'] and ex.y.tolist() == (three > 0).tolist()
+    assert as_examples((rows5, three > 0, ['no', 'yes'])).vocab == ['no', 'yes']
+
+
+@pytest.mark.parametrize('x', [rows5, rows5.astype('>f4'), rows5.astype(object), rows5.tolist(), list(rows5),
+    frame, torch.tensor(rows5).to_sparse(),
+    torch.tensor(rows5, requires_grad=True), read_only(rows5), np.asfortranarray(rows5), frame.astype('Float64'),
+    frame.set_index('a', drop=False)],
+    ids=range(12))
+def test_rows_of_every_kind_are_the_same_rows(x):
+    ex = as_examples((x, three, x, three))
+    assert torch.allclose(ex.x, torch.tensor(rows5).float()) and ex.x.dtype == torch.float32 and torch.equal(ex.x, ex.x_test)
+
+
+BAD_ARRAYS = [
+    ((bytes8, None), 'y must be an array'), ((bytes8, three[:-1]), '30 images but 29 labels'), ((three, bytes8), 'are x and y swapped'),
+    ((rows5, three*10**9), 'names of classes (y.astype(str)) or numbers to predict (y.astype(float))'), ((rows5, three*2),
+    'names of classes'),
+    ((rows5, three - 1), "-1, which may mean 'no label' or name a class"), ((rows5, np.full(30, np.nan)),
+    'no label (NaN or None) for 30 of 30'),
+    ((rows5, [None, *names3[1:]]), 'for 1 of 30 examples, the first is 0'), ((rows5, np.full(30, np.inf)), 'y must hold finite numbers'),
+    ((rows5, ['a', 1]*15), 'got int and str'), ((rows5, three*1j), 'got complex128'), ((rows5, pd.date_range('2020', periods=30)),
+    'got dates'),
+    ((rows5, np.full((30, 3), 1/3)), 'several numbers for each example'), ((rows5, np.ones((30, 3))), 'several classes for one example'),
+    ((rows5*1j, three), 'x must hold numbers, got complex128'), ((rows5*np.nan, three), 'got NaN: 30 of 30 rows'), ((rows5*1e300, three),
+    'in 32 bits'),
+    ((frame.assign(z=[np.inf] + [0]*29), three), 'got infinity: 1 of 30 rows are not finite, the first is row 0, column z'),
+    ((frame.assign(city='Faro'), three), "in the columns 'city'"), ((frame, pd.Series(three).sample(30, random_state=1)),
+    'row by row or by their index'),
+    ((np.c_[1.7e9 + np.arange(30), rows5], three), 'subtract its mean first'), ((bytes8/127.5 - 1, three), 'undo their normalisation'),
+    ((bytes8/16, three), 'on a scale of their own or nearly black'), ((bytes8.astype('u2')*16, three),
+    'fewer than 16 bits or dark images of 16 bits'),
+    ((bytes8.astype(int)*1000, three), 'whole numbers from 0 to 255000'), ((bytes8.astype('i1'), three), 'whole numbers from -128'),
+    ((np.where(bytes8 > 250, np.nan, bytes8), three), 'got NaN'), ((np.zeros((30, 2, 8, 8), np.uint8), three),
+    '1 channel (grey) or 3 (colour)'),
+    ((np.zeros((30, 8, 8, 4), np.uint8), three), 'leave it out: x[..., :3]'), ((np.zeros((30, 3, 8, 3), np.uint8), three),
+    'channels first, or'),
+    ((np.zeros((30, 1, 0, 8), np.uint8), three), 'must not be empty'), ((bytes8[:0], three[:0]), 'must not be empty'),
+    ((bytes8[None], three), 'got shape'),
+    ((np.zeros((30, 0)), three), 'must not be empty'), ((['a.png']*30, three), 'read_images reads files'), (((o for o in bytes8), three),
+    'list(...) makes one'),
+    (([np.zeros((8, 8 + i%2), np.uint8) for i in range(30)], three),
+    'items of one shape, got (8, 8) in position 0 and (8, 9) in position 1'),
+    (([bytes8[0, 0], *(bytes8[1:, 0]/255)], three), 'whose scales may differ'), ((bytes8, three, ['a', 'a', 'b']), "got 'a' twice"),
+    ((bytes8, three, ['a', 'b']), 'must name the 2 classes'), ((bytes8, three + 1, ['a', 'b', 'c']), 'count them from 0 to 2, got 3'),
+    ((bytes8, three, 'abc'), 'vocab must be a list'), ((bytes8, three, bytes8), 'test images go with test labels'),
+    ((bytes8, three, [1, 2, 0]), 'these disagree'),
+    ((bytes8, three, bytes8[:3], [-1]*3), 'if -1 stands for no label'), ((bytes8, three, bytes8[:3], three[:3] + 7), 'got 7, 8, 9'),
+    ((bytes8, three, bytes8[:3], three[:3] + 1), 'got 3'), ((bytes8, names3, bytes8[:3], [0, 1, 2]), "the 3 classes 'ant', 'bee', 'cat'"),
+    ((bytes8, three, bytes8[:5], three[:4]), '5 images but 4 labels'), ((bytes8, three, bytes8/255 - .5, three), 'x_test must hold pixels'),
+    ((bytes8, three, np.zeros((3, 9, 9), np.uint8), three[:3]), 'x_test must have the shape of x, 1×8×8, got 1×9×9'),
+    ((bytes8, three, rows5, three), 'x_test must be of the kind of x'), ((rows5, three, rows5[:, :4], three), '5 numbers, got 4 numbers'),
+    ((rows5, three, rows5*np.nan, three), 'x_test must hold finite numbers'), ((rows5, rows5[:, 0], rows5, rows5[:, 0]*np.nan),
+    'y_test has no label'),
+    ((frame, three, frame.rename(columns=dict(a='q')), three), 'missing a; unknown q'), ((bytes8, three, bytes8, None),
+    'x_test and y_test or neither'),
+    (bytes8, 'without labels'), (frame, 'got one table'), (Examples(torch.tensor(rows5), torch.tensor(three),
+    rows5, three - 2, list('abc')), 'got -2, -1'),
+    (Examples(rows5*np.nan, three, rows5, three, list('abc')), 'got NaN'),
+]
+
+
+@pytest.mark.parametrize('data,words', BAD_ARRAYS, ids=range(len(BAD_ARRAYS)))
+def test_arrays_with_two_meanings_or_none_are_one_clear_error(data, words): fails(words, dls_for, data, bs=5)
+
+
+def test_test_columns_are_found_by_name():
+    ex = as_examples((frame, three, frame[list('edcba')], three))
+    assert torch.equal(ex.x, ex.x_test) and ex.features == list('abcde')
+
+
+def test_a_size_makes_test_images_alike():
+    dls = dls_for((bytes8, three, np.zeros((3, 9, 9), np.uint8), three[:3]), bs=5, size=8)
+    assert dls.test.one_batch()[0].shape[1:] == (1, 8, 8)
+
+
+def test_floats_for_labels_are_numbers_and_that_is_said(capsys):
+    notice.cache_clear()
+    assert as_examples((bytes8, three*1.)).vocab is None and 'y holds floats, so the network predicts numbers' in capsys.readouterr().out
+    assert as_examples((rows5, three + 1)).vocab == ['1', '2', '3'] and 'y counts from 1' in capsys.readouterr().out
+
+
+def test_a_constant_column_is_nothing_to_learn_from():
+    x = dls_for((np.c_[np.full(30, 1e12), rows5], three), bs=5).one_batch()[0]
+    assert (x[:, 0] == 0).all() and x.abs().max() < 10
+
+
+@pytest.fixture(scope='module')
+def readers():
+    "Loaders of the same images given as bytes, floats to 1 and 16 bits, of colour images, and of a table"
+    return dict(bytes=dls_for((bytes8, three), bs=5), floats=dls_for((bytes8/255, three), bs=5), deep=dls_for((bytes8.astype('u2')*257,
+    three), bs=5),
+                large=dls_for((bytes8.astype('f4'), three), bs=5), color=dls_for((np.repeat(bytes8, 3, 1), three), bs=5),
+                table=dls_for((frame, three), bs=5))
+
+
+@pytest.mark.parametrize('kind', [o for o in SAME_IMAGES if o not in ('nested lists', 'objects')])
+@pytest.mark.parametrize('reader', ['bytes', 'floats', 'color'])
+def test_images_to_predict_are_read_like_images_to_learn_from(readers, reader, kind):
+    dls = readers[reader]
+    expected = dls.test_dl(range(30)).one_batch()[0]
+    assert torch.equal(dls.test_dl(SAME_IMAGES[kind]).one_batch()[0], expected)
+    assert torch.equal(dls.test_dl([SAME_IMAGES[kind][3]]).one_batch()[0], expected[3:4])
+
+
+def test_a_dark_image_stays_dark(readers):
+    deep, dark = readers['deep'], (bytes8[:2]//10).astype('u2')*257
+    assert torch.equal(deep.test_dl(dark).one_batch()[0], deep.test_dl(bytes8[:2]//10).one_batch()[0])
+    fails('images of 0 to 1 or nearly black', readers['large'].test_dl, bytes8/255)
+    fails('bytes or dark images of 16 bits', deep.test_dl, bytes8.astype('u2'))
+
+
+@pytest.mark.parametrize('items', [frame, frame[list('dbeac')], rows5, rows5.tolist(), list(rows5), torch.tensor(rows5),
+    rows5.astype(object),
+    [frame.iloc[i] for i in range(30)], [frame.iloc[i][list('dbeac')] for i in range(30)]], ids=range(9))
+def test_rows_to_predict_are_read_like_rows_to_learn_from(readers, items):
+    dls = readers['table']
+    assert torch.allclose(dls.test_dl(items).one_batch()[0], dls.test_dl(range(30)).one_batch()[0], atol=1e-6)
+
+
+@pytest.mark.parametrize('reader,items,words', [
+    ('bytes', [None], 'item 0 must be a file'), ('bytes', [bytes8[0], 1.5], 'item 1 must be a file'), ('bytes', [True], 'got True'),
+    ('bytes', [], 'at least one'),
+    ('bytes', [30], 'from 0 to 29, got 30'), ('bytes', [-1], 'got -1'), ('bytes', bytes8/127.5 - 1, 'undo their normalisation'),
+    ('bytes', [bytes8[0]*np.nan], 'item 0 must hold finite pixels'), ('bytes', np.zeros((2, 4, 8, 8)), '1 channel (grey) or 3'),
+    ('color', bytes8[:3, 0], 'one colour image or 3 grey ones'), ('table', rows5[:, :4], 'rows of 5 numbers'),
+    ('table', rows5*np.nan, 'got NaN'),
+    ('table', ['a.png'], 'an array of 5 numbers or a row number'),
+    ('table', frame[list('abcd')], 'missing e; unknown none')], ids=range(14))
+def test_items_that_cannot_be_read(readers, reader, items, words): fails(words, readers[reader].test_dl, items)
+
+
+def test_an_exported_learner_reads_items_as_before(tmp_path):
+    learn = learner_for('mlp', data=(frame, three), bs=5)
+    learn.export(tmp_path/'a.pkl')
+    loaded = load_learner(tmp_path/'a.pkl')
+    with learn.quiet(): expected = learn.predict(frame.iloc[3])[2]
+    with loaded.quiet(): assert torch.equal(loaded.predict(frame.iloc[3][list('edcba')])[2], expected)
+    fails('loaded without its data', loaded.predict, 3)
+
+
+def test_labels_by_name_and_far_labels():
+    assert class_counts(['bee', 'ant', 'bee']).to_dict() == {'ant': 1, 'bee': 2}
+    fails('got 1000000000 among 2 labels', as_labels, [0, 10**9])
+    fails("got 'a' twice", as_labels, [0, 1], ['a', 'a'])
+    fails('got NaN', stratified_split, [np.nan]*10, .2)
+
+
+@pytest.mark.parametrize('valid', [range(5), pd.Index(range(5)), pd.Series(range(5), index=list('abcde')), torch.arange(5),
+    np.arange(30) < 5])
+def test_validation_positions_in_any_container(valid):
+    assert dls_for((rows5, three), bs=5, valid=valid).valid.dataset.items.tolist() == list(range(5))
+
+
 # --- samples ---
 
 vocab = ['cat', 'dog', 'frog', 'ship']
 y = np.random.default_rng(0).integers(0, 4, 1000)
 
 
-@pytest.mark.parametrize('labels', [[0., 1.], [[0, 1]], ['cat'], [], [-1, 0], [0, 4]])
+@pytest.mark.parametrize('labels', [[0., 1.], [[0, 1]], ['bird'], [], [-1, 0], [0, 4]])
 def test_labels_that_are_none(labels): fails('', as_labels, np.array(labels), vocab)
 
 
@@ -1204,7 +1431,7 @@ def test_a_block_of_ones_own():
     ('digits', dict(bs=5000), 'batch size 5000 is larger'),
     ((np.zeros((4, 8, 8), np.uint8), [0, 1, 0]), {}, '4 images but 3 labels'),
     ((np.zeros((4, 8, 8), np.uint8),), {}, 'data must be arrays'),
-    ((np.zeros((4, 8, 8), np.float32), [0, 1, 0, 1]), {}, 'uint8'),
+    ((np.full((4, 8, 8), -1.), [0, 1, 0, 1]), {}, 'undo their normalisation'),
     (42, {}, 'data must be a name'),
 ])
 def test_bad_data_is_one_clear_error(data, kw, match):

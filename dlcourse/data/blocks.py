@@ -21,7 +21,7 @@ from fasttransform import Transform
 from PIL import Image
 from torch import Tensor
 from ..core import CourseError
-from .arrays import Examples, as_examples
+from .arrays import Examples, as_examples, shape_text
 from .explore import channel_stats
 from .folders import gray_modes, image_files, read_images
 from .loader import ExampleSets, MemoryDL
@@ -30,6 +30,7 @@ from .selection import Selection
 from .sources import datasets, load
 from .stores import FileStore, GetImage, GetLabel, MemoryStore, Rows, TensorRow
 from .transforms import AtSize, CropFlip
+from .values import is_array
 
 # %% ../../nbs/data/12_blocks.ipynb #b90fb77d
 class ExampleBlock(DataBlock):
@@ -61,7 +62,10 @@ class Standardize(Transform):
 # %% ../../nbs/data/12_blocks.ipynb #4e5057ef
 def _normalizer(x):
     "Choose the transform that normalises examples like `x`"
-    if x.ndim == 2: return Standardize(x.mean(0), x.std(0, unbiased=False).clamp_min(1e-7))
+    if x.ndim == 2:
+        is_constant = x.amin(0) == x.amax(0)
+        std = x.std(0, unbiased=False).clamp_min(1e-7)
+        return Standardize(x.mean(0).where(~is_constant, x[0]), std.where(~is_constant, torch.ones(())))
     mean, std = channel_stats(x)
     return Normalize.from_stats([float(o) for o in mean], [max(float(o), 1e-3) for o in std])
 
@@ -98,13 +102,16 @@ def _resized(x, size, chunk=1024):
 # %% ../../nbs/data/12_blocks.ipynb #79e10266
 def _from_examples(ex, size, channels):
     "`Prepared` data of examples, with the size and channels asked for"
-    store, tfms = MemoryStore(ex.x, ex.y, ex.x_test, ex.y_test), []
-    if ex.x.ndim == 4:
+    x, x_test, tfms = ex.x, ex.x_test, []
+    if x.ndim == 4:
         size = (size, size) if isinstance(size, int) else size
         is_large = size is not None and len(ex.x)*ex.x.shape[1]*math.prod(size) > memory_limit
         if is_large: tfms, size = [AtSize(size)], None
-        x, x_test = (None if o is None else _resized(_with_channels(o, channels), size) for o in (ex.x, ex.x_test))
-        store = MemoryStore(x, ex.y, x_test, ex.y_test)
+        x, x_test = (_resized(_with_channels(o, channels), size) for o in (x, x_test))
+        if x_test.shape[1:] != x.shape[1:] and len(x_test) and not tfms:
+            raise CourseError(f'x_test must have the shape of x, {shape_text(x.shape[1:])}, got {shape_text(x_test.shape[1:])}: '
+                              'pass size= or channels= to make them alike')
+    store = MemoryStore(x, ex.y, x_test, ex.y_test, ex.scale, ex.features)
     y, y_test, valid = (None if o is None else np.asarray(o) for o in (ex.y, ex.y_test, ex.valid))
     return Prepared(ex.name, store, y, y_test, ex.vocab, valid, tfms)
 
@@ -144,12 +151,9 @@ def _prepare(data, size, channels, in_memory, path, download):
         is_name = str(data) in datasets().index
         if not is_name and Path(data).expanduser().is_dir(): return _from_folder(data, size, channels, in_memory)
         data = load(str(data), path=path, download=download)
-    if not isinstance(data, (tuple, Examples)):
+    if not isinstance(data, (tuple, list, Examples)) and not is_array(data):
         raise CourseError(f'data must be a name, a folder, arrays (x, y) or Examples, got {type(data).__name__}')
-    data = as_examples(data)
-    if data.x.ndim > 2 and data.x.dtype != torch.uint8:
-        raise CourseError(f'images must be uint8 from 0 to 255, got {str(data.x.dtype)[6:]}')
-    return _from_examples(data, size, channels)
+    return _from_examples(as_examples(data), size, channels)
 
 # %% ../../nbs/data/12_blocks.ipynb #01d556eb
 def _augmented(augment, shape):

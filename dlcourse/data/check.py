@@ -15,7 +15,7 @@ from fastai.torch_core import to_device
 from fasttransform.cast import retain_types
 from torch import Tensor
 from ..core import CourseError
-from .stores import FileStore, GetImage
+from .stores import FileStore, store_of
 
 # %% ../../nbs/data/13_check.ipynb #677d65bc
 def _describe(o):
@@ -48,7 +48,7 @@ def _check_item(dl, i, steps=None):
 # %% ../../nbs/data/13_check.ipynb #e42b3296
 def _file_of(dl, item):
     "The file or row of `item`, for the message of an error"
-    store = next((t.store for t in dl.dataset.tls[0].tfms.fs if isinstance(t, GetImage)), None)
+    store = store_of(dl)
     if isinstance(store, FileStore) and isinstance(item, Integral): return store.files[item]
     return f'row {item}' if store else item
 

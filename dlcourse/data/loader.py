@@ -16,7 +16,8 @@ from fastai.data.transforms import IntToFloatTensor, Normalize
 from fastcore.basics import patch
 from torch import Tensor
 from ..core import CourseError, choose
-from .stores import GetImage, GetLabel
+from .items import as_items
+from .stores import GetImage, GetLabel, store_of
 from .transforms import BatchTransform
 
 # %% ../../nbs/data/11_loader.ipynb #a2274535
@@ -46,7 +47,7 @@ class MemoryDL(TfmdDL):
         super().__init__(dataset, bs=bs, num_workers=0, **kwargs)
 
     @property
-    def store(self): return next(t.store for t in self.dataset.tls[0].tfms.fs if isinstance(t, GetImage))
+    def store(self): return store_of(self)
 
     def get_idxs(self):
         "Positions in the dataset, int64 tensor, shuffled if the loader shuffles"
@@ -117,6 +118,11 @@ class ExampleLoaders(DataLoaders):
         "The loader of the test part"
         if len(self.loaders) < 3: raise CourseError("no separate test set: the data have none, or it is used for validation (valid='test')")
         return self.loaders[2]
+
+    def test_dl(self, test_items, rm_type_tfms=None, with_labels=False, **kwargs):
+        store = store_of(self.valid)
+        if store is not None: test_items = as_items(test_items, store)
+        return super().test_dl(test_items, rm_type_tfms=rm_type_tfms, with_labels=with_labels, **kwargs)
 
     def labels(self,
         part:str='train', # 'train', 'valid' or 'test'

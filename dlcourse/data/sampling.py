@@ -13,19 +13,24 @@ __all__ = ['as_labels', 'class_counts', 'class_number', 'choose_classes', 'renum
 import numpy as np, pandas as pd, torch
 from torch import Tensor
 from ..core import CourseError, choose
+from .labels import class_names, find_classes, match_classes, read_labels
+from .values import as_array, check_finite
 
 # %% ../../nbs/data/06_sampling.ipynb #e9381663
 def as_labels(
-    y, # Class numbers, (N,): array, tensor or list
+    y, # Class numbers or names, (N,): array, tensor, column or list
     vocab=None, # Class names by class number; without them the numbers serve as names
 )->tuple: # Labels as an integer array; names as a list
     "Labels and class names that fit together; raises `CourseError` if they don't"
-    y = np.asarray(y)
-    if y.ndim != 1 or y.dtype.kind not in 'iu':
-        raise CourseError(f'labels must be whole numbers in one row, got {y.dtype} of shape {y.shape}')
-    if not len(y): raise CourseError('labels must not be empty')
-    lo, hi = y.min(), y.max()
-    vocab = [str(o) for o in (range(hi+1) if vocab is None else vocab)]
+    labels = read_labels(y, 'labels')
+    y = labels.values
+    if y.dtype.kind in 'bf': raise CourseError(f'labels must be whole numbers or text in one row, got {y.dtype} of shape {y.shape}')
+    if labels.names or y.dtype.kind == 'O':
+        return find_classes(labels) if vocab is None else (match_classes(labels, class_names(vocab), 'labels'), class_names(vocab))
+    lo, hi = int(y.min()), int(y.max())
+    if vocab is None and hi >= max(10_000, len(y)):
+        raise CourseError(f'labels must count the classes from 0, got {hi} among {len(y):,} labels')
+    vocab = [str(o) for o in range(hi+1)] if vocab is None else class_names(vocab)
     if lo < 0 or hi >= len(vocab): raise CourseError(f'labels must be from 0 to {len(vocab)-1} for {len(vocab)} classes, got {lo} to {hi}')
     return y, vocab
 
@@ -252,8 +257,9 @@ def stratified_split(
     vocab=None, # Class names by class number, for the message of an error
 )->tuple: # Positions for training and for validation, both ascending
     "Split so that each class gives its share; raises `CourseError` if a class would have no training or no validation image"
-    y = np.asarray(y)
+    y = as_array(y, 'y')
     n = _n_valid(valid, len(y))
+    if y.dtype.kind == 'f': check_finite(y, 'y')
     if y.dtype.kind == 'f': return index_split(len(y), np.random.default_rng(seed).permutation(len(y))[:n])
     y, vocab = as_labels(y, vocab)
     have = np.bincount(y, minlength=len(vocab))

@@ -11,14 +11,15 @@ __all__ = ['Selection', 'Selected']
 from dataclasses import asdict, dataclass, fields
 import numpy as np, pandas as pd
 from fastcore.basics import patch
-from torch import Tensor
 from ..core import CourseError, choose
 from .sampling import as_labels, choose_classes, imbalance, label_noise, n_per_class, renumber, index_split, stratified_split
+from .values import as_array, is_array
 
 # %% ../../nbs/data/07_selection.ipynb #bd5b2ff8
 def _plain(o):
     "Turn `o` into what JSON can hold"
-    if isinstance(o, (np.ndarray, np.generic, Tensor)): o = o.tolist()
+    if isinstance(o, np.generic): o = o.item()
+    if is_array(o): o = as_array(o, 'the selection').tolist()
     if isinstance(o, dict): return {str(k): _plain(v) for k, v in o.items()}
     return [_plain(v) for v in o] if isinstance(o, (list, tuple, range)) else o
 
@@ -71,7 +72,8 @@ class Selected:
 # %% ../../nbs/data/07_selection.ipynb #defc40a0
 def _mask(idx, n):
     "A mask of `n` for validation positions given one by one"
-    idx, mask = np.asarray(idx), np.zeros(n, bool)
+    idx, mask = as_array(idx, 'validation positions'), np.zeros(n, bool)
+    if idx.dtype == bool and idx.shape == (n,): return idx
     if idx.size and (idx.dtype.kind not in 'iu' or idx.min() < 0 or idx.max() >= n):
         raise CourseError(f'validation positions must be whole numbers from 0 to {n-1:,}, got one outside')
     mask[idx.astype(int)] = True
@@ -136,5 +138,5 @@ def apply(self:Selection,
     vocab=None, # Class names by class number
 )->Selected:
     "Choose, split and add noise; raises `CourseError` for a request that is impossible"
-    y, seeds = np.asarray(y), np.random.SeedSequence(self.seed).spawn(4)
+    y, seeds = as_array(y, 'y'), np.random.SeedSequence(self.seed).spawn(4)
     return _apply_numbers(self, y, seeds) if y.dtype.kind == 'f' else _apply_classes(self, y, vocab, seeds)

@@ -117,7 +117,13 @@ class StopOnNaN(Callback):
         lr, best = self.opt.hypers[-1]['lr'], getattr(self.learn, 'best_epoch', None)
         kept = 'the weights of before the fit' if best is None else f'the weights of epoch {best}, the best,'
         where = f'epoch {self.epoch}, batch {batch} (learning rate {lr:.2g})'
-        return f'the training loss is not a finite number at {where}; {kept} are back: try a smaller learning rate'
+        return f'the training loss is not a finite number at {where}; {kept} are back: {self.cause()}'
+
+    def cause(self):
+        "Advice: on the data if the batch itself is not finite, on the learning rate otherwise"
+        floats = [o for o in (*self.learn.xb, *self.learn.yb) if isinstance(o, torch.Tensor) and o.is_floating_point()]
+        if all(o.isfinite().all() for o in floats): return 'try a smaller learning rate'
+        return 'the batch itself holds NaN or infinity: fill it, or leave these examples out'
 
 # %% ../../nbs/training/03_callbacks.ipynb #6d7fac51
 class LookaheadCallback(Callback):

@@ -13,6 +13,7 @@ from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from fastai.metrics import accuracy, mae, mse
 from fastcore.basics import listify
+from torch import Tensor
 from ..core import CourseError, seed_all
 from ..data.blocks import dls_for
 from ..data.loader import renormalized
@@ -44,7 +45,11 @@ def sizes_of(
     dls, # Any fastai `DataLoaders`
 )->tuple: # ((C, H, W) or features, number of outputs)
     "Input shape and number of outputs that a network for `dls` must have"
-    shape = tuple(dls.one_batch()[0].shape[1:])
+    b = dls.one_batch()
+    for name,o in zip(('inputs', 'targets'), b):
+        if isinstance(o, Tensor) and not o.isfinite().all():
+            raise CourseError(f'{name} must hold finite numbers only, got NaN or infinity in a training batch: fill them or leave these examples out')
+    shape = tuple(b[0].shape[1:])
     n_out = getattr(dls, 'c', None)
     if not n_out: raise CourseError('these DataLoaders do not say how many classes they have (dls.c): give them a vocab, or pass a model')
     return (shape if len(shape) > 1 else shape[0]), n_out
