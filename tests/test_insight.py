@@ -38,7 +38,7 @@ from conftest import needs_data
 from dlcourse.core import CourseError
 from dlcourse.data.blocks import dls_for
 from dlcourse.data.transforms import AtSize, BatchTransform
-from dlcourse.insight import inference
+from dlcourse.insight import inference, similarity as similar
 from dlcourse.insight.cost import cost, flops_per_image, latency, saved_bytes
 from dlcourse.insight.curves import best_epoch, compare, convergence, history, plot_compare, plot_curves, plot_losses
 from dlcourse.insight.embedding import fisher_ratio, layer_activations, plot_embedding, probe_accuracy
@@ -1509,3 +1509,98 @@ def test_page_shows_the_recorded_run():
     page = next((ROOT/'nbs'/'insight').glob('*_resolution.ipynb'))
     shown = json.dumps([c.outputs for c in read_nb(page).cells if c.cell_type == 'code'])
     assert made in shown, f'run it again: nbdev-test {page.relative_to(ROOT)} --save'
+
+
+# ---- Similarity --------------------------------------------------------------------------------
+
+def features(n, *shape, seed=0): return np.random.default_rng(seed).normal(size=(n, *shape))
+
+
+def reference_cka(x, y, unbiased):
+    "Linear CKA from whole matrices, in 64 bits: Song et al. 2012 as it is printed"
+    def hsic(K, L):
+        n, one = len(K), np.ones(len(K))
+        if not unbiased:
+            H = np.eye(n) - 1/n
+            return np.trace(K @ H @ L @ H)/(n - 1)**2
+        K, L = K - np.diag(np.diag(K)), L - np.diag(np.diag(L))
+        return (np.trace(K @ L) + one @ K @ one*(one @ L @ one)/(n - 1)/(n - 2) - 2/(n - 2)*(one @ K @ L @ one))/n/(n - 3)
+    K, L = x @ x.T, y @ y.T
+    return hsic(K, L)/np.sqrt(hsic(K, K)*hsic(L, L))
+
+
+@pytest.mark.parametrize('unbiased', [True, False])
+@pytest.mark.parametrize('n,p,q', [(40, 3, 5), (12, 80, 60), (30, 4, 200), (4, 2, 2)])
+def test_cka_is_the_printed_one(n, p, q, unbiased):
+    x, y = features(n, p) + 2, features(n, q, seed=1) + features(n, 1)
+    assert similar.cka(x, y, unbiased=unbiased) == pytest.approx(reference_cka(x, y, unbiased), abs=1e-8)
+
+
+@pytest.mark.parametrize('measure', [similar.cka, similar.procrustes, similar.svcca])
+def test_turned_and_scaled_features_are_the_same(measure):
+    x, y = features(50, 6), features(50, 4, seed=1)
+    turn = np.linalg.qr(features(6, 6))[0]
+    assert measure(x, y) == pytest.approx(measure(1e3*x @ turn + 7, y), abs=1e-10)
+    assert measure(x, y) == pytest.approx(measure(y, x), abs=1e-10) and measure(x, x) == pytest.approx(1, abs=1e-10)
+
+
+@pytest.mark.parametrize('kernel', ['linear', 'rbf'])
+@pytest.mark.parametrize('sizes', [[64, 64, 1], [64, 3], [2, 2, 2], [3, 64], [1]*9])
+def test_short_batches_are_joined(sizes, kernel):
+    x = features(sum(sizes), 8)
+    y, ends = x[:, :4]**2 + x[:, 4:], np.cumsum(sizes)
+    found = similar.minibatch_cka(((x[e-n:e], y[e-n:e]) for e,n in zip(ends, sizes)), kernel)
+    assert np.isfinite(found) and found == pytest.approx(similar.cka(x, y, kernel=kernel), abs=0.5)
+
+
+@pytest.mark.parametrize('measure', [similar.cka, similar.procrustes, similar.svcca])
+def test_a_layer_that_says_nothing_is_like_no_other(measure):
+    x, constant = features(20, 3), np.full((20, 5), 0.1)
+    assert measure(x, constant) == measure(constant, constant) == 0
+    assert measure(x, np.c_[x, np.zeros(20)]) == pytest.approx(1, abs=1e-10)
+
+
+@pytest.mark.parametrize('x,y,message', [
+    (features(5, 2), features(6, 2), 'x has 5 rows, y 6'), (features(5, 2), features(5, 2)*np.nan, 'y must be finite numbers; row 0'),
+    (features(5), features(5), 'a row of features for each example'), (features(3, 2), features(3, 2), 'at least 4 examples, got 3')])
+def test_features_that_cannot_be_compared(x, y, message):
+    with pytest.raises(CourseError, match=message): similar.cka(x, y)
+
+
+def test_no_batch_is_no_similarity():
+    with pytest.raises(CourseError, match='got none'): similar.minibatch_cka([])
+    with pytest.raises(CourseError, match='got 2'): similar.minibatch_cka([(features(2, 3), features(2, 3))])
+
+
+def test_a_layer_called_twice_is_two_entries():
+    learn = tensor_learner()
+    learn.model = Twice()
+    state, calls = torch.get_rng_state(), ['conv1', 'relu@1', 'conv2', 'relu@2']
+    found = similar.similarity(learn, layers=calls, n=30)
+    kept = layer_outputs(learn.model, torch.stack([learn.dls.valid.dataset[i][0] for i in draw_indices(learn, 'valid', 30, 42)]))
+    for a in calls:
+        for b in calls:
+            x, y = (kept[o].flatten(1).double().numpy() for o in (a, b))
+            assert found.values.loc[a, b] == pytest.approx(reference_cka(x, y, True), abs=1e-6)
+    assert torch.equal(torch.get_rng_state(), state) and not any(m._forward_hooks for m in learn.model.modules())
+
+
+def test_sums_over_batches_come_near_the_whole(monkeypatch):
+    learn = tensor_learner()
+    learn.model = Twice()
+    whole = similar.similarity(learn)
+    monkeypatch.setattr(similar, 'CAP', 1000)
+    monkeypatch.setattr(similar, 'BATCH', 64)
+    parts = similar.similarity(learn)
+    assert parts.batches > 1 == whole.batches and np.allclose(parts.values, whole.values, atol=0.05)
+    with pytest.raises(CourseError, match='take pool=True'): similar.similarity(learn, measure='svcca')
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float16])
+def test_a_transformer_and_half_precision(dtype):
+    import timm
+    net = timm.create_model('vit_tiny_patch16_224', img_size=32, patch_size=16, depth=2, embed_dim=24, num_heads=2, num_classes=2).to(dtype)
+    learn = Learner(dls_for((photos, photo_classes), bs=8, seed=1, size=32), net, loss_func=F.cross_entropy)
+    if dtype == torch.float32: assert np.allclose(np.diag(similar.similarity(learn, layers=['blocks.0', 'blocks.1', 'norm']).values), 1)
+    else:
+        with pytest.raises(CourseError, match='does not accept a batch'): similar.similarity(learn)
