@@ -17,6 +17,7 @@ from dlcourse.core import CourseError, lock_for, num_threads, optional, whole_fi
 from dlcourse.data.blocks import dls_for
 from dlcourse.data.loader import MemoryDL
 from dlcourse.insight.studies import plot_history, plot_importance, plot_parallel, plot_study
+from dlcourse.files import read_tensors, write_tensors
 from dlcourse.training import checkpoints as C, runs as R, search as search_module, trials as trials_module
 from dlcourse.training.callbacks import BestWeights
 from dlcourse.training.checkpoints import load_tensors, load_weights, save_tensors
@@ -1181,9 +1182,11 @@ def test_no_number_while_only_the_head_is_trained(own_weights):
     assert Run('run').finished and Run('run').learner().best_epoch == 0
 
 
-def test_killed_between_the_first_checkpoint_and_the_first_weights(own_weights, monkeypatch):
-    transfer('whole').train()
-    run, real = transfer('cut'), whole_file
+@pytest.mark.parametrize('cache', [False, True, 'features.safetensors'])
+def test_killed_between_the_first_checkpoint_and_the_first_weights(cache, own_weights, monkeypatch):
+    args = dict(learner_args=dict(cache=cache))
+    transfer('whole', **args).train()
+    run, real = transfer('cut', **args), whole_file
     def fails(path, *args):
         if path.name == 'weights.safetensors': raise KeyboardInterrupt
         return real(path, *args)
@@ -1242,6 +1245,41 @@ def test_features_of_other_images_are_refused(own_weights):
     with pytest.raises(CourseError, match='f.safetensors was made from other images: remove it, or name another file'):
         transfer('b', epochs=1, seed=1, learner_args=dict(cache='f.safetensors')).train()
     assert names() == before
+
+
+def test_cached_features_serve_other_labels(own_weights):
+    "Labels are those of the data, whatever the features in the file were once computed for"
+    def losses(folder, cache, **data_args):
+        run = transfer(folder, epochs=2, learner_args=dict(cache=cache), data_args=data_args)
+        run.train()
+        return run.history.valid_loss.tolist()
+    first = losses('a', 'f.safetensors', classes=['0', '1', '2'])
+    noisy = dict(classes=['0', '1', '2'], label_noise=0.9)
+    with_file, without = losses('b', 'f.safetensors', **noisy), losses('c', False, **noisy)
+    assert with_file == pytest.approx(without, abs=1e-4) and with_file != pytest.approx(first, abs=1e-2)
+
+
+@pytest.mark.parametrize('change, says', [
+    (lambda t: {**t, 'train.0': t['train.0'][:-1]}, 'does not fit these images: train.0 has shape'),
+    (lambda t: {**t, 'train.0': t['train.0'].double()}, 'train.0 has type float64, expected float32'),
+    (lambda t: {**t, 'valid.0': t['valid.0'] * math.nan}, 'valid.0 holds NaN'), (lambda t: {}, 'train.0 has shape none'),
+    (lambda t: {**t, 'more': t['valid.0']}, 'more has shape .*, expected none')])
+def test_tampered_features_are_refused(change, says, own_weights):
+    args = dict(epochs=1, learner_args=dict(cache='f.safetensors'))
+    transfer('a', **args).train()
+    tensors, origin = read_tensors('f.safetensors')
+    changed = change({k: v.clone() for k,v in tensors.items()})
+    with open('f.safetensors', 'wb') as f: write_tensors(f, changed, origin)
+    with pytest.raises(CourseError, match=f'f.safetensors .*{says}'): transfer('b', **args).train()
+
+
+def test_resumed_run_writes_no_file_that_its_settings_name(own_weights):
+    "Settings of a run may be a stranger's; a cache that is there is read, one that isn't is not made"
+    run = transfer('cut', learner_args=dict(cache='f.safetensors'))
+    with pytest.raises(KeyboardInterrupt): run.train(cbs=[StopAfter(1)])
+    Path('f.safetensors').unlink()
+    resume('cut')
+    assert not Path('f.safetensors').exists() and Run('cut').finished
 
 
 NOT_FROZEN = [

@@ -91,7 +91,7 @@ def load_optimizer(
     for name, v in tensors.items():
         i, k = name.split('.', 1)
         p = parameters[int(i)]
-        state[p][k] = v.to(p.device)
+        state[p][k] = v.to(p.device, copy=True)
 
 # %% ../../nbs/training/07_checkpoints.ipynb #fdaea32e
 def frozen_names(
@@ -148,7 +148,7 @@ def load_training_state(
     load_weights(learn.model, fixed | model, source, sound=False) # the last ones needn't be: `StopOnNaN` sees to that
     if all(v.isfinite().all() for v in model.values()): check_numbers(opt, source, infinite=True)
     load_optimizer(learn, opt, source)
-    kept = {k: v.to(learn.dls.device) for k,v in (fixed | (best or model)).items()}
+    kept = {k: v.to(learn.dls.device, copy=True) for k,v in (fixed | (best or model)).items()}
     vars(watch).update(notes['watch'], weights=kept)
     learn.best_epoch = notes['best_epoch']
-    vars(learn.recorder.smooth_loss).update(count=notes['smooth_count'], val=tensors['smooth_val'])
+    vars(learn.recorder.smooth_loss).update(count=notes['smooth_count'], val=tensors['smooth_val'].clone())

@@ -7,7 +7,7 @@ Docs: https://dlcourse.github.io/dlcourse/training/run_files.html.md"""
 # %% auto #0
 __all__ = ['format_version', 'settings_file', 'history_file', 'weights_file', 'checkpoint_file', 'frozen_file', 'run_files',
            'fact_rules', 'note_rules', 'read_settings', 'first_difference', 'made_with', 'check_rows', 'read_rows',
-           'check_notes']
+           'check_best', 'check_notes']
 
 # %% ../../nbs/training/08a_run_files.ipynb #df083941
 import csv, io, json, math
@@ -151,6 +151,16 @@ note_rules = dict(
     watch=Rule('the best value and the epochs waited', _is_watch), best_epoch=Rule('the number of an epoch, or None', _is_epoch),
     smooth_count=Rule('a whole number', _is_whole), at=Rule('the number of a fit and the epochs before it', _is_place))
 
+def check_best(
+    best, # Note of the best epoch
+    n:int, # Epochs in the history
+    source, # Its file, for the message
+):
+    "Raise `CourseError` unless `best` is the number of one of `n` epochs, or None"
+    if _is_epoch(best) and (best is None or best < n): return
+    raise CourseError(f'{source} is damaged: its best epoch is {best!r:.50}, of {n} epochs')
+
+# %% ../../nbs/training/08a_run_files.ipynb #92858fae
 def check_notes(
     notes:dict, # Notes of a checkpoint
     source, # Its file, for the message
@@ -162,6 +172,7 @@ def check_notes(
     try: check_values(notes, note_rules)
     except CourseError as e: raise CourseError(f'{source} is damaged: {e}') from e
     check_rows(notes['rows'], source)
-    (i, before), n, best = notes['at'], len(notes['rows']), notes['best_epoch']
-    if not (n and i < len(fits) and before <= sum(fits[:i]) and before < n <= before + fits[i]) or (best is not None and best >= n):
-        raise CourseError(f'{source} is damaged: {n} epochs, the best {best}, in fit {i} after {before} epochs do not go together')
+    (i, before), n = notes['at'], len(notes['rows'])
+    check_best(notes['best_epoch'], n, source)
+    if not (n and i < len(fits) and before <= sum(fits[:i]) and before < n <= before + fits[i]):
+        raise CourseError(f'{source} is damaged: {n} epochs in fit {i} after {before} epochs do not go together')

@@ -24,7 +24,7 @@ from .checkpoints import frozen_names, load_tensors, load_training_state, load_w
 from .checkpoints import save_tensors, training_state, within_prefix, without
 from .lean import LeanLearner
 from .progress import TextProgress
-from .run_files import check_notes, check_rows, checkpoint_file, first_difference, format_version, frozen_file
+from .run_files import check_best, check_notes, checkpoint_file, first_difference, format_version, frozen_file
 from .run_files import history_file, made_with, read_rows, read_settings, settings_file, weights_file
 from .settings import Settings, backbone_facts, examples_of
 
@@ -166,6 +166,7 @@ def _kept(self:Run):
     "Weights, notes and file of what is kept of this run; nothing and None without a finished epoch"
     if self.has(weights_file):
         tensors, notes = load_tensors(self.folder/weights_file)
+        if 'best_epoch' in notes: check_best(notes['best_epoch'], max(len(self.rows), 1), self.folder/weights_file)
         return self.fixed() | tensors, notes, self.folder/weights_file
     if not self.has(checkpoint_file): return {}, {}, None
     tensors, notes = self.checkpoint()
