@@ -68,7 +68,8 @@ def _of_function(f, deep):
 def _arguments(o):
     "What the object `o` was made with, as far as it keeps it, and functions that it keeps"
     names = inspect.signature(type(o).__init__).parameters
-    return {k: v for k,v in sorted(vars(o).items()) if k in names or callable(v) or isinstance(v, (list, tuple, L)) and any(map(callable, v))}
+    def counts(k, v): return k in names or callable(v) or isinstance(v, (list, tuple, L)) and any(map(callable, v))
+    return {k: v for k,v in sorted(vars(o).items()) if counts(k, v)}
 
 # %% ../../nbs/training/03a_feature_files.ipynb #98e28770
 def described(
