@@ -9,8 +9,9 @@ from fastai.interpret import *
 from fastai.vision.core import *
 from fastai.vision.data import *
 
-# The lowest floor
-from dlcourse.core import CourseError, seed_all
+# The lowest floors
+from dlcourse.values import CourseError
+from dlcourse.core import seed_all
 
 # Data
 from dlcourse.data.arrays import Examples
