@@ -1,6 +1,7 @@
 "The pages of insight: any fastai Learner, faults and bad input, and equality with independent counts"
 import json, os, random, shutil, subprocess, sys
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 
 import matplotlib
@@ -17,7 +18,7 @@ from fastai.data.core import DataLoaders
 from fastai.data.transforms import Normalize, get_image_files, parent_label
 from fastai.interpret import ClassificationInterpretation
 from fastai.learner import Learner
-from fastai.losses import BCEWithLogitsLossFlat
+from fastai.losses import BCEWithLogitsLossFlat, FocalLossFlat, LabelSmoothingCrossEntropy
 from fastai.tabular.all import TabularDataLoaders, tabular_learner
 from fastai.vision.augment import Brightness
 from fastai.vision.core import PILImage, PILImageBW
@@ -27,7 +28,7 @@ from fastcore.nbio import read_nb
 from fasttransform import Transform
 from matplotlib import pyplot as plt
 from sklearn.datasets import load_digits
-from sklearn.metrics import f1_score, precision_score, r2_score, silhouette_score
+from sklearn.metrics import balanced_accuracy_score, f1_score, precision_score, r2_score, silhouette_score
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
@@ -45,15 +46,17 @@ from dlcourse.insight.embedding import fisher_ratio, layer_activations, plot_emb
 from dlcourse.insight.evaluation import Evaluation, evaluate
 from dlcourse.insight.explain import cam_maps, default_layer, grad_cam, image_batch, saliency
 from dlcourse.insight.inference import compare_speed, export_folder, export_onnx, fast, onnx_settings, pixel_net, run_alone, run_onnx
-from dlcourse.insight.layers import (draw_indices, first_batch, is_feature_map, layer_outputs, layer_shapes, layer_table, main_layers,
-                                     to_rows, watch_layers)
+from dlcourse.insight.layers import (channel_axes, draw_indices, first_batch, is_feature_map, layer_outputs, layer_shapes, layer_table, main_layers,
+                                     to_rows, watch_layers, whole_numbers)
 from dlcourse.insight.resolution import (RandomPart, RandomSize, SizePredictor, SizedPreds, _rule_figures, any_size, at_sizes,
                                          best_mixture, cheapest_right, check_size, compare_size_rules, cost_at, look_twice,
                                          plot_size_rules, plot_sizes, preds_at, resize_inputs, thumbnails, train_size_predictor)
+from dlcourse.insight.outputs import class_probabilities
 from dlcourse.models import folding
 from dlcourse.models.folding import FastNet, answering, fold_batchnorm, largest_map
 from dlcourse.models.zoo import model_for
 from dlcourse.training.learner import learner_for
+from dlcourse.training.losses import Brier, CrossEntropy
 
 
 @pytest.fixture(autouse=True)
@@ -345,11 +348,65 @@ def test_a_class_that_never_occurs_and_names_that_look_like_rows():
     ev = by_hand([0, 0, 1, 1], [0, 1, 1, 1], ['accuracy', 'b', 'macro avg'])
     rep = ev.report()
     assert rep.shape == (6, 4) and rep.support.tolist() == [2, 2, 0, 4, 4, 4]
-    assert ev.to_dict()['macro']['recall'] == pytest.approx(0.5) and ev.to_dict()['weighted']['recall'] == pytest.approx(0.75)
+    assert ev.to_dict()['macro']['recall'] == pytest.approx(0.75) and ev.to_dict()['weighted']['recall'] == pytest.approx(0.75)
     assert ev.to_dict()['accuracy'] == 0.75 and list(ev.to_dict()['classes']) == ['accuracy', 'b', 'macro avg']
     assert ev.most_confused() == [('accuracy', 'b', 1)] and ev.errors().tolist() == [1]
     json.dumps(ev.to_dict(), allow_nan=False)
     assert np.isfinite(ev.plot_confusion_matrix('pred').axes[0].images[0].get_array()).all()
+
+
+def test_a_class_without_items_has_no_recall():
+    ev = by_hand([0, 0, 1, 1], [0, 1, 1, 2], ['a', 'b', 'c', 'd'])
+    rep = ev.report()
+    assert rep.recall.iloc[:4].tolist() == pytest.approx([.5, .5, np.nan, np.nan], nan_ok=True)
+    assert rep.precision.iloc[:4].tolist() == pytest.approx([1, .5, 0, np.nan], nan_ok=True)
+    assert rep.recall['macro avg'] == balanced_accuracy_score(ev.targets, ev.decoded) and rep.recall['weighted avg'] == ev.accuracy
+    assert [o.get_text() for o in ev.per_class().axes[0].texts] == ['0.50', '0.50', 'no items', 'no items']
+    assert sum(o.get_text() == '–' for o in ev.plot_confusion_matrix('true').axes[0].texts) == 2*4
+
+
+weighting = torch.tensor([1., 2., 3., 4., 5., 6., 7., 8., 9., 10.])
+plain_losses = [nn.CrossEntropyLoss(), nn.CrossEntropyLoss(weighting), nn.CrossEntropyLoss(weighting, label_smoothing=0.1),
+                nn.CrossEntropyLoss(ignore_index=3), nn.CrossEntropyLoss(reduction='sum'), nn.MultiMarginLoss(weight=weighting),
+                CrossEntropyLossFlat(weight=weighting), FocalLossFlat(), LabelSmoothingCrossEntropy(), CrossEntropy(weight=weighting), Brier(),
+                partial(F.cross_entropy, weight=weighting), lambda out, y: F.cross_entropy(out, y, weighting)]
+
+@pytest.mark.parametrize('loss', plain_losses, ids=str)
+def test_the_loss_is_that_of_torch_and_of_validate(loss):
+    learn = tensor_learner(loss=loss)
+    learn.dls.valid.bs = 200
+    out, targets = learn.get_preds(act=lambda o: o)
+    want = loss(out, targets).mean().item()
+    with learn.quiet(): assert learn.validate()[0] == pytest.approx(want, rel=1e-5)
+    assert evaluate(learn).loss == pytest.approx(want, rel=1e-5) and evaluate(learn).to_dict()['loss'] == evaluate(learn).loss
+
+
+@pytest.mark.parametrize('loss', [nn.MSELoss(), nn.L1Loss(), nn.HuberLoss(), nn.SmoothL1Loss(beta=0.1), nn.MSELoss(reduction='sum')], ids=str)
+def test_the_loss_of_numbers_is_that_of_torch(loss):
+    learn = tensor_learner(targets=torch.stack([y.float(), 2*y.float()], 1), n_out=2, loss=loss, metrics=[])
+    out, targets = learn.get_preds(act=lambda o: o)
+    assert evaluate(learn).loss == pytest.approx(loss(out, targets).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize('loss', [nn.BCEWithLogitsLoss(), BCEWithLogitsLossFlat()], ids=str)
+def test_several_labels_an_item_are_no_classes(loss):
+    several = F.one_hot(y, 10).float().roll(1, 1) + F.one_hot(y, 10)
+    learn = tensor_learner(targets=several, loss=loss, metrics=[])
+    with pytest.raises(CourseError, match='several labels each'): evaluate(learn)
+    out = torch.tensor([[2., -1., 0.]])
+    assert torch.allclose(class_probabilities(out, loss), out.sigmoid())
+
+
+def test_classes_that_there_are_not_are_named():
+    learn = tensor_learner(targets=y.where(y != 3, -100))
+    with pytest.raises(CourseError, match='from 0 to 9, got -100 to 9'): evaluate(learn)
+
+
+def test_outputs_of_nan_are_no_answer():
+    learn = tensor_learner()
+    learn.model.bias.data[2] = np.nan
+    with pytest.raises(CourseError, match='NaN for 200 of 200 items'): evaluate(learn)
+    with pytest.raises(CourseError, match='NaN for 200 of 200 items'): layer_activations(learn, 'input')
 
 
 def test_all_normalisations():
@@ -450,6 +507,10 @@ def test_learners_with_different_metrics_and_lengths():
 
 
 def test_convergence_of_odd_losses():
+    with pytest.raises(CourseError, match='histories only'): convergence(dict(steps=tensor_learner(1), epochs=pd.DataFrame(dict(train_loss=[1.]*5))))
+    t = convergence(dict(high=[5.]*20, low=list(np.linspace(6, 1, 20))))
+    assert (t.common_level == 5.25).all() and t.first_step_at_common.tolist() == [1, 4]
+    assert convergence(dict(high=[5.]*20, low=list(np.linspace(6, 1, 20))), level=2).first_step_at_common.isna().tolist() == [True, False]
     t = convergence(dict(nan=[1., 1., np.nan, np.nan, np.nan], flat=[2.]*50, steps=[5.]*5 + [1.]*20))
     assert not t.settled['nan'] and t.settled['flat'] and t.first_step_near['flat'] == 1
     assert t.first_step_near['steps'] == 6 and t.final_level['steps'] == 1
@@ -675,6 +736,67 @@ def test_one_output_for_two_classes():
     assert cam.maps.shape[:2] == (2, 4) and not torch.equal(cam.maps[0], cam.maps[1]) and cam.preds.shape == (4, 2)
 
 
+class ChannelsLast(nn.Module):
+    "A network with maps (h, w, C) inside, as Swin and ConvNeXt have them"
+    def __init__(self):
+        super().__init__()
+        self.stem, self.norm, self.mix, self.act, self.out = nn.Conv2d(3, 6, 4, 4), nn.LayerNorm(6), nn.Linear(6, 6), nn.GELU(), nn.Linear(6, 2)
+    def forward(self, x): return self.out(self.act(self.mix(self.norm(self.stem(x).permute(0, 2, 3, 1)))).mean((1, 2)))
+
+
+@pytest.fixture(scope='module')
+def last_learn():
+    "A learner of `ChannelsLast` on 24 noisy images of 16x8 pixels"
+    set_seed(1)
+    x = torch.rand(24, 3, 16, 8)
+    sets = TensorDataset(x[:12], torch.arange(12) % 2), TensorDataset(x[12:], torch.arange(12) % 2)
+    return Learner(DataLoaders.from_dsets(*sets, bs=12, num_workers=0), ChannelsLast(), nn.CrossEntropyLoss())
+
+
+def test_channels_may_come_last(last_learn):
+    table = layer_table(last_learn)
+    assert table.channels.to_dict() == dict(stem='first', norm='last', mix='last', act='last', out='')
+    x, model = last_learn.dls.valid.one_batch()[0], last_learn.model.eval()
+    A = model.act(model.mix(model.norm(model.stem(x).permute(0, 2, 3, 1)))).detach().requires_grad_()
+    g, = torch.autograd.grad(model.out(A.mean((1, 2)))[:, 1].sum(), A)
+    cam = grad_cam(last_learn, 12, of=1)
+    assert (cam.layer, cam.maps.shape) == ('act', (1, 12, 4, 2))
+    assert torch.allclose(cam.maps[0], (g.mean((1, 2), keepdim=True)*A).sum(3).relu())
+    rows = layer_activations(last_learn, ['stem', 'act']).features
+    assert np.allclose(rows['act'], A.detach().mean((1, 2)), atol=1e-6) and rows['stem'].shape == (12, 6)
+
+
+@pytest.mark.parametrize('arch, layer, shape, channels', [
+    ('swin_t', 'features.1.0.attn', (8, 8, 96), 'last'), ('swin_t', 'features.3.1', (4, 4, 192), 'last'),
+    ('swin_t', 'body.features', (1, 1, 768), 'last'), ('convnext_tiny', '1.0.block.3', (8, 8, 384), 'last'),
+    ('convnext_tiny', '1.0.block', (96, 8, 8), 'first'), ('convnext_tiny', '2.0', (96, 8, 8), 'first')])
+def test_layers_of_known_networks(arch, layer, shape, channels):
+    with torch.device('meta'): model = model_for(arch, (3, 32, 32), 2, pretrained=False)
+    found = layer_shapes(model, torch.rand(1, 3, 32, 32, device='meta'))
+    name = next(k for k in found if k.endswith(layer))
+    assert (found[name][1], channel_axes(found)[name]) == (shape, dict(first=0, last=-1)[channels])
+
+
+positions = [2, np.int64(2), torch.tensor(2), [0, 1], (0, 1), range(2), np.array([0, 1], 'uint8'), torch.tensor([0, 1]), [np.int32(0), torch.tensor(1)],
+             pd.Series([0, 1], index=['a', 'b']), pd.Index([0, 1]), np.array(2)]
+
+@pytest.mark.parametrize('items', positions, ids=repr)
+def test_whole_numbers_of_any_kind_are_positions(last_learn, items):
+    assert torch.equal(image_batch(last_learn, items)[0], last_learn.dls.valid_ds.tensors[0][:2])
+
+
+def test_top_losses_are_explained(last_learn):
+    top = evaluate(last_learn).top_losses(5)['index']
+    assert torch.equal(image_batch(last_learn, top)[0], last_learn.dls.valid_ds.tensors[0][list(top)])
+    assert whole_numbers(top) == top.tolist()
+
+
+@pytest.mark.parametrize('items', [1.5, float('nan'), [1.5], True, [True, False], np.array([True, False]), {1, 2}, [None], pd.DataFrame({'index': [1]}), []],
+                         ids=repr)
+def test_what_are_no_positions(last_learn, items):
+    with pytest.raises(CourseError, match='items must be|positions in the valid part'): grad_cam(last_learn, items)
+
+
 def test_grey_positions_and_heat():
     photo_learn = learner_for('cnn', dls_for((photos[:, 0], photo_classes), bs=8, seed=1), filters=4, seed=1)
     cam = grad_cam(photo_learn, [3, 0], of=[2])
@@ -796,6 +918,8 @@ def test_fisher_ratio_is_of_variances():
     total, within = scatter(digit_images), sum(scatter(digit_images[digit_classes == c]) for c in range(3))
     assert fisher_ratio(digit_images, digit_classes) == pytest.approx((total - within)/within)
     assert fisher_ratio(np.array([[0.], [0.], [1.], [1.]]), np.array([0, 0, 1, 1])) == float('inf')
+    assert np.isnan(fisher_ratio(np.ones((4, 2)), np.array([0, 0, 1, 1])))
+    with pytest.raises(CourseError, match='NaN for 1 of 4 items'): fisher_ratio(np.array([[0.], [np.nan], [1.], [1.]]), np.array([0, 0, 1, 1]))
 
 
 def test_probe_is_not_tested_on_what_it_knows():

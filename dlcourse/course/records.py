@@ -86,15 +86,21 @@ def _problem(record):
     changed = record['checksum'] != checksum(record)
     return 'was changed after it was measured: put it back as it was, or measure it again (--again)' if changed else None
 
+# %% ../../nbs/course/49_records.ipynb #a69c4a5e
+def _renamed(record, file):
+    "Reason why `record` doesn't belong under the name of `file`, or None"
+    kind, name = 'full' if record['full'] else 'quick', record_file(record['id'], record['full'], file.parent).name
+    return None if file.name == name else f"is the record of a {kind} run of {record['id']}: its name is {name}"
+
 # %% ../../nbs/course/49_records.ipynb #c9f233a4
 def read_record(
     file, # Path of a JSON file that `write_record` wrote
 )->dict:
-    "Read a record; raises `CourseError` if the file is missing, has other fields, or was changed by hand"
+    "Read a record; raises `CourseError` if the file is missing, has other fields, or was changed or renamed by hand"
     try: record = json.loads(Path(file).read_text(encoding='utf-8'))
     except FileNotFoundError as e: raise CourseError(f'there is no record {file}: run the experiment first') from e
     except (OSError, ValueError) as e: raise CourseError(f'{file} is not a record of an experiment: {e}') from e
-    problem = _problem(record if isinstance(record, dict) else {})
+    problem = _problem(record if isinstance(record, dict) else {}) or _renamed(record, Path(file))
     if problem: raise CourseError(f'{file} {problem}')
     return record
 

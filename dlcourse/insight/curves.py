@@ -12,7 +12,7 @@ __all__ = ['colors', 'history', 'best_epoch', 'NotebookFigure', 'panels', 'tidy'
 import matplotlib.pyplot as plt, numpy as np, pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from ..core import CourseError, choose
+from ..core import CourseError, choose, smaller_is_better
 
 # %% ../../nbs/insight/01_curves.ipynb #728a3a5b
 def history(
@@ -32,9 +32,6 @@ def _recorded(learn):
     names = [o for o in getattr(rec, 'metric_names', []) if o not in ('epoch', 'time')]
     return pd.DataFrame([o for o in getattr(rec, 'values', []) if len(o) == len(names)], columns=names, dtype=float)
 
-# %% ../../nbs/insight/01_curves.ipynb #2f06315c
-def _higher_is_better(name): return not any(o in name for o in ('loss', 'err', 'mse', 'mae', 'rms', 'msle', 'perplexity'))
-
 # %% ../../nbs/insight/01_curves.ipynb #06e9a4a1
 def best_epoch(
     learn, # Any fitted `Learner`, or its history as `DataFrame`
@@ -46,7 +43,7 @@ def best_epoch(
     if restored in hist.index: return int(restored)
     values = hist[choose(monitor, hist, 'column of the history')].astype(float)
     if values.isna().all(): return None
-    return int(values.idxmax() if _higher_is_better(monitor) else values.idxmin())
+    return int(values.idxmin() if smaller_is_better(monitor) else values.idxmax())
 
 # %% ../../nbs/insight/01_curves.ipynb #1e7f8834
 class NotebookFigure(Figure):
@@ -150,7 +147,7 @@ def plot_curves(
 def _gaps(hist, row):
     "How much better each measure is on the training part than on the validation part, in one `row` of `hist`"
     pairs = {o: (_column(hist, o, 'train'), _column(hist, o, 'valid')) for o in metric_names(hist)}
-    sign = {o: 1 if _higher_is_better(o) else -1 for o in pairs}
+    sign = {o: -1 if smaller_is_better(o) else 1 for o in pairs}
     return {f'{o}_gap': sign[o] * (t.loc[row] - v.loc[row]) for o,(t,v) in pairs.items() if t is not None and v is not None}
 
 # %% ../../nbs/insight/01_curves.ipynb #7b433567
@@ -223,18 +220,40 @@ def _converged(losses, within):
     last = losses[-max(2, round(len(losses)/5)):]
     level, t = last.mean(), np.arange(len(last)) - (len(last)-1)/2
     slope = (t * (last-level)).sum() / (t*t).sum()
-    near = np.flatnonzero(abs(losses - level) <= within*abs(level))
     settled = bool(abs(slope) * len(last) <= within*abs(level))
-    return dict(steps=len(losses), first_step_near=near[0]+1 if len(near) else None, final_level=level, slope=slope, settled=settled)
+    return dict(steps=len(losses), first_step_near=_first(abs(losses - level) <= within*abs(level)), final_level=level, slope=slope, settled=settled)
 
 # %% ../../nbs/insight/01_curves.ipynb #963e635e
+def _common_level(levels, within):
+    "The highest of the final `levels`, and a little more, so that every run gets there"
+    high = np.nanmax(levels) if np.isfinite(levels).any() else np.nan
+    return high + within*abs(high)
+
+# %% ../../nbs/insight/01_curves.ipynb #d1e00003
+def _check_units(runs):
+    "Raise `CourseError` if some of `runs` go by step and some by epoch"
+    kinds = {isinstance(o, pd.DataFrame) for o in runs.values() if isinstance(o, pd.DataFrame) or hasattr(o, 'recorder')}
+    if len(kinds) > 1:
+        raise CourseError('a Learner goes by step and a history by epoch, which cannot be compared: give Learners only, or histories only')
+
+# %% ../../nbs/insight/01_curves.ipynb #d1e00004
+def _first(where): return np.flatnonzero(where)[0] + 1 if np.any(where) else None
+
+# %% ../../nbs/insight/01_curves.ipynb #d1e00005
 def convergence(
     runs, # A fitted `Learner`, a history, a list of losses, or a dictionary of name -> any of these
-    within:float=0.05, # How near is near, as a fraction of the final level
-)->pd.DataFrame: # One row a run: steps, first step near the final level (from 1), final level, slope per step, settled
+    within:float=0.05, # How near is near, as a fraction of the level
+    level:float=None, # Training loss that all runs are to reach; by default the highest final level, and `within` of it more
+)->pd.DataFrame: # One row a run: steps, first step near its own final level (from 1), that level, the common level and the first step there, slope per step, settled
     "Measure whether, how fast and to what level the training loss of the last fit converged; raises `CourseError` for fewer than five steps"
-    runs = runs if isinstance(runs, dict) else {'loss': runs}
-    return pd.DataFrame([_converged(step_losses(o), within) for o in _named(runs).values()], index=list(runs))
+    runs = _named(runs if isinstance(runs, dict) else {'loss': runs})
+    _check_units(runs)
+    losses = [step_losses(o) for o in runs.values()]
+    res = pd.DataFrame([_converged(o, within) for o in losses], index=list(runs))
+    if level is None: level = _common_level(res.final_level.to_numpy(float), within)
+    res.insert(3, 'common_level', float(level))
+    res.insert(4, 'first_step_at_common', [_first(o <= level) for o in losses])
+    return res
 
 # %% ../../nbs/insight/01_curves.ipynb #206e2894
 def plot_losses(

@@ -10,6 +10,7 @@ __all__ = ['methods', 'Activations', 'layer_activations', 'fisher_ratio', 'probe
 # %% ../../nbs/insight/07_embedding.ipynb #facdcb05
 import warnings
 from dataclasses import dataclass
+from functools import partial
 import numpy as np, pandas as pd, torch
 from fastai.learner import Learner
 from fastcore.basics import listify, patch
@@ -18,9 +19,9 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from ..core import CourseError, choose, kept_rng
 from .curves import panels
-from .evaluation import class_names
-from .layers import (class_scores, device_of, draw_indices, evaluating, find_layer, find_part, kept_state, layer_shapes,
-                                     main_layers, number_calls, part_loader, to_rows, watch_layers)
+from .outputs import class_names
+from .layers import (channel_axes, check_numbers, class_scores, device_of, draw_indices, evaluating, find_layer, find_part,
+                                     kept_state, layer_shapes, main_layers, number_calls, part_loader, plain_network, to_rows, watch_layers)
 
 # %% ../../nbs/insight/07_embedding.ipynb #a7ea8ecd
 @dataclass(repr=False, eq=False)
@@ -48,17 +49,23 @@ def _chosen(model, layers, found):
     return [o if o == 'input' else find_layer(o, {**found, 'input': None}) for o in layers]
 
 # %% ../../nbs/insight/07_embedding.ipynb #02722a09
-def _collect(model, names, dl, pool):
+def _row_makers(found, names, pool):
+    "Functions that turn the output of each layer in `names` into rows"
+    axes = channel_axes(found)
+    return {k.partition('@')[0]: partial(to_rows, pool=pool, channels=axes[k]) for k in names if k != 'input'}
+
+# %% ../../nbs/insight/07_embedding.ipynb #d1d00001
+def _collect(model, names, dl, makers):
     "Features by name, scores and targets from one pass over `dl`"
     got, scores, ys = {k: [] for k in names}, [], []
-    layers, device = {k.partition('@')[0] for k in names if k != 'input'}, device_of(model)
-    with torch.no_grad(), evaluating(model), watch_layers(model, layers, lambda out: to_rows(out, pool)) as seen:
+    device = device_of(model)
+    with torch.no_grad(), evaluating(model), watch_layers(model, makers, makers) as seen:
         for x,y in dl:
             seen.clear()
             scores.append(class_scores(model, x.as_subclass(Tensor).to(device)).cpu())
             ys.append(y.as_subclass(Tensor).cpu())
-            found = dict(number_calls(seen), input=to_rows(x, pool=False))
-            for k in got: got[k].append(found[k])
+            rows = dict(number_calls(seen), input=to_rows(x, pool=False))
+            for k in got: got[k].append(rows[k])
     return {k: torch.cat(v).numpy() for k,v in got.items()}, torch.cat(scores), torch.cat(ys)
 
 # %% ../../nbs/insight/07_embedding.ipynb #40d6d2a4
@@ -67,7 +74,7 @@ def _one_input(learn, dl):
     b = next(iter(dl))
     if isinstance(b, Tensor) or len(b) != 2 or not all(isinstance(o, Tensor) for o in b):
         raise CourseError('layer_activations needs data with one input and one target')
-    return b[0].as_subclass(Tensor).to(device_of(learn.model, b[0].device))
+    return b[0].as_subclass(Tensor).to(device_of(plain_network(learn.model), b[0].device))
 
 # %% ../../nbs/insight/07_embedding.ipynb #e9591a6f
 def layer_activations(
@@ -84,8 +91,11 @@ def layer_activations(
     with kept_rng(), kept_state(learn, find_part(learn, part)[0]):
         idxs = draw_indices(learn, part, n, seed)
         dl, idxs = part_loader(learn, part, idxs, bs=128)
-        names = _chosen(learn.model, layers, layer_shapes(learn.model, _one_input(learn, dl)[:1]))
-        features, scores, y = _collect(learn.model, names, dl, pool)
+        model = plain_network(learn.model)
+        found = layer_shapes(model, _one_input(learn, dl)[:1])
+        names = _chosen(model, layers, found)
+        features, scores, y = _collect(model, names, dl, _row_makers(found, names, pool))
+    check_numbers(scores, 'output of the network')
     vocab = class_names(learn, scores)
     if y.numel() != len(scores):
         raise CourseError(f'layer_activations needs one class for each example, not targets of shape {tuple(y.shape)}')
@@ -97,13 +107,15 @@ def fisher_ratio(
     x:np.ndarray, # Features (n, d)
     y:np.ndarray, # Class numbers (n,)
 )->float:
-    "Scatter between classes divided by scatter within them; infinite where each class is a single point"
+    "Scatter between classes divided by scatter within them; infinite where each class is a single point, NaN where all are the same"
+    check_numbers(x, 'feature')
     x, classes = x.astype(np.float64), np.unique(y)
     means = np.stack([x[y == c].mean(0) for c in classes])
     counts = np.array([(y == c).sum() for c in classes])
     between = (counts[:, None]*(means - x.mean(0))**2).sum()
     within = sum(((x[y == c] - m)**2).sum() for c,m in zip(classes, means))
-    return float(between/within) if within > 0 else float('inf')
+    if within > 0: return float(between/within)
+    return float('inf' if between > 0 else 'nan')
 
 # %% ../../nbs/insight/07_embedding.ipynb #49350cfc
 def probe_accuracy(

@@ -13,49 +13,59 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
-import numpy as np, torch
+import numpy as np, pandas as pd, torch
 from fastai.learner import Learner
 from fastcore.basics import listify, patch
 from matplotlib.figure import Figure
+from PIL.Image import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 from ..core import CourseError, choose, kept_rng
 from .curves import panels
-from .evaluation import class_names, class_probabilities, draw_image
-from .layers import class_scores, device_of, evaluating, find_layer, is_feature_map, kept_state, layer_shapes, part_loader
+from .evaluation import draw_image
+from .layers import (channel_axes, check_layers, check_numbers, class_scores, device_of, evaluating, find_layer,
+                                     is_feature_map, kept_state, layer_shapes, map_size, part_loader, plain_network, whole_numbers)
+from .outputs import class_names, class_probabilities
 from ..models.fusion import FusionBody
 from ..models.pretrained import TransferNet
 
 # %% ../../nbs/insight/06_explain.ipynb #e177254a
+def _is_map(found):
+    "Function that says whether the layer of a name in `found` gives a feature map"
+    axes = channel_axes(found)
+    return lambda name: is_feature_map(found[name][1], axes[name])
+
+# %% ../../nbs/insight/06_explain.ipynb #d1b00001
 def default_layer(
     model:nn.Module,
     found:dict, # What `layer_shapes` gave
 )->str:
     "Name of the last feature map; raises `CourseError` if there is none, or none that stands for the whole network"
-    shapes = {k: s for k,(_,s) in found.items()}
+    is_map, axes = _is_map(found), channel_axes(found)
     body = model.body if isinstance(model, TransferNet) else None
-    if body is not None and is_feature_map(shapes.get('body', ())): return 'body'
+    if body is not None and 'body' in found and is_map('body'): return 'body'
     if isinstance(body, FusionBody):
         raise CourseError("this fusion has no joined feature map of its bodies: name one of them, "
                           f"{' or '.join(repr(f'body.bodies.{o}') for o in body.bodies)}")
-    convs = [k for k,(m,s) in found.items() if is_feature_map(s) and isinstance(m, nn.Conv2d)]
-    if not convs:
+    last = [k for k,(m,_) in found.items() if is_map(k) and (axes[k] == -1 or isinstance(m, nn.Conv2d))][-1:]
+    if not last:
         raise CourseError(f'{type(model).__name__} has no convolution that gives a feature map (channels, height, width), and Grad-CAM '
                           'needs one: see saliency')
-    later = list(shapes)[list(shapes).index(convs[-1]):]
-    if any(len(shapes[k]) == 2 for k in later):
-        raise CourseError(f'after its last convolution ({convs[-1]}) this network outputs tokens, not a feature map: pass `layer=` (see '
+    later = list(found)[list(found).index(last[0]):]
+    if any(len(found[k][1]) == 2 for k in later):
+        raise CourseError(f'after its last convolution ({last[0]}) this network outputs tokens, not a feature map: pass `layer=` (see '
                           '`layer_table`)')
-    return [k for k in later if shapes[k][1:] == shapes[convs[-1]][1:] and 'Pool' not in type(found[k][0]).__name__][-1]
+    def size(k): return map_size(found[k][1], axes[k]) if is_map(k) else None
+    return [k for k in later if size(k) == size(last[0]) and 'Pool' not in type(found[k][0]).__name__][-1]
 
 # %% ../../nbs/insight/06_explain.ipynb #38f4b46c
 def _map_layer(model, layer, found):
     "Name of the feature map to explain"
     if layer is None: return default_layer(model, found)
-    name = find_layer(layer, found)
-    if is_feature_map(found[name][1]): return name
-    maps = [k for k,(_,s) in found.items() if is_feature_map(s)]
-    raise CourseError(f"{name} gives {found[name][1]} for an image, which is no feature map (channels, height, width); these are: "
+    name, is_map = find_layer(layer, found), _is_map(found)
+    if is_map(name): return name
+    maps = [k for k in found if is_map(k)]
+    raise CourseError(f"{name} gives {found[name][1]} for an image, which is no feature map of several positions; these are: "
                       f"{', '.join(maps) or 'none'}")
 
 # %% ../../nbs/insight/06_explain.ipynb #ea885d75
@@ -77,6 +87,7 @@ def graph_from(
     name:str, # Name of the module whose output matters; `relu@2` for the second of its calls
 ): # A list that holds that output, (N, C, h, w), once the model has been called
     "Within the block a call of `model` builds its graph from the output of the module `name` on"
+    check_layers(model)
     kept, modes, calls = [], [], []
     name, _, number = name.partition('@')
     def rest(m, args):
@@ -115,6 +126,7 @@ def cam_maps(
     x:Tensor, # Images as the network takes them, (N, C, H, W)
     classes, # What to explain: int64 (K, N), or a function of the scores that returns it
     layer:str, # Whole name of a module that gives a feature map
+    channels:int=0, # Axis of the map's channels: 0 for (C, h, w), -1 for (h, w, C)
 )->tuple: # Maps (K, N, h, w), at least 0; scores (N, number of classes)
     "Grad-CAM of `x` for `classes` at `layer`, from one forward pass"
     with graph_from(model, layer) as kept:
@@ -122,7 +134,8 @@ def cam_maps(
         A = kept[0]
         rows = classes(out.detach()) if callable(classes) else classes
         grads = [gradient(_score(out, c), A, layer) for c in rows]
-    return torch.stack([(g.mean((2, 3), keepdim=True)*A.detach()).sum(1).relu() for g in grads]), out.detach()
+    axis, places = (1, (2, 3)) if channels == 0 else (3, (1, 2))
+    return torch.stack([(g.mean(places, keepdim=True)*A.detach()).sum(axis).relu() for g in grads]), out.detach()
 
 # %% ../../nbs/insight/06_explain.ipynb #ef03d960
 def _score(out, c):
@@ -131,18 +144,16 @@ def _score(out, c):
     return out.gather(1, c[:, None])[:, 0]
 
 # %% ../../nbs/insight/06_explain.ipynb #55a876cb
-def _whole(items):
-    "Whether `items` are positions or a count"
-    if isinstance(items, (np.ndarray, Tensor)):
-        return items.ndim < 2 and (items.dtype.kind in 'iu' if isinstance(items, np.ndarray) else not items.is_floating_point())
-    return all(isinstance(o, Integral) and not isinstance(o, bool) for o in listify(items))
+def _file_or_image(o): return isinstance(o, (str, Path, bytes, Image)) or isinstance(o, (np.ndarray, Tensor)) and o.ndim > 1
 
 # %% ../../nbs/insight/06_explain.ipynb #55f4fa26
 def _loader(learn, items, part):
     "A loader of the images `items` in one batch"
-    if items is None or _whole(items):
-        return part_loader(learn, part, 8 if items is None else int(items) if np.ndim(items) == 0 else items)[0]
-    return learn.dls.test_dl([items] if isinstance(items, (str, Path)) else listify(items), bs=len(listify(items)), num_workers=0)
+    if items is None: items = 8
+    if whole_numbers(items) is not None: return part_loader(learn, part, items)[0]
+    items = items.tolist() if isinstance(items, pd.Series) else [items] if _file_or_image(items) else list(listify(items))
+    if items and all(map(_file_or_image, items)): return learn.dls.test_dl(items, bs=len(items), num_workers=0)
+    raise CourseError(f"items must be a number of images, positions such as top_losses(5)['index'], files or images, got {items!r}")
 
 # %% ../../nbs/insight/06_explain.ipynb #d95fab6d
 def image_batch(
@@ -222,14 +233,16 @@ class Explanation:
 def _explain(learn, items, of, part, explain):
     "The `Explanation` of what `explain(model, x, classes)` finds: method, layer, maps and scores"
     x, y, images = image_batch(learn, items, part)
-    device = device_of(learn.model, x.device)
+    model = plain_network(learn.model)
+    device = device_of(model, x.device)
     x, y, found = x.to(device), _targets(y, len(x)), {}
     of = listify(of if of is not None else ['predicted'] if y is None else ['actual', 'predicted'])
     def classes(scores):
         found['vocab'] = vocab = class_names(learn, scores)
         found['classes'] = torch.stack([_numbers(o, vocab, scores, y) for o in of])
         return found['classes']
-    method, layer, maps, out = explain(learn.model, x, classes)
+    method, layer, maps, out = explain(model, x, classes)
+    check_numbers(out, 'output of the network')
     preds = class_probabilities(out.float().cpu(), learn.loss_func)
     return Explanation(method, layer, images, of, found['classes'].cpu(), maps.float().cpu(), preds,
                        None if y is None else y.cpu(), found['vocab'])
@@ -244,8 +257,9 @@ def grad_cam(
 )->Explanation:
     "Find the evidence for a class in each image; raises `CourseError` for unknown classes, layers or items, or without a feature map"
     def explain(model, x, classes):
-        name = _map_layer(model, layer, layer_shapes(model, x[:1]))
-        return 'Grad-CAM', name, *cam_maps(model, x, classes, name)
+        found = layer_shapes(model, x[:1])
+        name = _map_layer(model, layer, found)
+        return 'Grad-CAM', name, *cam_maps(model, x, classes, name, channel_axes(found)[name])
     return _explain(learn, items, of, part, explain)
 
 # %% ../../nbs/insight/06_explain.ipynb #c0b35a62

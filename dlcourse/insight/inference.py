@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from .. import __version__
 from ..core import CourseError, optional, whole_file
 from ..data.transforms import AtSize
-from .evaluation import class_probabilities, class_vocab, prediction_kind
+from .outputs import class_probabilities, class_vocab, prediction_kind
 from .layers import device_of, find_part, first_batch, in_order, kept_state
 from ..models.folding import FastNet, answering, fast_net, fold_batchnorm
 

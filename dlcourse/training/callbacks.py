@@ -13,7 +13,7 @@ import numpy as np, torch
 from fastai.callback.core import Callback, CancelFitException
 from fastai.callback.fp16 import AMPMode, MixedPrecision
 from fastcore.basics import patch
-from ..core import CourseError
+from ..core import CourseError, smaller_is_better
 from .lean import LeanLearner
 
 # %% ../../nbs/training/03_callbacks.ipynb #6cfd1925
@@ -31,8 +31,7 @@ class BestWeights(Callback):
         smaller:bool=None, # Whether smaller is better; by default for losses and errors only
     ):
         self.monitor, self.restore, self.min_delta = monitor, restore, abs(min_delta)
-        if smaller is None: smaller = any(o in monitor for o in ('loss', 'error', 'mse', 'mae'))
-        self.sign = -1 if smaller else 1
+        self.sign = -1 if (smaller_is_better(monitor) if smaller is None else smaller) else 1
 
     def before_fit(self):
         "Begin with the present weights"
