@@ -507,10 +507,11 @@ def test_learners_with_different_metrics_and_lengths():
 
 
 def test_convergence_of_odd_losses():
-    with pytest.raises(CourseError, match='histories only'): convergence(dict(steps=tensor_learner(1), epochs=pd.DataFrame(dict(train_loss=[1.]*5))))
-    t = convergence(dict(high=[5.]*20, low=list(np.linspace(6, 1, 20))))
+    epochs, two = pd.DataFrame(dict(train_loss=[1.]*5)), dict(high=[5.]*20, low=list(np.linspace(6, 1, 20)))
+    with pytest.raises(CourseError, match='histories only'): convergence(dict(steps=tensor_learner(1), epochs=epochs))
+    t = convergence(two)
     assert (t.common_level == 5.25).all() and t.first_step_at_common.tolist() == [1, 4]
-    assert convergence(dict(high=[5.]*20, low=list(np.linspace(6, 1, 20))), level=2).first_step_at_common.isna().tolist() == [True, False]
+    assert convergence(two, level=2).first_step_at_common.isna().tolist() == [True, False]
     t = convergence(dict(nan=[1., 1., np.nan, np.nan, np.nan], flat=[2.]*50, steps=[5.]*5 + [1.]*20))
     assert not t.settled['nan'] and t.settled['flat'] and t.first_step_near['flat'] == 1
     assert t.first_step_near['steps'] == 6 and t.final_level['steps'] == 1
@@ -740,7 +741,8 @@ class ChannelsLast(nn.Module):
     "A network with maps (h, w, C) inside, as Swin and ConvNeXt have them"
     def __init__(self):
         super().__init__()
-        self.stem, self.norm, self.mix, self.act, self.out = nn.Conv2d(3, 6, 4, 4), nn.LayerNorm(6), nn.Linear(6, 6), nn.GELU(), nn.Linear(6, 2)
+        self.stem, self.norm, self.mix = nn.Conv2d(3, 6, 4, 4), nn.LayerNorm(6), nn.Linear(6, 6)
+        self.act, self.out = nn.GELU(), nn.Linear(6, 2)
     def forward(self, x): return self.out(self.act(self.mix(self.norm(self.stem(x).permute(0, 2, 3, 1)))).mean((1, 2)))
 
 
@@ -777,8 +779,8 @@ def test_layers_of_known_networks(arch, layer, shape, channels):
     assert (found[name][1], channel_axes(found)[name]) == (shape, dict(first=0, last=-1)[channels])
 
 
-positions = [2, np.int64(2), torch.tensor(2), [0, 1], (0, 1), range(2), np.array([0, 1], 'uint8'), torch.tensor([0, 1]), [np.int32(0), torch.tensor(1)],
-             pd.Series([0, 1], index=['a', 'b']), pd.Index([0, 1]), np.array(2)]
+positions = [2, np.int64(2), torch.tensor(2), [0, 1], (0, 1), range(2), np.array([0, 1], 'uint8'), torch.tensor([0, 1]),
+             [np.int32(0), torch.tensor(1)], pd.Series([0, 1], index=['a', 'b']), pd.Index([0, 1]), np.array(2)]
 
 @pytest.mark.parametrize('items', positions, ids=repr)
 def test_whole_numbers_of_any_kind_are_positions(last_learn, items):
@@ -791,8 +793,9 @@ def test_top_losses_are_explained(last_learn):
     assert whole_numbers(top) == top.tolist()
 
 
-@pytest.mark.parametrize('items', [1.5, float('nan'), [1.5], True, [True, False], np.array([True, False]), {1, 2}, [None], pd.DataFrame({'index': [1]}), []],
-                         ids=repr)
+no_positions = [1.5, float('nan'), [1.5], True, [True, False], np.array([True, False]), {1, 2}, [None], pd.DataFrame({'index': [1]}), []]
+
+@pytest.mark.parametrize('items', no_positions, ids=repr)
 def test_what_are_no_positions(last_learn, items):
     with pytest.raises(CourseError, match='items must be|positions in the valid part'): grad_cam(last_learn, items)
 
@@ -919,7 +922,8 @@ def test_fisher_ratio_is_of_variances():
     assert fisher_ratio(digit_images, digit_classes) == pytest.approx((total - within)/within)
     assert fisher_ratio(np.array([[0.], [0.], [1.], [1.]]), np.array([0, 0, 1, 1])) == float('inf')
     assert np.isnan(fisher_ratio(np.ones((4, 2)), np.array([0, 0, 1, 1])))
-    with pytest.raises(CourseError, match='NaN for 1 of 4 items'): fisher_ratio(np.array([[0.], [np.nan], [1.], [1.]]), np.array([0, 0, 1, 1]))
+    nan = np.array([[0.], [np.nan], [1.], [1.]])
+    with pytest.raises(CourseError, match='NaN for 1 of 4 items'): fisher_ratio(nan, np.array([0, 0, 1, 1]))
 
 
 def test_probe_is_not_tested_on_what_it_knows():
