@@ -46,8 +46,8 @@ from dlcourse.insight.embedding import fisher_ratio, layer_activations, plot_emb
 from dlcourse.insight.evaluation import Evaluation, evaluate
 from dlcourse.insight.explain import cam_maps, default_layer, grad_cam, image_batch, saliency
 from dlcourse.insight.inference import compare_speed, export_folder, export_onnx, fast, onnx_settings, pixel_net, run_alone, run_onnx
-from dlcourse.insight.layers import (channel_axes, draw_indices, first_batch, is_feature_map, layer_outputs, layer_shapes, layer_table, main_layers,
-                                     to_rows, watch_layers, whole_numbers)
+from dlcourse.insight.layers import (channel_axes, draw_indices, first_batch, is_feature_map, layer_outputs, layer_shapes, layer_table,
+                                     main_layers, to_rows, watch_layers, whole_numbers)
 from dlcourse.insight.resolution import (RandomPart, RandomSize, SizePredictor, SizedPreds, _rule_figures, any_size, at_sizes,
                                          best_mixture, cheapest_right, check_size, compare_size_rules, cost_at, look_twice,
                                          plot_size_rules, plot_sizes, preds_at, resize_inputs, thumbnails, train_size_predictor)
@@ -368,8 +368,8 @@ def test_a_class_without_items_has_no_recall():
 weighting = torch.tensor([1., 2., 3., 4., 5., 6., 7., 8., 9., 10.])
 plain_losses = [nn.CrossEntropyLoss(), nn.CrossEntropyLoss(weighting), nn.CrossEntropyLoss(weighting, label_smoothing=0.1),
                 nn.CrossEntropyLoss(ignore_index=3), nn.CrossEntropyLoss(reduction='sum'), nn.MultiMarginLoss(weight=weighting),
-                CrossEntropyLossFlat(weight=weighting), FocalLossFlat(), LabelSmoothingCrossEntropy(), CrossEntropy(weight=weighting), Brier(),
-                partial(F.cross_entropy, weight=weighting), lambda out, y: F.cross_entropy(out, y, weighting)]
+                CrossEntropyLossFlat(weight=weighting), FocalLossFlat(), LabelSmoothingCrossEntropy(), Brier(),
+                CrossEntropy(weight=weighting), partial(F.cross_entropy, weight=weighting), lambda out, y: F.cross_entropy(out, y, weighting)]
 
 @pytest.mark.parametrize('loss', plain_losses, ids=str)
 def test_the_loss_is_that_of_torch_and_of_validate(loss):
@@ -381,7 +381,9 @@ def test_the_loss_is_that_of_torch_and_of_validate(loss):
     assert evaluate(learn).loss == pytest.approx(want, rel=1e-5) and evaluate(learn).to_dict()['loss'] == evaluate(learn).loss
 
 
-@pytest.mark.parametrize('loss', [nn.MSELoss(), nn.L1Loss(), nn.HuberLoss(), nn.SmoothL1Loss(beta=0.1), nn.MSELoss(reduction='sum')], ids=str)
+number_losses = [nn.MSELoss(), nn.L1Loss(), nn.HuberLoss(), nn.SmoothL1Loss(beta=0.1), nn.MSELoss(reduction='sum')]
+
+@pytest.mark.parametrize('loss', number_losses, ids=str)
 def test_the_loss_of_numbers_is_that_of_torch(loss):
     learn = tensor_learner(targets=torch.stack([y.float(), 2*y.float()], 1), n_out=2, loss=loss, metrics=[])
     out, targets = learn.get_preds(act=lambda o: o)
