@@ -369,7 +369,8 @@ weighting = torch.tensor([1., 2., 3., 4., 5., 6., 7., 8., 9., 10.])
 plain_losses = [nn.CrossEntropyLoss(), nn.CrossEntropyLoss(weighting), nn.CrossEntropyLoss(weighting, label_smoothing=0.1),
                 nn.CrossEntropyLoss(ignore_index=3), nn.CrossEntropyLoss(reduction='sum'), nn.MultiMarginLoss(weight=weighting),
                 CrossEntropyLossFlat(weight=weighting), FocalLossFlat(), LabelSmoothingCrossEntropy(), Brier(),
-                CrossEntropy(weight=weighting), partial(F.cross_entropy, weight=weighting), lambda out, y: F.cross_entropy(out, y, weighting)]
+                CrossEntropy(weight=weighting), partial(F.cross_entropy, weight=weighting),
+                lambda out, y: F.cross_entropy(out, y, weighting)]
 
 @pytest.mark.parametrize('loss', plain_losses, ids=str)
 def test_the_loss_is_that_of_torch_and_of_validate(loss):

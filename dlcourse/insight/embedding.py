@@ -20,7 +20,7 @@ from torch import Tensor
 from ..core import CourseError, choose, kept_rng
 from .curves import panels
 from .outputs import class_names
-from .layers import (channel_axes, check_numbers, class_scores, device_of, draw_indices, evaluating, find_layer, find_part,
+from .layers import (channel_axes, refuse_nan, class_scores, device_of, draw_indices, evaluating, find_layer, find_part,
                                      kept_state, layer_shapes, main_layers, number_calls, part_loader, plain_network, to_rows, watch_layers)
 
 # %% ../../nbs/insight/07_embedding.ipynb #a7ea8ecd
@@ -95,7 +95,7 @@ def layer_activations(
         found = layer_shapes(model, _one_input(learn, dl)[:1])
         names = _chosen(model, layers, found)
         features, scores, y = _collect(model, names, dl, _row_makers(found, names, pool))
-    check_numbers(scores, 'output of the network')
+    refuse_nan(scores, 'output of the network')
     vocab = class_names(learn, scores)
     if y.numel() != len(scores):
         raise CourseError(f'layer_activations needs one class for each example, not targets of shape {tuple(y.shape)}')
@@ -108,7 +108,7 @@ def fisher_ratio(
     y:np.ndarray, # Class numbers (n,)
 )->float:
     "Scatter between classes divided by scatter within them; infinite where each class is a single point, NaN where all are the same"
-    check_numbers(x, 'feature')
+    refuse_nan(x, 'feature')
     x, classes = x.astype(np.float64), np.unique(y)
     means = np.stack([x[y == c].mean(0) for c in classes])
     counts = np.array([(y == c).sum() for c in classes])

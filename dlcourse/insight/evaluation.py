@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from ..core import CourseError, choose, kept_rng
 from .curves import colors, panels, tidy
-from .layers import check_numbers, device_of, find_part, in_order, kept_state
+from .layers import refuse_nan, device_of, find_part, in_order, kept_state
 from .outputs import class_probabilities, class_vocab, item_losses, prediction_kind
 
 # %% ../../nbs/insight/02_evaluation.ipynb #9caf42f3
@@ -34,7 +34,7 @@ def _outputs(learn, dl, part):
         _check_batch(learn, dl, part)
         out, targets = learn.get_preds(dl=dl, act=noop)
     if isinstance(out, Tensor) and isinstance(targets, Tensor):
-        check_numbers(out, 'output of the network')
+        refuse_nan(out, 'output of the network')
         return out.as_subclass(Tensor).float(), targets.as_subclass(Tensor)
     raise CourseError('evaluate needs a model with one output and data with one target; this learner has several')
 

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from ..core import CourseError, choose, kept_rng
 from .curves import panels
 from .evaluation import draw_image
-from .layers import (channel_axes, check_layers, check_numbers, class_scores, device_of, evaluating, find_layer,
+from .layers import (channel_axes, check_layers, refuse_nan, class_scores, device_of, evaluating, find_layer,
                                      is_feature_map, kept_state, layer_shapes, map_size, part_loader, plain_network, whole_numbers)
 from .outputs import class_names, class_probabilities
 from ..models.fusion import FusionBody
@@ -242,7 +242,7 @@ def _explain(learn, items, of, part, explain):
         found['classes'] = torch.stack([_numbers(o, vocab, scores, y) for o in of])
         return found['classes']
     method, layer, maps, out = explain(model, x, classes)
-    check_numbers(out, 'output of the network')
+    refuse_nan(out, 'output of the network')
     preds = class_probabilities(out.float().cpu(), learn.loss_func)
     return Explanation(method, layer, images, of, found['classes'].cpu(), maps.float().cpu(), preds,
                        None if y is None else y.cpu(), found['vocab'])

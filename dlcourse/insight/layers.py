@@ -6,7 +6,7 @@ Docs: https://dlcourse.github.io/dlcourse/insight/layers.html.md"""
 
 # %% auto #0
 __all__ = ['parts', 'whole_numbers', 'find_part', 'in_order', 'kept_state', 'device_of', 'first_batch', 'draw_indices',
-           'part_loader', 'plain_network', 'evaluating', 'class_scores', 'check_numbers', 'copy_output', 'check_layers',
+           'part_loader', 'plain_network', 'evaluating', 'class_scores', 'refuse_nan', 'copy_output', 'check_layers',
            'watch_layers', 'number_calls', 'layer_outputs', 'layer_shapes', 'channel_axes', 'map_size',
            'is_feature_map', 'find_layer', 'layer_table', 'main_layers', 'to_rows']
 
@@ -171,7 +171,7 @@ def class_scores(
     raise CourseError(f'explaining needs one row of class scores per item; {type(model).__name__} returned {got}')
 
 # %% ../../nbs/insight/00_layers.ipynb #d1a00007
-def check_numbers(
+def refuse_nan(
     values, # Array or tensor, (n, ...)
     what:str, # Name of the values, in the singular
 ):
