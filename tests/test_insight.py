@@ -48,6 +48,10 @@ from dlcourse.insight.explain import cam_maps, default_layer, grad_cam, image_ba
 from dlcourse.insight.inference import compare_speed, export_folder, export_onnx, fast, onnx_settings, pixel_net, run_alone, run_onnx
 from dlcourse.insight.layers import (channel_axes, draw_indices, first_batch, is_feature_map, layer_outputs, layer_shapes, layer_table,
                                      main_layers, to_rows, watch_layers, whole_numbers)
+from dlcourse.insight.lesions import lesions, residual_blocks
+from dlcourse.insight.layers import (draw_indices, first_batch, is_feature_map, layer_outputs, layer_shapes, layer_table, main_layers,
+                                     to_rows, watch_layers)
+from dlcourse.insight.robustness import Judge, gradient_norms, layer_robustness, weight_layers
 from dlcourse.insight.resolution import (RandomPart, RandomSize, SizePredictor, SizedPreds, _rule_figures, any_size, at_sizes,
                                          best_mixture, cheapest_right, check_size, compare_size_rules, cost_at, look_twice,
                                          plot_size_rules, plot_sizes, preds_at, resize_inputs, thumbnails, train_size_predictor)
@@ -55,6 +59,7 @@ from dlcourse.insight.outputs import class_probabilities
 from dlcourse.models import folding
 from dlcourse.models.folding import FastNet, answering, fold_batchnorm, largest_map
 from dlcourse.models.zoo import model_for
+from dlcourse.training.kept import KeepWeights
 from dlcourse.training.learner import learner_for
 from dlcourse.training.losses import Brier, CrossEntropy
 
@@ -1735,3 +1740,78 @@ def test_a_transformer_and_half_precision(dtype):
     if dtype == torch.float32: assert np.allclose(np.diag(similar.similarity(learn, layers=['blocks.0', 'blocks.1', 'norm']).values), 1)
     else:
         with pytest.raises(CourseError, match='does not accept a batch'): similar.similarity(learn)
+
+
+# ---- Layers put back and taken out -------------------------------------------------------------
+
+def everything(learn):
+    "All that a study must leave as it was"
+    tensors = [v.clone() for v in learn.model.state_dict().values()]
+    return tensors, [m.training for m in learn.model.modules()], [p.requires_grad for p in learn.model.parameters()], torch.get_rng_state()
+
+
+def same(a, b):
+    return all(torch.equal(x, y) for x,y in zip(a[0], b[0])) and a[1:3] == b[1:3] and torch.equal(a[3], b[3])
+
+
+@pytest.fixture(scope='module')
+def residual():
+    "A small residual network with batch norm, and its kept weights"
+    learn, kept = learner_for('residual', dls_for('digits', n_per_class=20, seed=1), filters=[8, 8], seed=1), KeepWeights()
+    with learn.quiet(): learn.fit(2, 0.01, cbs=kept)
+    return learn, kept
+
+
+@pytest.mark.parametrize('study', ['robustness', 'lesions', 'gradients'])
+@pytest.mark.parametrize('error', [None, KeyboardInterrupt, ValueError])
+def test_a_study_leaves_no_trace(residual, monkeypatch, study, error):
+    learn, kept = residual
+    monkeypatch.setattr('dlcourse.insight.robustness.Judge.accuracy', raised_at_second(error) if error else Judge.accuracy)
+    loss = learn.loss_func
+    if error: monkeypatch.setattr(learn, 'loss_func', lambda *a: (_ for _ in ()).throw(error()))
+    run = dict(robustness=lambda: layer_robustness(learn, kept, n=20), lesions=lambda: lesions(learn, blocks=residual_blocks(learn), n=20),
+               gradients=lambda: gradient_norms(learn))[study]
+    before = everything(learn)
+    if error:
+        with pytest.raises(error): run()
+    else: assert len(run().values)
+    assert same(before, everything(learn)) and not any('forward' in vars(m) for m in learn.model.modules())
+    learn.loss_func = loss
+
+
+def raised_at_second(error):
+    "An `accuracy` that fails in the middle of a study"
+    calls = []
+    def accuracy(self):
+        calls.append(1)
+        if len(calls) > 1: raise error
+        return 0.5
+    return accuracy
+
+
+def test_put_back_to_the_end_is_the_network_itself(residual):
+    learn, kept = residual
+    found = layer_robustness(learn, kept, [0, 2], n=200)
+    assert np.allclose(found.values[2], found.accuracy) and found.accuracy == pytest.approx(evaluate(learn).accuracy)
+    assert list(found.values.index) == weight_layers(learn)
+
+
+def vit():
+    import timm
+    return timm.create_model('vit_tiny_patch16_224', img_size=32, patch_size=16, depth=3, embed_dim=24, num_heads=2, num_classes=4)
+
+
+@pytest.mark.parametrize('net,expected', [
+    (lambda: resnet18(num_classes=4), ['layer1.0', 'layer1.1', 'layer2.1', 'layer3.1', 'layer4.1']), (vit, ['blocks.0', 'blocks.1', 'blocks.2'])])
+def test_blocks_of_other_libraries(dls, net, expected):
+    assert residual_blocks(Learner(dls_for((photos, photo_classes), bs=8, seed=1, size=32), net(), loss_func=F.cross_entropy)) == expected
+
+
+def test_a_learning_rate_search_keeps_no_weights():
+    learn, kept = tensor_learner(), KeepWeights()
+    learn.add_cb(kept)
+    with learn.quiet(): learn.get_preds(); learn.lr_find(num_it=5, show_plot=False)
+    assert kept.epochs == []
+    quiet(learn, 2)
+    quiet(learn, 1)
+    assert kept.epochs == [0, 1, 2, 3]
