@@ -49,6 +49,7 @@ from dlcourse.insight.inference import compare_speed, export_folder, export_onnx
 from dlcourse.insight.layers import (channel_axes, draw_indices, first_batch, is_feature_map, layer_outputs, layer_shapes, layer_table,
                                      main_layers, to_rows, watch_layers, whole_numbers)
 from dlcourse.insight.lesions import lesions, residual_blocks
+from dlcourse.insight.landscape import loss_line, loss_surface, random_direction, trajectory
 from dlcourse.insight.layers import (draw_indices, first_batch, is_feature_map, layer_outputs, layer_shapes, layer_table, main_layers,
                                      to_rows, watch_layers)
 from dlcourse.insight.robustness import Judge, gradient_norms, layer_robustness, weight_layers
@@ -59,7 +60,7 @@ from dlcourse.insight.outputs import class_probabilities
 from dlcourse.models import folding
 from dlcourse.models.folding import FastNet, answering, fold_batchnorm, largest_map
 from dlcourse.models.zoo import model_for
-from dlcourse.training.kept import KeepWeights
+from dlcourse.training.kept import KeepWeights, unchanged
 from dlcourse.training.learner import learner_for
 from dlcourse.training.losses import Brier, CrossEntropy
 
@@ -1802,7 +1803,8 @@ def vit():
 
 
 @pytest.mark.parametrize('net,expected', [
-    (lambda: resnet18(num_classes=4), ['layer1.0', 'layer1.1', 'layer2.1', 'layer3.1', 'layer4.1']), (vit, ['blocks.0', 'blocks.1', 'blocks.2'])])
+    (lambda: resnet18(num_classes=4), ['layer1.0', 'layer1.1', 'layer2.1', 'layer3.1', 'layer4.1']),
+    (vit, ['blocks.0', 'blocks.1', 'blocks.2'])])
 def test_blocks_of_other_libraries(dls, net, expected):
     assert residual_blocks(Learner(dls_for((photos, photo_classes), bs=8, seed=1, size=32), net(), loss_func=F.cross_entropy)) == expected
 
@@ -1815,3 +1817,58 @@ def test_a_learning_rate_search_keeps_no_weights():
     quiet(learn, 2)
     quiet(learn, 1)
     assert kept.epochs == [0, 1, 2, 3]
+
+
+# ---- Loss landscape ----------------------------------------------------------------------------
+
+def test_a_filter_of_a_direction_is_as_long_as_that_of_the_network(residual):
+    d = random_direction(residual[0].model, 3)
+    for k,p in residual[0].model.named_parameters():
+        if p.ndim < 2: assert not d[k].any()
+        else: assert torch.allclose(d[k].flatten(1).norm(dim=1), p.detach().flatten(1).norm(dim=1), atol=1e-5)
+
+
+def test_scaled_filters_have_the_same_landscape():
+    "Batch norm undoes the scale of the filters before it, and filter normalisation takes that into account"
+    def line(scale):
+        torch.manual_seed(1)
+        net = nn.Sequential(nn.Unflatten(1, (1, 8, 8)), nn.Conv2d(1, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(),
+                            nn.Linear(144, 10))
+        net[1].weight.data.mul_(scale)
+        learn = tensor_learner()
+        learn.model = net
+        return loss_line(learn, points=5, n=50, batchnorm='batch', progress=False).values.loss
+    assert np.allclose(line(1), line(10), rtol=1e-3)
+
+
+@pytest.mark.parametrize('study', [lambda o, k: loss_line(o, points=3, n=20),
+                                   lambda o, k: loss_surface(o, points=2, n=20, batchnorm='batch'),
+                                   lambda o, k: trajectory(o, k, points=2, n=20)])
+@pytest.mark.parametrize('fails', [False, True])
+def test_a_landscape_leaves_no_trace(residual, monkeypatch, study, fails):
+    learn, kept = residual
+    before, calls = everything(learn), []
+    if fails:
+        def interrupted(*args):
+            calls.append(1)
+            if len(calls) > 1: raise KeyboardInterrupt
+            return torch.tensor(1.)
+        monkeypatch.setattr(learn, 'loss_func', interrupted)
+        with pytest.raises(KeyboardInterrupt): study(learn, kept)
+    else: assert 'examples' in repr(study(learn, kept))
+    assert same(before, everything(learn))
+
+
+def test_the_ends_of_a_line_are_the_networks(residual):
+    learn, kept = residual
+    line = loss_line(learn, kept.state(0), points=2, n=10**6, progress=False).values.loss
+    assert line[0] == pytest.approx(evaluate(learn).loss, rel=1e-4)
+    with unchanged(learn.model) as model:
+        model.load_state_dict(kept.state(0))
+        assert line[1] == pytest.approx(evaluate(learn).loss, rel=1e-4)
+
+
+def test_a_landscape_of_numbers():
+    learn = tensor_learner(targets=x[:, :2], n_out=2, loss=F.mse_loss, metrics=[])
+    expected = F.mse_loss(learn.model(x[400:]), x[400:, :2]).item()
+    assert loss_line(learn, points=3, progress=False).values.loss[1] == pytest.approx(expected, rel=1e-5)
