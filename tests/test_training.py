@@ -1311,3 +1311,29 @@ def test_bad_transfer_settings_leave_nothing(kwargs, says):
     with pytest.raises(CourseError) as e:
         start(Settings(**{'arch': 'squeezenet1_1', 'data': 'digits', 'data_args': dict(size=32), **kwargs}))
     assert says in str(e.value) and '\n' not in str(e.value) and names() == []
+
+
+# ---- Parts of a training -----------------------------------------------------------------------
+
+def test_a_window_over_all_epochs_is_the_setting_itself():
+    def weights(wd, *cbs):
+        learn = learner_for('mlp', data='digits', n_per_class=10, seed=1, wd=wd)
+        with learn.quiet(): learn.fit(2, cbs=list(cbs))
+        return learn.model.state_dict()
+    always, window, never = weights(0.5), weights(0., During(dict(wd=0.5))), weights(0.5, During(dict(wd=0.5), 5))
+    assert all(torch.equal(v, window[k]) and torch.equal(v, never[k]) for k,v in always.items())
+
+
+def test_only_what_learns_is_changed():
+    learn = learner_for('cnn', data='digits', n_per_class=10, filters=[4, 4], norm='batch', seed=1)
+    before = {k: p.detach().clone() for k,p in learn.model.named_parameters()}
+    for what in ('bias', 'conv', 'head.out'):
+        count = train_only(learn, what)
+        with learn.quiet(): learn.fit(1, 0.01)
+        learnt = [p for p in learn.model.parameters() if p.requires_grad]
+        assert count == sum(p.numel() for p in learnt)
+        changed = {k for k,p in learn.model.named_parameters() if not torch.equal(p.detach(), before[k])}
+        assert changed <= {k for k,p in learn.model.named_parameters() if p.requires_grad} and changed
+        before = {k: p.detach().clone() for k,p in learn.model.named_parameters()}
+    learn.model = torch.nn.Flatten()
+    with pytest.raises(CourseError, match='has no parameters of the kind'): train_only(learn, 'conv')
