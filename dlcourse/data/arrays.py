@@ -14,7 +14,7 @@ from torch import Tensor
 from ..core import CourseError, notice
 from .labels import class_names, find_classes, match_classes, read_labels
 from .pixels import as_inputs, columns_of
-from .values import is_array, to_tensor
+from .containers import is_array, to_tensor
 
 # %% ../../nbs/data/01_arrays.ipynb #74e02ec9
 def shape_text(

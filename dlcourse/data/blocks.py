@@ -30,7 +30,7 @@ from .selection import Selection
 from .sources import datasets, load
 from .stores import FileStore, GetImage, GetLabel, MemoryStore, Rows, TensorRow
 from .transforms import AtSize, CropFlip
-from .values import is_array
+from .containers import is_array
 
 # %% ../../nbs/data/12_blocks.ipynb #b90fb77d
 class ExampleBlock(DataBlock):

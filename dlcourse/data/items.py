@@ -15,7 +15,7 @@ from PIL import Image
 from ..core import CourseError
 from .arrays import shape_text
 from .pixels import as_rows, channels_first, in_order, pixel_range, pixel_scale, to_bytes
-from .values import as_array, is_array, kind_text
+from .containers import as_array, is_array, kind_text
 
 # %% ../../nbs/data/09a_items.ipynb #09854d13
 def _row_numbers(rows, n):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np, pandas as pd
 from ..core import CourseError, notice
 from .pixels import columns_of
-from .values import as_array, check_finite, kind_text
+from .containers import as_array, check_finite, kind_text
 
 # %% ../../nbs/data/00b_labels.ipynb #a6acb2a8
 @dataclass

@@ -11,7 +11,7 @@ __all__ = ['SCALES', 'pixel_scale', 'pixel_range', 'to_bytes', 'channels_first',
 # %% ../../nbs/data/00a_pixels.ipynb #3d330d9c
 import numpy as np, pandas as pd
 from ..core import CourseError
-from .values import as_array, check_finite, kind_text, to_tensor
+from .containers import as_array, check_finite, kind_text, to_tensor
 
 # %% ../../nbs/data/00a_pixels.ipynb #00b7d8e3
 SCALES = {'bytes': 1, 'floats to 255': 1, 'floats to 1': 255, 'zeros and ones': 255, '16 bits': 1/257}

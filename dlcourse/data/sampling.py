@@ -14,7 +14,7 @@ import numpy as np, pandas as pd, torch
 from torch import Tensor
 from ..core import CourseError, choose
 from .labels import class_names, find_classes, match_classes, read_labels
-from .values import as_array, check_finite
+from .containers import as_array, check_finite
 
 # %% ../../nbs/data/06_sampling.ipynb #e9381663
 def as_labels(

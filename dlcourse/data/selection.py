@@ -13,7 +13,7 @@ import numpy as np, pandas as pd
 from fastcore.basics import patch
 from ..core import CourseError, choose
 from .sampling import as_labels, choose_classes, imbalance, label_noise, n_per_class, renumber, index_split, stratified_split
-from .values import as_array, is_array
+from .containers import as_array, is_array
 
 # %% ../../nbs/data/07_selection.ipynb #bd5b2ff8
 def _plain(o):

@@ -48,7 +48,8 @@ def sizes_of(
     b = dls.one_batch()
     for name,o in zip(('inputs', 'targets'), b):
         if isinstance(o, Tensor) and not o.isfinite().all():
-            raise CourseError(f'{name} must hold finite numbers only, got NaN or infinity in a training batch: fill them or leave these examples out')
+            raise CourseError(f'{name} must hold finite numbers only, got NaN or infinity in a training batch: '
+                              'fill them or leave these examples out')
     shape = tuple(b[0].shape[1:])
     n_out = getattr(dls, 'c', None)
     if not n_out: raise CourseError('these DataLoaders do not say how many classes they have (dls.c): give them a vocab, or pass a model')
