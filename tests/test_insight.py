@@ -40,6 +40,7 @@ from dlcourse.core import CourseError
 from dlcourse.data.blocks import dls_for
 from dlcourse.data.transforms import AtSize, BatchTransform
 from dlcourse.insight import inference, similarity as similar
+from dlcourse.insight.calibration import best_temperature, calibration
 from dlcourse.insight.cost import cost, flops_per_image, latency, saved_bytes
 from dlcourse.insight.curves import best_epoch, compare, convergence, history, plot_compare, plot_curves, plot_losses
 from dlcourse.insight.embedding import fisher_ratio, layer_activations, plot_embedding, probe_accuracy
@@ -1872,3 +1873,37 @@ def test_a_landscape_of_numbers():
     learn = tensor_learner(targets=x[:, :2], n_out=2, loss=F.mse_loss, metrics=[])
     expected = F.mse_loss(learn.model(x[400:]), x[400:, :2]).item()
     assert loss_line(learn, points=3, progress=False).values.loss[1] == pytest.approx(expected, rel=1e-5)
+
+
+# ---- Calibration -------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('bins', [1, 10, 15])
+@pytest.mark.parametrize('classes', [2, 7])
+def test_calibration_is_that_of_torchmetrics(bins, classes):
+    from torchmetrics.functional.classification import multiclass_calibration_error
+    torch.manual_seed(bins)
+    p, y = (3*torch.randn(300, classes)).softmax(1), torch.randint(0, classes, (300,))
+    found = calibration(p, y, bins=bins)
+    for norm,own in dict(l1=found.ece, max=found.mce).items():
+        assert own == pytest.approx(multiclass_calibration_error(p, y, classes, bins, norm).item(), abs=1e-6)
+
+
+def test_a_temperature_that_is_known_is_found():
+    torch.manual_seed(1)
+    z = 2*torch.randn(20_000, 5)
+    y = torch.distributions.Categorical(logits=z).sample()
+    assert best_temperature(z.softmax(1), y) == pytest.approx(1, abs=0.03)
+    assert best_temperature((3*z).softmax(1), y) == pytest.approx(3, abs=0.1)
+
+
+@pytest.mark.parametrize('p,y,message', [
+    (torch.full((4, 2), 0.7), torch.zeros(4), 'apply softmax'), (torch.full((4, 2), 0.5), torch.zeros(3), 'for each of the 3 targets'),
+    (torch.full((4, 2), 0.5), torch.tensor([0, 1, 2, 0]), 'class numbers from 0 to 1'), (torch.full((4, 2), float('nan')), torch.zeros(4), 'apply')])
+def test_what_is_no_probability(p, y, message):
+    with pytest.raises(CourseError, match=message): calibration(p, y.long())
+
+
+def test_two_classes_from_one_probability():
+    p = torch.rand(50, 1)
+    y = torch.randint(0, 2, (50,))
+    assert calibration(p, y).ece == pytest.approx(calibration(torch.cat([1 - p, p], 1), y).ece)

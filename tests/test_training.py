@@ -22,11 +22,13 @@ from dlcourse.training import checkpoints as C, runs as R, search as search_modu
 from dlcourse.training.callbacks import BestWeights
 from dlcourse.training.checkpoints import load_tensors, load_weights, save_tensors
 from dlcourse.training.lean import LeanLearner, sgd
+from dlcourse.training.ensembles import ensemble
 from dlcourse.training.learner import learner_for
 from dlcourse.training.runs import Run, start
 from dlcourse.training.search import search, study, trainer
 from dlcourse.training.settings import Settings, schedules
 from dlcourse.training.space import narrow_space, parse_space
+from dlcourse.training.windows import During, train_only
 
 
 @pytest.fixture(autouse=True)
@@ -1337,3 +1339,17 @@ def test_only_what_learns_is_changed():
         before = {k: p.detach().clone() for k,p in learn.model.named_parameters()}
     learn.model = torch.nn.Flatten()
     with pytest.raises(CourseError, match='has no parameters of the kind'): train_only(learn, 'conv')
+
+
+def test_an_ensemble_is_an_ordinary_learner(tmp_path):
+    dls = dls_for('digits', n_per_class=10, seed=1)
+    members = [learner_for('mlp', dls, widths=[8], seed=i) for i in (1, 2)]
+    together = ensemble(members)
+    with together.quiet(): preds, y = together.get_preds()
+    with members[0].quiet(), members[1].quiet(): each = [o.get_preds()[0] for o in members]
+    assert torch.allclose(preds, sum(each)/2, atol=1e-6) and together.dls is dls
+    before = [p.clone() for p in members[0].model.parameters()]
+    for p in together.model.parameters(): p.data.zero_()
+    assert all(torch.equal(a, b) for a,b in zip(before, members[0].model.parameters())), 'the networks of an ensemble are copies'
+    other = learner_for('mlp', data='fashion_mini', n_per_class=10, seed=1)
+    with pytest.raises(CourseError, match='the same classes'): ensemble([members[0], other])
