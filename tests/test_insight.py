@@ -1898,7 +1898,8 @@ def test_a_temperature_that_is_known_is_found():
 
 @pytest.mark.parametrize('p,y,message', [
     (torch.full((4, 2), 0.7), torch.zeros(4), 'apply softmax'), (torch.full((4, 2), 0.5), torch.zeros(3), 'for each of the 3 targets'),
-    (torch.full((4, 2), 0.5), torch.tensor([0, 1, 2, 0]), 'class numbers from 0 to 1'), (torch.full((4, 2), float('nan')), torch.zeros(4), 'apply')])
+    (torch.full((4, 2), 0.5), torch.tensor([0, 1, 2, 0]), 'class numbers from 0 to 1'),
+    (torch.full((4, 2), float('nan')), torch.zeros(4), 'apply')])
 def test_what_is_no_probability(p, y, message):
     with pytest.raises(CourseError, match=message): calibration(p, y.long())
 
