@@ -88,6 +88,7 @@ def write_tensors(
 # %% ../nbs/02_files.ipynb #0aab3438
 def read_tensors(
     path, # A safetensors file, also of another program
+    fault:str='is damaged', # Words for the message about a file that can't be read
     device='cpu', # Device to put the tensors on
 )->tuple: # Name -> tensor, name -> text
     "Read the tensors and texts of a file; raises `CourseError` if it is missing or damaged"
@@ -95,7 +96,7 @@ def read_tensors(
     try:
         with safe_open(path, 'pt', device=str(device)) as f: return {k: f.get_tensor(k) for k in f.keys()}, f.metadata() or {}
     except (OSError, ValueError, RuntimeError, SafetensorError, AttributeError, KeyError) as e:
-        raise CourseError(f'{path} is damaged ({str(e).splitlines()[0] if str(e) else type(e).__name__})') from e
+        raise CourseError(f'{path} {fault}: {(str(e) or type(e).__name__).splitlines()[0]}') from e
 
 # %% ../nbs/02_files.ipynb #6b0886fb
 def _kind(t, how):

@@ -8,7 +8,7 @@ Docs: https://dlcourse.github.io/dlcourse/data/download.html.md"""
 __all__ = ['Remote', 'disk_errors', 'sha256_of', 'progress', 'download', 'unpack', 'one_at_a_time']
 
 # %% ../../nbs/data/02_download.ipynb #0ed90475
-import errno, gzip, hashlib, os, shutil, stat, sys, tarfile, zipfile, zlib
+import errno, gzip, hashlib, lzma, os, shutil, stat, struct, sys, tarfile, zipfile, zlib
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -16,14 +16,15 @@ from http.client import HTTPException
 from pathlib import Path
 from urllib.request import Request, urlopen
 from fastcore.basics import IN_NOTEBOOK
-from ..core import CourseError
+from ..core import CourseError, part_of, sweep
+from ..files import check_file
 
 # %% ../../nbs/data/02_download.ipynb #30b36713
 @dataclass(frozen=True)
 class Remote:
     "A file to be downloaded"
     file:str # Its name on disk
-    size:int # Bytes, for the table and for planning; the server's own figure is what counts
+    size:int # Bytes; a transfer that brings more is stopped
     sha256:str # SHA-256 of the whole file, in hexadecimal
     urls:tuple # Addresses of the same bytes, tried in this order
 
@@ -61,36 +62,45 @@ def progress(
 def _size(f): return f.stat().st_size if f.exists() else 0
 
 # %% ../../nbs/data/02_download.ipynb #aac8d112
-def _transfer(url, part):
-    "Add to the file `part` what it lacks of `url`"
+class _TooLarge(Exception): "More bytes come than the file has"
+
+def _transfer(url, part, size):
+    "Add to the file `part` what it lacks of `url`, a file of `size` bytes if that is known"
     done = _size(part)
     headers = {'User-Agent': 'dlcourse'}
     if done: headers['Range'] = f'bytes={done}-'
     with urlopen(Request(url, headers=headers), timeout=30) as r:
         if r.status != 206: done = 0
         total = int(r.headers.get('Content-Length') or 0) + done
+        if size is not None and total > size: raise _TooLarge
         blocks = iter(partial(r.read, 2**18), b'')
         with open(part, 'ab' if done else 'wb') as f:
-            for block in progress(blocks, (total - done)//2**18 + 1, 8): f.write(block)
+            for block in progress(blocks, (total - done)//2**18 + 1, 8):
+                if size is not None and f.tell() + len(block) > size: raise _TooLarge
+                f.write(block)
     if _size(part) < total: raise ConnectionError(f'the connection closed after {_size(part):,} of {total:,} bytes')
 
 # %% ../../nbs/data/02_download.ipynb #d1000008
 _disk_faults = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 
 # %% ../../nbs/data/02_download.ipynb #93874bf9
-def _transfer_all(url, part):
+def _transfer_all(url, part, size):
     "`_transfer` again and again, as long as each attempt brings more"
     while True:
         before = _size(part)
-        try: return _transfer(url, part)
+        try: return _transfer(url, part, size)
         except (OSError, HTTPException) as e:
             if getattr(e, 'code', None) == 416: return # nothing is left to send
             if _size(part) <= before or getattr(e, 'errno', None) in _disk_faults: raise
 
 # %% ../../nbs/data/02_download.ipynb #176ecd9c
-def _attempt(url, part, sha256):
+def _attempt(url, part, sha256, size):
     "Download `url` to `part`; returns what went wrong, or None if `part` is now the whole file"
-    try: _transfer_all(url, part)
+    try: _transfer_all(url, part, size)
+    except _TooLarge:
+        part.unlink(missing_ok=True)
+        return f'it sends more than the {size:,} bytes of that file'
+    except ValueError as e: return f'{e}' # no address
     except (OSError, HTTPException) as e:
         number = getattr(e, 'errno', None)
         if number in (errno.ENOSPC, errno.EDQUOT) or not _size(part): part.unlink(missing_ok=True)
@@ -105,68 +115,99 @@ def download(
     urls, # Addresses of the same file, tried in turn
     dest, # Path of the file; its folder exists. A file that is already there is only checked
     sha256:str, # SHA-256 of the whole file, in hexadecimal
+    size:int=None, # Its bytes, if known: a transfer that brings more is stopped
 )->Path: # `dest`
     "Download a file, resumed and checked; raises `CourseError` that names each address and what was wrong with it"
     dest = Path(dest)
     part, faults = dest.with_name(f'{dest.name}.part'), {}
     if dest.exists():
+        check_file(dest)
         if sha256_of(dest) == sha256: return dest
         raise CourseError(f'{dest} is not the file that it should be, its SHA-256 differs: remove it')
     for url in (*urls[:1], *urls) if part.exists() else urls: # an old part may be bad: the first address gets a second chance
-        faults[url] = _attempt(url, part, sha256)
+        faults[url] = _attempt(url, part, sha256, size)
         if not faults[url]: return part.replace(dest)
     kept = f' {_size(part)/1e6:.1f} MB are kept and the next call goes on from there.' if part.exists() else ''
     reasons = '; '.join(f'{url} ({reason})' for url,reason in faults.items())
     raise CourseError(f'could not download {dest.name}: {reasons}.{kept} You can also put that file at {dest} by hand')
 
+# %% ../../nbs/data/02_download.ipynb #7072160a
+class _Counted:
+    "The stream `f`, which ends in an error once the bytes in `left` are used up, a list of one number"
+    def __init__(self, f, left, archive): self.f, self.left, self.archive = f, left, archive
+    def read(self, n=-1):
+        block = self.f.read(n)
+        self.left[0] -= len(block)
+        if self.left[0] < 0: raise CourseError(f'{self.archive} was not unpacked: it holds far more than its size lets expect')
+        return block
+    def __enter__(self): return self
+    def __exit__(self, *_): self.f.close()
+
+# %% ../../nbs/data/02_download.ipynb #df883175
+def _counter(archive, largest):
+    "Function that counts the bytes of a stream, over all streams of `archive` together; `largest` of them may come"
+    left = [max(2**28, 30*archive.stat().st_size) if largest is None else largest]
+    def counted(f):
+        left[0] -= 512 # what a file takes at least
+        return _Counted(f, left, archive.name)
+    return counted
+
 # %% ../../nbs/data/02_download.ipynb #d1000010
-def _zip_members(archive):
+def _zip_members(archive, counted):
     "Name and open file of each file in a .zip; None in place of the file for a link"
     with zipfile.ZipFile(archive) as z:
         for m in z.infolist():
             if m.is_dir(): continue
             is_link = stat.S_ISLNK(m.external_attr >> 16)
-            yield m.filename, None if is_link else z.open(m)
+            yield m.filename, None if is_link else counted(z.open(m))
 
 # %% ../../nbs/data/02_download.ipynb #d1000011
-def _tar_members(archive):
+def _tar_members(archive, counted):
     "Name and open file of each file in a .tar.gz; None in place of the file for a link or a device"
-    with tarfile.open(archive) as t:
+    with gzip.open(archive) as f, tarfile.open(fileobj=counted(f), mode='r|') as t:
         for m in t:
             if not m.isdir(): yield m.name, t.extractfile(m) if m.isfile() else None
 
 # %% ../../nbs/data/02_download.ipynb #f2d23b59
-def _members(archive):
+def _members(archive, counted):
     "Name and open file of each file in a .zip, .tar.gz or .gz"
-    if archive.name.endswith('.zip'): return _zip_members(archive)
-    if archive.name.endswith(('.tar.gz', '.tgz')): return _tar_members(archive)
-    return [(archive.stem, gzip.open(archive))]
+    if archive.name.endswith('.zip'): return _zip_members(archive, counted)
+    if archive.name.endswith(('.tar.gz', '.tgz')): return _tar_members(archive, counted)
+    return [(archive.stem, counted(gzip.open(archive)))]
 
 # %% ../../nbs/data/02_download.ipynb #24ca5753
-def _extract(archive, folder):
-    "Write the members of `archive` into `folder`"
-    for name,f in _members(archive):
-        to = folder/name
-        if f is None or not to.resolve().is_relative_to(folder.resolve()):
-            raise CourseError(f'{archive.name} was not unpacked: its member {name!r} is a link or leads out of the folder')
-        to.parent.mkdir(parents=True, exist_ok=True)
-        with f, open(to, 'wb') as out: shutil.copyfileobj(f, out, 2**20)
+_damaged = (EOFError, zlib.error, lzma.LZMAError, struct.error, tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, RuntimeError,
+            ValueError, LookupError, ArithmeticError)
+
+def _extract(archive, folder, largest):
+    "Write the members of `archive` into `folder`; raises `CourseError` if it is damaged"
+    try:
+        for name,f in _members(check_file(archive), _counter(archive, largest)):
+            to = folder/name
+            if f is None or not to.resolve().is_relative_to(folder.resolve()):
+                raise CourseError(f'{archive.name} was not unpacked: its member {name!r:.200} is a link or leads out of the folder')
+            to.parent.mkdir(parents=True, exist_ok=True)
+            with f, open(to, 'wb') as out: shutil.copyfileobj(f, out, 2**20)
+    except CourseError: raise
+    except _damaged as e: raise CourseError(f'{archive} is damaged: {e}') from e
 
 # %% ../../nbs/data/02_download.ipynb #d1000012
 def unpack(
     archives, # Files: .zip, .tar.gz or .gz
     folder, # Folder that they make together; a folder of the same name inside an archive is this folder
+    largest:int=None, # Bytes that each may hold; by default 30 times its own, and at least 256 MB
 )->Path: # `folder`
     "Unpack `archives` into `folder`, which appears in one step; raises `CourseError` for a bad archive or a full disk"
     folder = Path(folder)
-    part = folder.with_name(f'{folder.name}.{os.getpid()}.part')
+    part = part_of(folder)
     try:
         with disk_errors(f'unpack {folder}'):
-            part.mkdir(parents=True)
-            for a in archives: _extract(Path(a), part)
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            sweep(folder.parent, folder.name)
+            part.mkdir()
+            for a in archives: _extract(Path(a), part, largest)
             inner = part/folder.name
             return (inner if inner.is_dir() else part).replace(folder)
-    except (EOFError, zlib.error, tarfile.TarError, zipfile.BadZipFile) as e: raise CourseError(f'{a} is damaged: {e}') from e
     finally: shutil.rmtree(part, ignore_errors=True)
 
 # %% ../../nbs/data/02_download.ipynb #2e524463

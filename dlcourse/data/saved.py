@@ -8,17 +8,16 @@ Docs: https://dlcourse.github.io/dlcourse/data/saved.html.md"""
 __all__ = ['perturb', 'save_images', 'save_set', 'load_set']
 
 # %% ../../nbs/data/09_saved.ipynb #8e81973e
-import json, os, re, shutil
+import json, re
 from copy import copy
 from functools import reduce
 from pathlib import Path
 import torch
 from fastcore.foundation import L
 from PIL import Image
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
-from ..core import CourseError, kept_rng, whole_file
+from ..core import CourseError, kept_rng, whole_file, whole_folder
+from ..files import check_numbers, from_json, read_tensors, write_tensors
 from .arrays import Examples
 from .sampling import as_labels
 from .transforms import BatchTransform
@@ -63,10 +62,7 @@ def save_images(
     if x.dtype != torch.uint8 or x.ndim != 4 or x.shape[1] not in (1, 3) or len(x) != len(y):
         raise CourseError(f'images must be uint8 ({len(y)}, 1 or 3, H, W), one for each label, got {x.dtype} {tuple(x.shape)}')
     names = _folder_names(vocab)
-    part = path.with_name(f'{path.name}.{os.getpid()}.part')
-    try: _write_images(part, x, [names[o] for o in y]).replace(path)
-    except OSError as e: raise CourseError(f'cannot write {path}: {e.strerror or e}') from e
-    finally: shutil.rmtree(part, ignore_errors=True)
+    with whole_folder(path) as part: _write_images(part, x, [names[o] for o in y])
     return path
 
 # %% ../../nbs/data/09_saved.ipynb #4c6d5dc3
@@ -76,7 +72,6 @@ def _write_images(folder, x, names):
     arrays = x.squeeze(1) if x.shape[1] == 1 else x.permute(0, 2, 3, 1)
     for i,(img, name) in enumerate(zip(arrays, names)):
         Image.fromarray(img.numpy()).save(folder/name/f'{i:06}.png')
-    return folder
 
 # %% ../../nbs/data/09_saved.ipynb #67ec3ef5
 _tensors = 'x', 'y', 'x_test', 'y_test'
@@ -89,15 +84,30 @@ def save_set(
 ):
     "Write a set of images to one file, in one step; raises `CourseError` if the disk refuses"
     meta = dict(vocab=json.dumps(ex.vocab), name=ex.name, about=about)
-    with whole_file(file, 'wb') as f: f.write(save({k: getattr(ex, k).contiguous() for k in _tensors}, metadata=meta))
+    with whole_file(file, 'wb') as f: write_tensors(f, {k: getattr(ex, k) for k in _tensors}, meta)
+
+# %% ../../nbs/data/09_saved.ipynb #081ad09e
+def _check_set(parts, vocab, file):
+    "Raise `CourseError` unless the tensors are images or rows with a target each, and the targets of the classes in `vocab`"
+    def refuse(why): raise CourseError(f'{file} is not a set of images that can be read: {why}')
+    if vocab is not None and not (isinstance(vocab, list) and all(isinstance(o, str) for o in vocab)): refuse('its classes are not names')
+    for x, y in ((parts['x'], parts['y']), (parts['x_test'], parts['y_test'])):
+        if (x.ndim, x.dtype) not in ((4, torch.uint8), (2, torch.float32)) or x.shape[1:] != parts['x'].shape[1:]:
+            refuse(f'its examples are {x.dtype} of shape {tuple(x.shape)}')
+        if y.dtype != (torch.float32 if vocab is None else torch.int64) or y.shape != x.shape[:1]:
+            refuse(f'for {len(x)} examples it has targets {y.dtype} of shape {tuple(y.shape)}')
+        if vocab is not None and len(y) and not 0 <= int(y.min()) <= int(y.max()) < len(vocab): refuse('its class numbers have no names')
+    check_numbers(parts, file)
 
 # %% ../../nbs/data/09_saved.ipynb #6b4cb242
 def load_set(
     file, # A file written by `save_set`
 )->Examples: # For `dls_for`; `note` is the sentence on how it was made
     "Read a set of images; raises `CourseError` for a file that is damaged or has no such set"
-    try:
-        with safe_open(file, 'pt') as f: meta, parts = f.metadata(), {k: f.get_tensor(k) for k in _tensors}
-        return Examples(**parts, vocab=json.loads(meta['vocab']), name=meta['name'], note=meta['about'])
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as e:
-        raise CourseError(f'{file} is not a set of images that can be read: {e}') from e
+    try: parts, texts = read_tensors(file)
+    except CourseError as e: raise CourseError(f'{file} is not a set of images that can be read: {e}') from e
+    lacks = [k for k in _tensors if k not in parts] + [k for k in ('vocab', 'name', 'about') if k not in texts]
+    if lacks: raise CourseError(f"{file} is not a set of images that can be read: it has no {' and no '.join(lacks)}")
+    vocab = from_json(texts['vocab'], file)
+    _check_set(parts, vocab, file)
+    return Examples(**{k: parts[k].clone() for k in _tensors}, vocab=vocab, name=texts['name'], note=texts['about'])

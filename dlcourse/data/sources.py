@@ -91,7 +91,7 @@ def _download_all(src, folder):
     "Download and unpack `src` into `folder`; archives that were there before are kept"
     archives = [folder.with_name(r.file) for r in src.remotes]
     ours = [a for a in archives if not a.exists()]
-    try: return unpack([download(r.urls, a, r.sha256) for r,a in zip(src.remotes, archives)], folder)
+    try: return unpack([download(r.urls, a, r.sha256, r.size) for r,a in zip(src.remotes, archives)], folder)
     finally:
         for a in ours: a.unlink(missing_ok=True)
 
@@ -135,9 +135,9 @@ def load(
     root = _find_root(src, path, download)
     try: res = src.read(root)
     except CourseError: raise
-    except (RuntimeError, ValueError, AssertionError, OSError, EOFError) as e: # what torchvision raises for a damaged file
-        place = root/src.folder if root else src.name
-        raise CourseError(f'cannot read {place}: {e}. Remove that folder to have it downloaded again') from e
+    except Exception as e: # whatever torchvision, gzip, pickle, pandas or Pillow raise for a damaged file
+        place, why = root/src.folder if root else src.name, (str(e) or type(e).__name__).splitlines()[0]
+        raise CourseError(f'cannot read {place}: {why:.200}. Remove that folder to have it downloaded again') from e
     split = '' if src.split.startswith('official') else f'split: {src.split}'
     res.name, res.vocab = src.name, res.vocab or list(src.vocab) or None
     res.note = '; '.join(o for o in (res.note, split) if o)

@@ -9,7 +9,7 @@ __all__ = ['fast', 'compare_speed', 'PixelNet', 'pixel_net', 'run_onnx', 'onnx_s
            'export_folder']
 
 # %% ../../nbs/insight/05_inference.ipynb #f3852663
-import json, os, shutil, subprocess, sys, time, warnings
+import json, subprocess, sys, time, warnings
 from contextlib import ExitStack
 from copy import deepcopy
 from pathlib import Path
@@ -21,7 +21,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from .. import __version__
-from ..core import CourseError, optional, whole_file
+from ..core import CourseError, optional, whole_file, whole_folder
 from ..data.transforms import AtSize
 from .outputs import class_probabilities, class_vocab, prediction_kind
 from .layers import device_of, find_part, first_batch, in_order, kept_state
@@ -310,12 +310,7 @@ def export_folder(
     net = pixel_net(learn)
     if net.settings['channels'] not in (1, 3):
         raise CourseError(f"export_folder is for grey or colour images, not for {net.settings['channels']} channels")
-    part = folder.with_name(f'{folder.name}.{os.getpid()}.part')
-    try:
-        part.mkdir(parents=True)
+    with whole_folder(folder) as part:
         _write_program(net, learn.model, part)
         _check_alone(net, part)
-        part.replace(folder)
-    except OSError as e: raise CourseError(f'cannot write {folder}: {e.strerror or e}') from e
-    finally: shutil.rmtree(part, ignore_errors=True)
     return folder

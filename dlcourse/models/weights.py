@@ -9,13 +9,14 @@ __all__ = ['weight_folders', 'find_weights', 'hub_tags', 'locate_weights', 'read
            'load_pretrained']
 
 # %% ../../nbs/models/04e_weights.ipynb #8f1c2c04
-import os, pickle, re
+import os, pickle, re, zipfile
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 import torch
 from torch import Tensor, nn
 from ..core import CourseError
+from ..files import check_file, check_numbers, read_tensors
 from .backbones import Backbone, backbone_of, course_backbones, cut_net, first_names
 
 # %% ../../nbs/models/04e_weights.ipynb #8f1c2c06
@@ -67,11 +68,18 @@ def locate_weights(
         raise CourseError(f"{e}, and torchvision's are called {' and '.join(tags)}") from None
 
 # %% ../../nbs/models/04e_weights.ipynb #8f1c2c13
+def _check_stored(file):
+    "Raise `CourseError` if the zip archive `file` would become larger when it is read: torch.save compresses nothing"
+    with zipfile.ZipFile(file) as z: inside = z.infolist()
+    if any(o.compress_type for o in inside) or sum(o.file_size for o in inside) > file.stat().st_size:
+        raise CourseError(f'{file} cannot be read as weights: torch.save compresses nothing, and this holds more than its size')
+
+# %% ../../nbs/models/04e_weights.ipynb #df55b2b1
 def _loaded(file):
     "The content of `file`, without running any code in it"
-    if file.suffix != '.safetensors': return torch.load(file, map_location='cpu', weights_only=True)
-    from safetensors.torch import load_file
-    return load_file(file)
+    if file.suffix == '.safetensors': return read_tensors(file, 'cannot be read as weights')[0]
+    if zipfile.is_zipfile(file): _check_stored(file)
+    return torch.load(file, map_location='cpu', weights_only=True)
 
 # %% ../../nbs/models/04e_weights.ipynb #8f1c2c14
 def _unreadable(file, e):
@@ -84,17 +92,23 @@ def _unreadable(file, e):
                        'save the weights alone, with torch.save(model.state_dict(), file)')
 
 # %% ../../nbs/models/04e_weights.ipynb #7d2129bf
+def _is_usable(name, v):
+    "Whether `v` is an ordinary tensor with a name"
+    return isinstance(name, str) and isinstance(v, Tensor) and v.layout == torch.strided and v.device.type == 'cpu' and not v.is_quantized
+
+# %% ../../nbs/models/04e_weights.ipynb #808919da
 def read_weights(
     file, # `.safetensors`, or a file that `torch.save` wrote
 )->dict: # Name -> tensor
     "The tensors in `file`; raises `CourseError` if it is damaged, holds pickled code, or has no tensors"
-    file = Path(file)
+    file = check_file(file)
     try: found = _loaded(file)
+    except CourseError: raise
     except Exception as e: raise _unreadable(file, e) from e
     for key in ('state_dict', 'model', 'model_state_dict'):
         if isinstance(found, dict) and isinstance(found.get(key), dict): found = found[key]
     items = found.items() if isinstance(found, dict) else ()
-    tensors = {k.removeprefix('module.'): v for k,v in items if isinstance(v, Tensor)}
+    tensors = {k.removeprefix('module.'): v for k,v in items if _is_usable(k, v)}
     if not tensors: raise CourseError(f'{file} holds no tensors by name')
     return tensors
 
@@ -123,6 +137,15 @@ def _needed(body, tensors):
     inside = {id(o) for o in body.state_dict(keep_vars=True).values()}
     return {k for k,v in tensors.items() if id(v) in inside and _counted(k)}
 
+# %% ../../nbs/models/04e_weights.ipynb #81976273
+def _check_values(found, tensors, source):
+    "Raise `CourseError` if `found` holds NaN, or whole numbers where the network has others"
+    for k,v in found.items():
+        if v.is_floating_point() != tensors[k].is_floating_point() and _counted(k):
+            given, wanted = (str(o.dtype).removeprefix('torch.') for o in (v, tensors[k]))
+            raise CourseError(f'{source} cannot be used: {k} is of type {given}, expected {wanted}')
+    check_numbers(found, source)
+
 # %% ../../nbs/models/04e_weights.ipynb #ec474255
 _old_densenet = re.compile(r'(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)')
 
@@ -141,6 +164,7 @@ def fill_weights(
         are = 'is' if len(lacks) == 1 else 'are'
         raise CourseError(f'{source} is not of {b.name}: of the {len(needed)} weights of its body {len(needed & fits)} are there '
                           f'in the right shape, {first_names(lacks, 2)} {are} not{_looks_like(found)}')
+    _check_values({k: found[k] for k in fits}, tensors, source)
     for k in fits: tensors[k].copy_(found[k])
     b.weights = str(source)
     b.missing = tuple(k for k in tensors if k not in found and _counted(k))

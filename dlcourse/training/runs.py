@@ -166,7 +166,7 @@ def _kept(self:Run):
     "Weights, notes and file of what is kept of this run; nothing and None without a finished epoch"
     if self.has(weights_file):
         tensors, notes = load_tensors(self.folder/weights_file)
-        if 'best_epoch' in notes: check_best(notes['best_epoch'], max(len(self.rows), 1), self.folder/weights_file)
+        if 'best_epoch' in notes: check_best(notes['best_epoch'], len(self.rows) + 1, self.folder/weights_file) # written before the history
         return self.fixed() | tensors, notes, self.folder/weights_file
     if not self.has(checkpoint_file): return {}, {}, None
     tensors, notes = self.checkpoint()
@@ -201,9 +201,10 @@ def _check_unchanged(self:Run, notes, source):
 
 # %% ../../nbs/training/09_runs.ipynb #df36d737
 @patch
-def fixed(self:Run)->dict: # Name -> tensor; empty unless epochs are left
-    "Weights that are not trained, as far as they have a file of their own"
-    return load_tensors(self.folder/frozen_file)[0] if self.has(frozen_file) else {}
+def fixed(self:Run)->dict: # Name -> tensor
+    "Weights that are not trained, from a file of their own while epochs are left, and then from the finished weights"
+    file = next((o for o in (frozen_file, weights_file) if self.has(o)), None)
+    return load_tensors(self.folder/file)[0] if file else {}
 
 # %% ../../nbs/training/09_runs.ipynb #0c36be21
 @patch
@@ -257,7 +258,7 @@ class KeepRun(Callback):
         if not self.learn.n_done or not (self.last or self.learn.fault): return
         self.of.write_weights(self.learn.model.state_dict())
         self.of.write_history(self.learn.rows)
-        for o in (checkpoint_file, frozen_file): (self.of.folder/o).unlink(missing_ok=True)
+        for o in (frozen_file, checkpoint_file): (self.of.folder/o).unlink(missing_ok=True)
 
 # %% ../../nbs/training/09_runs.ipynb #e8955443
 @patch

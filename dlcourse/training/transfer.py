@@ -16,7 +16,7 @@ import numpy as np, torch
 from fastai.data.core import DataLoaders
 from fastcore.basics import patch
 from fastprogress.fastprogress import IN_NOTEBOOK, progress_bar
-from ..core import CourseError, kept_rng
+from ..core import CourseError, kept_rng, sweep
 from ..data.loader import MemoryDL
 from ..models.views import as_is
 from .feature_files import feature_origin, read_features, table_origin, write_features
@@ -223,6 +223,7 @@ def _features(self:TransferLearner):
     origin = feature_origin(model, dls, copies)
     if self._found and self._found[0] == origin: return self._found[1]
     file = self.cache if isinstance(self.cache, (str, Path)) else None
+    if file and Path(file).parent.is_dir(): sweep(Path(file).parent, Path(file).name)
     if file and Path(file).exists():
         sizes = dict(train=(copies, len(dls.train.dataset)), valid=(1, len(dls.valid.dataset)))
         found = [*_load(file, origin, model, dls, sizes).values()]
