@@ -39,7 +39,7 @@ from dlcourse.models.zoo import archs, find_arch, match_params, model_for, size_
 from dlcourse.training.learner import learner_for
 
 GREY, RGB = (1, 28, 28), (3, 32, 32)
-NAMES = ['all_conv', 'cnn', 'cnn_base', 'cnn_v2', 'cnn_v3', 'inception', 'mlp', 'residual', 'whitened']
+NAMES = ['all_conv', 'block_net', 'cnn', 'cnn_base', 'cnn_v2', 'cnn_v3', 'dense_mlp', 'inception', 'mlp', 'residual', 'whitened']
 
 
 # Exact counts
@@ -292,7 +292,7 @@ def table(): return archs()
 def test_archs_lists_every_architecture_once(table):
     assert list(table.index) == [*NAMES, *backbones] and table.notna().all(axis=None)
     assert table.smallest[NAMES].to_dict() == dict(mlp=1, cnn=5, cnn_base=1, cnn_v2=9, cnn_v3=17, all_conv=5, residual=5, inception=3,
-        whitened=9)
+        whitened=9, block_net=2, dense_mlp=1)
 
 
 # Networks of one's own
@@ -323,7 +323,7 @@ def test_a_function_or_a_class_makes_the_model():
 
 
 @pytest.mark.parametrize('call, message', [
-    (lambda: model_for('resnet', GREY, 10), "unknown architecture 'resnet'.*There are: all_conv, cnn"),
+    (lambda: model_for('resnet', GREY, 10), "unknown architecture 'resnet'.*There are: all_conv, block_net"),
     (lambda: model_for('cnn', GREY, 10, filter=3), "unknown argument of cnn 'filter'. Did you mean 'filters'"),
     (lambda: model_for('mlp', GREY, 10, kernel=3), "unknown argument of mlp 'kernel'.*There are: widths, activation"),
     (lambda: model_for(nn.Linear(784, 9), 784, 10), 'Linear has 9 outputs for each example, but the data need 10'),

@@ -183,7 +183,7 @@ def _base_widths(a, kwargs):
         raise CourseError(f'the width of {a.name} is fixed; these can be sized: {sizable}')
     args = {**a.args, **kwargs}
     is_filters = a.width == 'filters'
-    base = block_filters(args['filters'], args.get('depth'), args.get('growth')) if is_filters else args[a.width]
+    base = block_filters(args['filters'], args.get('depth', 1), args.get('growth', 1)) if is_filters else args[a.width]
     if np.size(base) == 0: raise CourseError(f'{a.name} has no widths to change with {a.width}={base}')
     return base
 
