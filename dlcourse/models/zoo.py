@@ -182,8 +182,8 @@ def _base_widths(a, kwargs):
         sizable = ', '.join(k for k,o in architectures().items() if o.width)
         raise CourseError(f'the width of {a.name} is fixed; these can be sized: {sizable}')
     args = {**a.args, **kwargs}
-    is_filters = a.width == 'filters'
-    base = block_filters(args['filters'], args.get('depth', 1), args.get('growth', 1)) if is_filters else args[a.width]
+    base = args[a.width]
+    if a.width == 'filters': base = block_filters(base, args.get('depth', 1 if np.ndim(base) == 0 else None), args.get('growth', 1))
     if np.size(base) == 0: raise CourseError(f'{a.name} has no widths to change with {a.width}={base}')
     return base
 
