@@ -625,7 +625,7 @@ BAD_ARRAYS = [
     ((rows5, three*10**9), 'names of classes (y.astype(str)) or numbers to predict (y.astype(float))'), ((rows5, three*2),
     'names of classes'),
     ((rows5, three - 1), "-1, which may mean 'no label' or name a class"), ((rows5, np.full(30, np.nan)),
-    'no label (NaN or None) for 30 of 30'),
+    'no label (NaN, None or empty text) for 30 of 30'),
     ((rows5, [None, *names3[1:]]), 'for 1 of 30 examples, the first is 0'), ((rows5, np.full(30, np.inf)), 'y must hold finite numbers'),
     ((rows5, ['a', 1]*15), 'got int and str'), ((rows5, three*1j), 'got complex128'), ((rows5, pd.date_range('2020', periods=30)),
     'got dates'),
@@ -670,6 +670,32 @@ BAD_ARRAYS = [
 
 @pytest.mark.parametrize('data,words', BAD_ARRAYS, ids=range(len(BAD_ARRAYS)))
 def test_arrays_with_two_meanings_or_none_are_one_clear_error(data, words): fails(words, dls_for, data, bs=5)
+
+
+def test_pairs_of_training_and_test_arrays():
+    ex = as_examples(((bytes8, three), (bytes8[:9], three[:9])))
+    assert len(ex.x_test) == 9 and torch.equal(ex.x[:9], ex.x_test)
+
+
+@pytest.mark.parametrize('labels,words', [(['cat', 'Cat', 'dog']*10, "'Cat', 'cat', which differ only"),
+    (['dog', 'dog ', 'cat']*10, 'which differ only'),
+    (np.array(['a', 'b', np.nan]*10), "a class called 'nan'"), (['caf\u00e9', 'cafe\u0301', 'tea']*10, '')], ids=range(4))
+def test_class_names_that_look_alike_are_said(labels, words, capsys):
+    notice.cache_clear()
+    ex = as_examples((rows5, labels))
+    assert words in capsys.readouterr().out and len(ex.vocab) == (3 if words else 2)
+
+
+@pytest.mark.parametrize('f,words', [(lambda: dls_for((rows5, three), bs=5, size=8), 'size and channels are for images'),
+    (lambda: show_classes((rows5, three)),
+    'show_classes needs images'), (lambda: as_examples((rows5, ['a', '', 'b']*10)), 'for 10 of 30 examples'),
+    (lambda: as_examples((rows5, set(range(30)))), 'got set')], ids=range(4))
+def test_requests_that_need_other_arrays(f, words): fails(words, f)
+
+
+def test_a_set_of_arrays_is_saved_as_it_is_read(tmp_path):
+    save_set(tmp_path/'a.safetensors', Examples(bytes8/255, three, bytes8[:3], three[:3], list('abc')))
+    assert torch.equal(load_set(tmp_path/'a.safetensors').x, torch.tensor(bytes8))
 
 
 def test_test_columns_are_found_by_name():

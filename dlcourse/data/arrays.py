@@ -54,6 +54,7 @@ def _parts(data):
     if not isinstance(data, (tuple, list)) or len(data) not in (2, 3, 4):
         got = f'{len(data)} of them' if isinstance(data, (tuple, list)) else type(data).__name__
         raise CourseError(f'data must be arrays (x, y), (x, y, vocab) or (x, y, x_test, y_test), got {got}')
+    if len(data) == 2 and all(isinstance(o, tuple) and len(o) == 2 and is_array(o[0]) for o in data): data = data[0] + data[1]
     x, y, *rest = data
     vocab, x_test, y_test = (rest[0], None, None) if len(rest) == 1 else (None, *rest) if rest else (None, None, None)
     if (x_test is None) != (y_test is None): raise CourseError('data must have x_test and y_test or neither, got one of them as None')

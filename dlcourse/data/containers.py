@@ -32,7 +32,7 @@ def values_of(
     "Values of a container as a NumPy array; raises `CourseError`, which lacks the name of the container, for an unknown kind"
     if hasattr(o, 'toarray'): return o.toarray()
     if is_array(o): return np.asarray(o)
-    hint = ': list(...) makes one' if hasattr(o, '__iter__') and not isinstance(o, (str, bytes, dict)) else ''
+    hint = ': list(...) makes one' if hasattr(o, '__iter__') and not isinstance(o, (str, bytes, dict, set, frozenset)) else ''
     raise CourseError(f'must be an array, a tensor, a table or a list, got {type(o).__name__}{hint}')
 
 # %% ../../nbs/data/00_containers.ipynb #772a02b1

@@ -10,7 +10,7 @@ __all__ = ['as_labelled', 'show_classes', 'class_distribution', 'plot_class_dist
 # %% ../../nbs/data/05_explore.ipynb #f28c105d
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
 from ..core import CourseError
-from .arrays import Examples, as_examples
+from .arrays import Examples, as_examples, shape_text
 
 # %% ../../nbs/data/05_explore.ipynb #b327a823
 def as_labelled(
@@ -42,6 +42,7 @@ def show_classes(
 ): # The axes
     "Show `n` random training images of each class, one row for each class"
     data, rng = as_labelled(data), np.random.default_rng(seed)
+    if data.x.ndim != 4: raise CourseError(f'show_classes needs images, got rows of {shape_text(data.x.shape[1:])}')
     y = data.y.cpu().numpy()
     rows = [rng.permutation(np.flatnonzero(y == c))[:n] for c in range(len(data.vocab))]
     tiles = _tiles(data.x, rows)

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 from ..core import CourseError, kept_rng, whole_file, whole_folder
 from ..files import check_numbers, from_json, read_tensors, write_tensors
-from .arrays import Examples
+from .arrays import Examples, as_examples
 from .sampling import as_labels
 from .transforms import BatchTransform
 
@@ -83,6 +83,7 @@ def save_set(
     about:str='', # A sentence on how it was made
 ):
     "Write a set of images to one file, in one step; raises `CourseError` if the disk refuses"
+    ex = as_examples(ex)
     meta = dict(vocab=json.dumps(ex.vocab), name=ex.name, about=about)
     with whole_file(file, 'wb') as f: write_tensors(f, {k: getattr(ex, k) for k in _tensors}, meta)
 
