@@ -103,7 +103,8 @@ def _resized(x, size, chunk=1024):
 def _from_examples(ex, size, channels):
     "`Prepared` data of examples, with the size and channels asked for"
     x, x_test, tfms = ex.x, ex.x_test, []
-    if x.ndim == 2 and (size, channels) != (None, None): raise CourseError(f'size and channels are for images, got rows of {shape_text(x.shape[1:])}')
+    if x.ndim == 2 and (size, channels) != (None, None):
+        raise CourseError(f'size and channels are for images, got rows of {shape_text(x.shape[1:])}')
     if x.ndim == 4:
         size = (size, size) if isinstance(size, int) else size
         is_large = size is not None and len(ex.x)*ex.x.shape[1]*math.prod(size) > memory_limit
