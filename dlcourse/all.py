@@ -51,6 +51,9 @@ from dlcourse.training.settings import Settings
 from dlcourse.training.runs import Run
 from dlcourse.training.space import match_param_counts, narrow_space
 from dlcourse.training.search import search, study, trainer
+from dlcourse.training.kept import KeepWeights
+from dlcourse.training.windows import During, train_only
+from dlcourse.training.ensembles import ensemble
 
 # Insight
 from dlcourse.insight.layers import layer_outputs, layer_table
@@ -62,6 +65,11 @@ from dlcourse.insight.inference import export_folder, export_onnx, fast
 from dlcourse.insight.explain import grad_cam, saliency
 from dlcourse.insight.embedding import fisher_ratio, layer_activations, plot_embedding, probe_accuracy
 from dlcourse.insight.studies import plot_study
+from dlcourse.insight.similarity import similarity
+from dlcourse.insight.robustness import layer_robustness
+from dlcourse.insight.lesions import lesions
+from dlcourse.insight.landscape import loss_line, loss_surface, trajectory
+from dlcourse.insight.calibration import calibration
 
 # Course and report
 from dlcourse.course.experiment import Trial, experiment, experiments, recorded, reproduce, reproduction
