@@ -209,6 +209,33 @@ def test_damaged_archive(tmp_path, name):
     assert names(tmp_path) == [name]
 
 
+def test_archive_that_holds_more_than_it_should(tmp_path):
+    "Bytes are counted as they come out: of members together, and of the header of a tar, which may be large as well"
+    with zipfile.ZipFile(tmp_path/'a.zip', 'w', zipfile.ZIP_DEFLATED) as z:
+        for o in 'ab': z.writestr(o, bytes(6000))
+    long = tarfile.TarInfo('x')
+    long.type, long.size = tarfile.GNUTYPE_LONGNAME, 12_000
+    (tmp_path/'a.tar.gz').write_bytes(gzip.compress(long.tobuf(tarfile.GNU_FORMAT) + bytes(12_288)))
+    (tmp_path/'a.gz').write_bytes(gzip.compress(bytes(12_000)))
+    before = names(tmp_path)
+    for o in before:
+        with pytest.raises(CourseError, match=f'{o} was not unpacked: it holds far more'): unpack([tmp_path/o], tmp_path/'set', largest=10_000)
+    assert names(tmp_path) == before
+
+
+@pytest.mark.parametrize('name, content, says', [
+    ('a.tar.gz', gzip.compress(bytes(10_240)), 'it holds no file'), ('a.gz', b'', 'it is empty'), ('a.rar', b'Rar!', 'its name must end in .zip')])
+def test_archive_without_files(tmp_path, name, content, says):
+    (tmp_path/name).write_bytes(content)
+    with pytest.raises(CourseError, match=f'{name} is damaged: {says}'): unpack([tmp_path/name], tmp_path/'set')
+
+
+def test_download_that_brings_more_than_stated(tmp_path):
+    with server() as (url, _), pytest.raises(CourseError, match='it sends more than the 99,999 bytes of that file'):
+        download([url], tmp_path/'f', SHA, size=99_999)
+    assert names(tmp_path) == []
+
+
 def test_full_disk_while_unpacking(tmp_path, monkeypatch):
     def full(*args): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     monkeypatch.setattr(download_module.shutil, 'copyfileobj', full)

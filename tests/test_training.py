@@ -1,7 +1,8 @@
 "Faults and equalities of the training room that don't belong in a lesson: Learners, then searches, then run folders"
-import functools, json, math, multiprocessing, os, shutil, signal, subprocess, sys, time
+import functools, json, math, multiprocessing, os, re, shutil, signal, subprocess, sys, time
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -1282,6 +1283,156 @@ def test_resumed_run_writes_no_file_that_its_settings_name(own_weights):
     Path('f.safetensors').unlink()
     resume('cut')
     assert not Path('f.safetensors').exists() and Run('cut').finished
+
+
+# ---- run folders from elsewhere ----------------------------------------------------------------
+
+def settings_with(**groups):
+    "Change entries of the settings in `settings.json`"
+    def change(folder):
+        d = json.loads((folder/'settings.json').read_text())
+        for k,v in groups.items(): d['settings'][k] = {**d['settings'][k], **v} if isinstance(v, dict) else v
+        (folder/'settings.json').write_text(json.dumps(d))
+    return change
+
+
+def facts_with(**facts):
+    def change(folder):
+        d = {**json.loads((folder/'settings.json').read_text()), **facts}
+        (folder/'settings.json').write_text(json.dumps({k: v for k,v in d.items() if v != 'left out'}))
+    return change
+
+
+def tensors_with(name, f):
+    "Change tensors and texts of a file by `f`"
+    def change(folder):
+        path = folder/f'{name}.safetensors'
+        tensors, texts = read_tensors(path)
+        tensors, texts = f({k: v.clone() for k,v in tensors.items()}, dict(texts))
+        with open(path, 'wb') as o: write_tensors(o, tensors, texts)
+    return change
+
+
+def each(f): return lambda t, m: ({k: f(v) for k,v in t.items()}, m)
+def one(name, f): return lambda t, m: ({**t, name: f(t[name])}, m)
+def note(name, text): return lambda t, m: (t, {**m, name: text})
+
+
+def in_place_of(name, f):
+    def change(folder):
+        (folder/name).unlink()
+        f(folder/name)
+    return change
+
+
+FIRST = 'body.dense1.linear.weight'
+TAMPERED = [
+    (settings_with(arch=5), 'arch must be a name, got 5'), (settings_with(data=['x']), 'data must be a name'),
+    (settings_with(seed=10**30), 'seed must be below'), (settings_with(bogus=1), 'damaged or not of a run'),
+    (settings_with(data_args=dict(normalize=False)), 'normalize was True, now False: change it back'),
+    (settings_with(model_args=dict(widths=[10**9])), 'widths was'), (settings_with(lr=1.), 'lr was'),
+    (facts_with(parameters='many'), 'parameters must be a whole number'), (facts_with(parameters=7), 'the network of .* has changed'),
+    (facts_with(examples='left out'), 'it has no examples'), (facts_with(trained_on='x'*9999), 'trained_on must be a short text'),
+    (facts_with(backbone=dict(weights='x', mean=[0.], std=[0.])), 'backbone must be'), (facts_with(format=True), 'of format True'),
+    (in_place_of('weights.safetensors', os.mkdir), 'must be a file, and it is a folder'),
+    (in_place_of('history.csv', os.mkfifo), 'must be a file, and it is a pipe'),
+    (in_place_of('checkpoint.safetensors', lambda o: o.symlink_to('nowhere')), 'is a link to a file that is missing'),
+    (in_place_of('settings.json', lambda o: o.write_text('{"a":'*9999 + '1' + '}'*9999)), 'nests more than 50 levels'),
+    (in_place_of('history.csv', lambda o: o.write_text('epoch,valid_loss\n0,1\n')), 'each epoch must have'),
+    (in_place_of('history.csv', lambda o: o.write_bytes(b'\xff\x00')), 'history.csv is damaged'),
+    (tensors_with('weights', lambda t, m: ({}, m)), 'has shape none'), (tensors_with('weights', each(lambda v: v.long())), 'has type int64'),
+    (tensors_with('weights', each(lambda v: v * math.nan)), 'holds NaN'), (tensors_with('weights', note('best_epoch', '99')), 'best epoch is 99'),
+    (tensors_with('checkpoint', one('opt.0.exp_avg', lambda v: torch.zeros(999, 999))), '0.exp_avg has shape'),
+    (tensors_with('checkpoint', one('opt.0.step', lambda v: torch.zeros(5))), '0.step has shape'),
+    (tensors_with('checkpoint', one('opt.0.exp_avg', lambda v: v.double())), '0.exp_avg has type float64'),
+    (tensors_with('checkpoint', lambda t, m: ({**t, 'opt.99.step': t['opt.0.step']}, {k: v for k,v in m.items() if k != 'n_tensors'})),
+     '99.step has shape .*, expected none'),
+    (tensors_with('checkpoint', lambda t, m: ({k: v for k,v in t.items() if not k.startswith('opt.0')}, m)), 'tensors, expected'),
+    (tensors_with('checkpoint', one(f'model.{FIRST}', lambda v: v * math.nan)), 'holds NaN'),
+    (tensors_with('checkpoint', one('smooth_val', lambda v: torch.zeros(3))), 'smooth_val has shape'),
+    (tensors_with('checkpoint', note('at', '[7, 0]')), 'do not go together'), (tensors_with('checkpoint', note('watch', '[]')), 'watch must be'),
+    (tensors_with('checkpoint', note('rows', '[{"epoch": 0}]')), 'each epoch must have'),
+    (tensors_with('checkpoint', note('rows', '['*99999)), 'note .rows.'), (tensors_with('checkpoint', note('made_with', '[1]')), 'must be a dictionary')]
+
+
+@pytest.fixture(scope='module')
+def interrupted_run(tmp_path_factory):
+    "A run of which two of three epochs are trained"
+    folder = tmp_path_factory.mktemp('elsewhere')/'run'
+    run = begin(folder, epochs=3)
+    with run.learner().quiet(), pytest.raises(KeyboardInterrupt): run.train(cbs=[Stop(2, 'after_batch')])
+    return folder
+
+
+@pytest.mark.parametrize('change, says', TAMPERED, ids=[o[1] for o in TAMPERED])
+def test_tampered_run_is_refused_in_a_sentence(change, says, interrupted_run, capsys):
+    shutil.copytree(interrupted_run, 'run')
+    change(Path('run'))
+    before = {o: o.stat().st_size for o in Path('run').iterdir() if o.is_file()}
+    assert main(['train', '--resume', 'run']) == 2
+    error = capsys.readouterr().err.splitlines()
+    assert len(error) == 1 and error[0].startswith('error: ') and re.search(says, error[0])
+    assert {o: o.stat().st_size for o in Path('run').iterdir() if o.is_file()} == before
+
+
+def test_untouched_run_from_elsewhere_carries_on(interrupted_run):
+    shutil.copytree(interrupted_run, 'run')
+    for o in ('weights.safetensors.9999999.part', 'history.csv.9999999.part'): (Path('run')/o).write_text('half')
+    run = Run('run')
+    with run.learner().quiet(): run.train()
+    assert names('run') == ['history.csv', 'settings.json', 'weights.safetensors'] and run.finished
+
+
+def test_settings_of_a_stranger_name_no_file_to_write(own_weights):
+    "Neither a cache, nor a folder for downloads"
+    run = transfer('cut', learner_args=dict(cache=True))
+    with pytest.raises(KeyboardInterrupt): run.train(cbs=[StopAfter(1)])
+    settings_with(learner_args=dict(cache='../evil.safetensors'), data_args=dict(path='../evil'))(Path('cut'))
+    resume('cut')
+    assert not Path('../evil.safetensors').exists() and not Path('../evil').exists()
+
+
+# ---- killed at any write -----------------------------------------------------------------------
+
+killing = dict(n=None, at=None)
+
+
+def kill_at_a_write(event, args):
+    "Audit hook: count what is opened for writing, renamed, removed and made, and press Ctrl-C at one of these"
+    if killing['n'] is None or event not in ('open', 'os.rename', 'os.remove', 'os.mkdir'): return
+    if isinstance(args[0], int) or not os.path.abspath(os.fsdecode(args[0])).startswith(os.path.abspath('cut')): return
+    if event == 'open' and not (args[2] or 0) & (os.O_WRONLY | os.O_RDWR): return
+    killing['n'] += 1
+    if killing['n'] == killing['at']: raise KeyboardInterrupt
+
+
+@pytest.fixture
+def kill_at():
+    "Function that runs a command which is killed at its `k`th write; returns whether it was"
+    if 'hooked' not in killing: sys.addaudithook(kill_at_a_write)
+    killing['hooked'] = True
+    def run(k, words):
+        killing.update(n=0, at=k)
+        try: return main(words) == 130
+        finally: killing['n'] = None
+    yield run
+    killing['n'] = None
+
+
+def test_killed_at_any_write(kill_at, monkeypatch, capsys):
+    "Started again or resumed, every one ends with the bits of a run that was left alone; every third point is tried"
+    monkeypatch.setattr('dlcourse.core.save_figure', lambda fig, path: plt.close(fig))
+    words = 'train mlp --data digits --n-per-class 10 --bs 8 --classes 0,1 --epochs 2 --set widths=8 --out'.split()
+    assert main([*words, 'whole']) == 0
+    k = 1
+    while kill_at(k, [*words, 'cut']):
+        there = Path('cut/settings.json').exists()
+        assert main(['train', '--resume', 'cut'] if there else [*words, 'cut']) in (0, 2)
+        assert_same(Run('whole'), Run('cut'))
+        assert names('cut') == names('whole'), f'killed at write {k}'
+        shutil.rmtree('cut')
+        k += 3
+    assert k > 30
 
 
 NOT_FROZEN = [

@@ -119,13 +119,18 @@ def _report_files(run, ev, tag):
     if ev.vocab is not None: save_figure(ev.plot_confusion_matrix(), run.folder/f'confusion_matrix{tag}.png')
 
 # %% ../../nbs/cli/04_train.ipynb #9c1577ad
-def _metrics(run, ev):
-    "Add an evaluation to `metrics.json`"
+def _known_metrics(run):
+    "What `metrics.json` holds already; raises `CourseError` if it is damaged"
+    from dlcourse.files import read_json
     path = run.folder/'metrics.json'
-    d = json.loads(path.read_text(encoding='utf-8')) if path.is_file() else {}
+    return read_json(path, 'is damaged (remove it, and it is written again)') if path.exists() or path.is_symlink() else {}
+
+# %% ../../nbs/cli/04_train.ipynb #a0c8a1f6
+def _write_metrics(run, known, ev):
+    "Add an evaluation to what was known in `metrics.json`"
     rows, learn = run.rows, run.learner()
-    d |= dict(epochs=len(rows), best_epoch=learn.best_epoch, seconds=sum(o['seconds'] for o in rows), parameters=run.facts['parameters'])
-    _write_text(path, json.dumps({**d, ev.part: ev.to_dict()}, indent=1) + '\n')
+    known |= dict(epochs=len(rows), best_epoch=learn.best_epoch, seconds=sum(o['seconds'] for o in rows), parameters=run.facts['parameters'])
+    _write_text(run.folder/'metrics.json', json.dumps({**known, ev.part: ev.to_dict()}, indent=1) + '\n')
 
 # %% ../../nbs/cli/04_train.ipynb #68853031
 def _result(run, ev, has_test):
@@ -140,13 +145,13 @@ def evaluate_run(run, part=None):
     from dlcourse.insight.curves import plot_curves
     from dlcourse.insight.evaluation import evaluate
     from dlcourse.core import save_figure
-    learn = run.learner()
+    known, learn = _known_metrics(run), run.learner()
     has_test = len(learn.dls.loaders) > 2
     main_part = 'test' if has_test else 'valid'
     with learn.quiet(): ev = evaluate(learn, part or main_part)
     _report_files(run, ev, '' if ev.part == main_part else f'_{ev.part}')
     save_figure(plot_curves(learn), run.folder/'curves.png')
-    _metrics(run, ev)
+    _write_metrics(run, known, ev)
     return ev, _result(run, ev, has_test)
 
 # %% ../../nbs/cli/04_train.ipynb #8081be00

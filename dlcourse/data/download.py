@@ -173,7 +173,8 @@ def _members(archive, counted):
     "Name and open file of each file in a .zip, .tar.gz or .gz"
     if archive.name.endswith('.zip'): return _zip_members(archive, counted)
     if archive.name.endswith(('.tar.gz', '.tgz')): return _tar_members(archive, counted)
-    return [(archive.stem, counted(gzip.open(archive)))]
+    if archive.name.endswith('.gz') and archive.stat().st_size: return [(archive.stem, counted(gzip.open(archive)))]
+    raise EOFError('it is empty' if archive.name.endswith('.gz') else 'its name must end in .zip, .tar.gz, .tgz or .gz')
 
 # %% ../../nbs/data/02_download.ipynb #24ca5753
 _damaged = (EOFError, zlib.error, lzma.LZMAError, struct.error, tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, RuntimeError,
@@ -181,6 +182,7 @@ _damaged = (EOFError, zlib.error, lzma.LZMAError, struct.error, tarfile.TarError
 
 def _extract(archive, folder, largest):
     "Write the members of `archive` into `folder`; raises `CourseError` if it is damaged"
+    name = None
     try:
         for name,f in _members(check_file(archive), _counter(archive, largest)):
             to = folder/name
@@ -190,6 +192,7 @@ def _extract(archive, folder, largest):
             with f, open(to, 'wb') as out: shutil.copyfileobj(f, out, 2**20)
     except CourseError: raise
     except _damaged as e: raise CourseError(f'{archive} is damaged: {e}') from e
+    if name is None: raise CourseError(f'{archive} is damaged: it holds no file')
 
 # %% ../../nbs/data/02_download.ipynb #d1000012
 def unpack(

@@ -164,7 +164,7 @@ def fill_weights(
         are = 'is' if len(lacks) == 1 else 'are'
         raise CourseError(f'{source} is not of {b.name}: of the {len(needed)} weights of its body {len(needed & fits)} are there '
                           f'in the right shape, {first_names(lacks, 2)} {are} not{_looks_like(found)}')
-    _check_values({k: found[k] for k in fits}, tensors, source)
+    _check_values({k: found[k] for k in tensors if k in fits}, tensors, source)
     for k in fits: tensors[k].copy_(found[k])
     b.weights = str(source)
     b.missing = tuple(k for k in tensors if k not in found and _counted(k))

@@ -57,7 +57,7 @@ def check_values(
     "Raise `CourseError` for the first value that its rule doesn't allow"
     for name, value in values.items():
         rule = rules.get(name)
-        if rule and not rule.fits(value): raise CourseError(f'{name} must be {rule.what}, got {value!r}')
+        if rule and not rule.fits(value): raise CourseError(f'{name} must be {rule.what}, got {value!r:.200}')
 
 # %% ../../nbs/training/06_settings.ipynb #f57f0221
 def is_plain(
