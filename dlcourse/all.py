@@ -16,6 +16,7 @@ from dlcourse.core import seed_all
 # Data
 from dlcourse.data.arrays import Examples
 from dlcourse.data.folders import load_folder
+from dlcourse.data.reading import read_images
 from dlcourse.data.sources import datasets, load, locate, source
 from dlcourse.data.explore import channel_stats, class_distribution, plot_class_distribution, show_classes
 from dlcourse.data.sampling import (

@@ -22,7 +22,7 @@ from fastai.torch_core import TensorImage, TensorImageBW, TensorMask
 from fastai.vision.core import PILImage
 from fastai.vision.data import ImageBlock
 from fasttransform import Pipeline
-from PIL import Image
+from PIL import Image, ImageOps, features
 
 from dlcourse.core import CourseError, notice, seed_all
 from dlcourse.data import download as download_module, sources
@@ -32,7 +32,9 @@ from dlcourse.data.catalogue import Source, catalogue
 from dlcourse.data.check import check
 from dlcourse.data.download import Remote, download, unpack
 from dlcourse.data.explore import channel_stats, class_distribution, show_classes
-from dlcourse.data.folders import image_files, load_folder, read_images
+from dlcourse.data.folders import image_files, load_folder
+from dlcourse.data.pictures import as_viewed, open_picture, picture_shape
+from dlcourse.data.reading import read_images
 from dlcourse.data.loader import MemoryDL
 from dlcourse.data.sampling import (as_labels, choose_classes, class_counts, class_number, class_weights, imbalance, imbalance_counts,
     label_noise, long_tail, n_per_class, oversample, pick, renumber, share_out, stratified_split, valid_counts)
@@ -485,16 +487,20 @@ def test_file_that_is_no_image(folder, content):
     with pytest.raises(CourseError, match='dog/bad.jpg is not an image that can be read'): load_folder(folder)
 
 
-def test_mixed_channels(folder):
+def test_mixed_channels(folder, capsys):
     picture(folder/'cat'/'grey.png', 'L')
-    with pytest.raises(CourseError, match='cat/grey.png is grey and .*png is in colour: pass channels=1 or channels=3'): load_folder(folder)
+    with pytest.raises(CourseError, match='cat/grey.png is grey and .*png is in colour: pass channels=1 or channels=3'):
+        read_images(image_files(folder).files)
+    assert load_folder(folder).x.shape[1] == 3 and 'grey images (1 of 11) are read in colour' in capsys.readouterr().out
     assert load_folder(folder, channels=1).x.shape[1] == 1 and load_folder(folder, channels=3).x.shape[1] == 3
     with pytest.raises(CourseError, match='channels=2'): load_folder(folder, channels=2)
 
 
-def test_mixed_sizes(folder):
-    picture(folder/'dog'/'big.png', size=(9, 9))
-    with pytest.raises(CourseError, match=r'has 4×6 pixels.*big.png has 9×9: pass size='): read_images(image_files(folder).files)
+def test_mixed_sizes(folder, capsys):
+    picture(folder/'dog'/'big.png', size=(300, 500))
+    with pytest.raises(CourseError, match=r'has 4×6 pixels.*big.png has 500×300: pass size='): read_images(image_files(folder).files)
+    assert load_folder(folder).x.shape[1:] == (3, 32, 32)
+    assert '2 sizes, from 4×6 to 500×300 pixels (height×width): each is scaled and cut to 32×32' in capsys.readouterr().out
     assert load_folder(folder, size=8).x.shape[1:] == (3, 8, 8) and load_folder(folder, size=(4, 5)).x.shape[1:] == (3, 4, 5)
 
 
@@ -504,9 +510,274 @@ def test_modes_of_one_kind_go_together(folder):
     assert load_folder(folder).x.shape[1:] == (3, 4, 6)
 
 
-def test_sixteen_bits_are_refused(folder):
-    picture(folder/'cat'/'deep.png', 'I;16')
-    with pytest.raises(CourseError, match='cat/deep.png holds more than 8 bits'): load_folder(folder)
+# --- pictures as a viewer shows them ---
+
+SENSOR = np.zeros((16, 24, 3), np.uint8)
+SENSOR[:4], SENSOR[:, :6] = 250, 120 # a bar above, another on the left
+
+
+def seen(im): return np.asarray(im.convert('RGB')).astype(int)
+
+
+@pytest.mark.parametrize('suffix', ['jpg', 'png', 'tif', 'webp'])
+@pytest.mark.parametrize('turn', range(1, 9))
+def test_orientation(tmp_path, suffix, turn):
+    note = Image.Exif()
+    note[0x0112] = turn
+    file = tmp_path/f'phone.{suffix}'
+    Image.fromarray(SENSOR).save(file, exif=note, quality=95)
+    want = seen(ImageOps.exif_transpose(Image.open(file)))
+    assert np.abs(seen(open_picture(file)) - want).max() == 0 and picture_shape(file) == (3, *want.shape[:2])
+    assert np.array_equal(seen(as_viewed(Image.open(file))), want) and np.array_equal(seen(open_picture(file.read_bytes())), want)
+    assert np.array_equal(seen(as_viewed(open_picture(file))), want)
+    assert np.array_equal(read_images([file])[0].permute(1, 2, 0), want)
+
+
+def test_damaged_notes_of_a_camera_do_not_matter(tmp_path):
+    for notes in (b'Exif\0\0?', b'Exif\0\0II*\0\xff\xff\xff\xff', b''):
+        Image.fromarray(SENSOR).save(tmp_path/'a.jpg', exif=notes)
+        assert open_picture(tmp_path/'a.jpg').size == (24, 16)
+
+
+GREY = np.arange(256, dtype=np.uint8).reshape(16, 16)
+FORMS = {
+    '8 bits': (lambda f: Image.fromarray(GREY).save(f'{f}.png'), GREY),
+    '16 bits': (lambda f: Image.fromarray(GREY.astype(np.uint16)*257).save(f'{f}.png'), GREY),
+    '16 bits in a TIFF': (lambda f: Image.fromarray(GREY.astype(np.uint16)*257).save(f'{f}.tif'), GREY),
+    '16 bits, white is 0': (lambda f: Image.fromarray((255-GREY).astype(np.uint16)*257).save(f'{f}.tif', tiffinfo={262: 0}), GREY),
+    '10 bits': (lambda f: Path(f'{f}.pgm').write_bytes(b'P5 16 16 1020\n' + (GREY.astype(int)*4).astype('>u2').tobytes()), GREY),
+    'grey, clear in part': (lambda f: Image.merge('LA', [Image.fromarray(GREY), Image.fromarray(255*(GREY > 99).astype(np.uint8))])
+                            .save(f'{f}.png'), np.where(GREY > 99, GREY, 255)),
+    'one grey is clear': (lambda f: Image.fromarray(GREY).save(f'{f}.png', transparency=7), np.where(GREY == 7, 255, GREY)),
+    'one grey of 16 bits is clear': (lambda f: Image.fromarray(GREY.astype(np.uint16)*257).save(f'{f}.png', transparency=7*257),
+                                     np.where(GREY == 7, 255, GREY)),
+    'palette': (lambda f: Image.fromarray(GREY).convert('P').save(f'{f}.png'), np.stack([GREY]*3, 2)),
+    'palette, one clear': (lambda f: Image.fromarray(GREY).convert('P').save(f'{f}.png', transparency=9),
+                           np.stack([np.where(GREY == 9, 255, GREY)]*3, 2)),
+    'ink': (lambda f: Image.fromarray(np.stack([0*GREY, 0*GREY, 0*GREY, GREY], 2)).save(f'{f}.webp', lossless=True),
+            np.stack([255 - GREY]*3, 2)),
+    'CMYK': (lambda f: Image.merge('CMYK', [Image.fromarray(o) for o in (0*GREY, 0*GREY, 0*GREY, 255-GREY)]).save(f'{f}.tif'),
+             np.stack([GREY]*3, 2)),
+    'black and white': (lambda f: Image.fromarray(GREY > 99).save(f'{f}.png'), (GREY > 99)*255),
+}
+
+
+@pytest.mark.parametrize('form', FORMS)
+def test_pixels_are_those_of_a_viewer(tmp_path, form):
+    save, want = FORMS[form]
+    save(tmp_path/'a')
+    file, = tmp_path.iterdir()
+    got = read_images([file])[0].numpy().transpose(1, 2, 0).squeeze().astype(int)
+    assert got.shape == want.shape and np.abs(got - want).max() <= (form == '10 bits'), form
+    assert picture_shape(file) == (1 if want.ndim == 2 else 3, 16, 16)
+    assert as_viewed(Image.open(file)).mode == open_picture(file).mode == ('L' if want.ndim == 2 else 'RGB')
+
+
+@pytest.mark.parametrize('dtype', [np.int32, np.float32])
+def test_no_white_is_known_of_32_bits(tmp_path, dtype):
+    Image.fromarray(GREY.astype(dtype)).save(tmp_path/'a.tif')
+    fails('a.tif is not an image that can be read (it has 32 bits a pixel', open_picture, tmp_path/'a.tif')
+    fails('32 bits a pixel', as_viewed, Image.fromarray(GREY.astype(dtype)))
+
+
+def broken(folder):
+    "Every kind of faulty file, by name"
+    half = io.BytesIO()
+    Image.effect_noise((64, 64), 50).save(half, 'png')
+    made = {'empty.png': b'', 'html.jpg': b'<html>404</html>', 'eps.png': b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n',
+            'half.png': half.getvalue()[:900], 'wmf.bmp': b'\xd7\xcd\xc6\x9a' + bytes(40)}
+    for name, data in made.items(): (folder/name).write_bytes(data)
+    Image.new('1', (20_000, 9_500)).save(folder/'bomb.tif')
+    (folder/'gone.png').symlink_to(folder/'nothing')
+    (folder/'itself.png').symlink_to(folder/'itself.png')
+    if hasattr(os, 'mkfifo'): os.mkfifo(folder/'pipe.gif')
+    return sorted(o.name for o in folder.iterdir())
+
+
+def test_one_message_names_all_faulty_files(folder, monkeypatch):
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 10_000)
+    monkeypatch.setattr('subprocess.Popen', lambda *a, **k: pytest.fail('a program was started'))
+    good = {'0.png', '1.png', '2.png', '3.png', '4.png'}
+    bad = set(broken(folder/'cat')) - good
+    for f in (lambda: load_folder(folder), lambda: dls_for(folder, bs=4),
+              lambda: dls_for(folder, bs=4, in_memory=False, size=4, channels=3),
+              lambda: read_images(image_files(folder).files, size=4, channels=3)):
+        with pytest.raises(CourseError, match=rf'{len(bad)} of {len(bad)+10} files') as e: f()
+        assert all(f'cat/{o} is not an image that can be read (' in str(e.value) for o in bad) and '\n' not in str(e.value)
+        assert not any(f'/{o} ' in str(e.value) for o in good)
+    for o in bad: fails(f'{o} is not an image that can be read', open_picture, folder/'cat'/o)
+    fails('a pipe or a device', open_picture, '/dev/zero')
+
+
+def test_file_that_breaks_in_training_is_named_with_the_others(folder):
+    dls = dls_for(folder, bs=4, in_memory=False, normalize=False)
+    for o in ('cat/1.png', 'dog/1.png'): (folder/o).write_bytes((folder/o).read_bytes()[:50])
+    with pytest.raises(CourseError, match='(?s)2 of 10 files.*cat/1.png is.*dog/1.png is'):
+        for dl in dls.loaders: list(dl)
+
+
+# --- what folders mean ---
+
+def draw(root, *names):
+    for o in names: picture(root/o)
+    return root
+
+
+def within(*folders): return [f'{o}/{c}/{i}.png' for o in folders for c in ('cat', 'dog') for i in range(5)]
+
+
+def sizes(root):
+    d = image_files(root)
+    return d.vocab, [int((d.part == o).sum()) for o in ('train', 'valid', 'test')]
+
+
+PARTS = {('Training', 'Testing'): (10, 0, 10), ('Train', 'Valid', 'Test'): (10, 10, 10), ('TRAIN', 'VAL', 'TEST'): (10, 10, 10),
+         ('seg_train', 'seg_test'): (10, 0, 10), ('train', 'validation'): (10, 10, 0), ('train', 'dev', 'test'): (10, 10, 10),
+         ('train_set', 'test_set'): (10, 0, 10), ('trainset', 'testset'): (10, 0, 10), ('TrainData', 'TestData'): (10, 0, 10),
+         ('treino', 'validação', 'teste'): (10, 10, 10), ('cats_train', 'cats_test'): (10, 0, 10), ('01_train', '02_test'): (10, 0, 10),
+         ('seg_train/seg_train', 'seg_test/seg_test'): (10, 0, 10), ('photos/train', 'photos/test'): (10, 0, 10), ('train',): (10, 0, 0)}
+
+
+@pytest.mark.parametrize('folders', PARTS, ids='-'.join)
+def test_names_of_parts(tmp_path, folders):
+    assert sizes(draw(tmp_path, *within(*folders))) == (['cat', 'dog'], [*PARTS[folders]])
+
+
+@pytest.mark.parametrize('files, vocab', [
+    (('bus/1.png', 'car/1.png', 'train/steam/1.png', 'train/electric/1.png'), ['bus', 'car', 'train']),
+    (('bus/1.png', 'car/1.png', 'train/1.png'), ['bus', 'car', 'train']), (('cat/1.png', 'test/1.png'), ['cat', 'test']),
+    (('trains/1.png', 'training shoes/1.png'), ['training shoes', 'trains']), (('test/a/1.png', 'x/1.png'), ['test', 'x'])])
+def test_classes_that_are_called_as_parts_are(tmp_path, files, vocab): assert image_files(draw(tmp_path, *files)).vocab == vocab
+
+
+@pytest.mark.parametrize('files, words', [
+    (('train/1.png', 'test/1.png'), 'no training part with a folder for each class'),
+    ((*within('Testing'), *within('valid')), 'no training part'), (within('train', 'extra'), 'may hold the parts train, or the classes'),
+    ((*within('train'), 'images/1.png'), 'may hold the parts train, or the classes'),
+    ((*within('train'), 'test/cow/1.png'), 'cow is a class that'), (('cat/1.png',), 'at least two are needed'),
+    (('1.png', '2.png'), 'at least two are needed'), (('a/.x/1.png', 'b/1.png'), 'a holds no image')])
+def test_folders_of_two_meanings_and_of_none(tmp_path, files, words): fails(words, image_files, draw(tmp_path, *files))
+
+
+def test_all_that_is_left_out_is_counted(tmp_path, capsys):
+    hidden = ['cat/.ipynb_checkpoints/1.png', '__MACOSX/cat/1.png', 'dog/x/.thumbnails/1.png', 'dog/@eaDir/1.png', '.git/1.png',
+              'cat/._1.png']
+    draw(tmp_path, *within('.'), *hidden, '3.png', 'cat/6.JFIF.png')
+    for o in ('cat/Thumbs.db', 'dog/.DS_Store', 'cat/a.heic', 'cat/b.HEIC', 'dog/notes.txt', 'dog/raw', 'read me.md'): (tmp_path/o).touch()
+    (tmp_path/'dog'/'loop').symlink_to(tmp_path)
+    (tmp_path/'dog'/'mine').symlink_to('mine')
+    assert sizes(tmp_path) == (['cat', 'dog'], [11, 0, 0])
+    said = capsys.readouterr().out
+    for o in ('5 hidden folders', '3 hidden files', '1 .txt files (notes.txt)', '2 .heic files, which Pillow cannot read',
+              '1 images outside', '1 files outside of class folders (read me.md)', '2 files without an ending (mine, raw)',
+              '1 links that lead back (loop)'):
+        assert o in said, (o, said)
+
+
+def test_parts_leave_other_folders_out(tmp_path, capsys):
+    draw(tmp_path, *within('seg_train', 'seg_test'), 'seg_pred/1.png', 'seg_pred/2.png')
+    assert sizes(tmp_path) == (['cat', 'dog'], [10, 0, 10])
+    assert '2 images in folders that are neither parts nor classes (seg_pred)' in capsys.readouterr().out
+
+
+def test_links_are_followed(tmp_path):
+    root = draw(tmp_path/'set', 'cat/1.png', 'cat/2.png')
+    draw(tmp_path, 'elsewhere/1.png', 'elsewhere/in/2.png')
+    (root/'dog').symlink_to(tmp_path/'elsewhere')
+    (root/'cat'/'3.png').symlink_to(tmp_path/'elsewhere'/'1.png')
+    (tmp_path/'elsewhere'/'in'/'up').symlink_to(root/'dog')
+    assert sizes(root) == (['cat', 'dog'], [5, 0, 0])
+    (tmp_path/'short').symlink_to(root)
+    assert sizes(tmp_path/'short') == sizes(root) and load_folder(tmp_path/'short').name == 'short'
+
+
+def test_accents_and_case(tmp_path):
+    long, short = 'cafe\u0301', 'caf\u00e9'
+    draw(tmp_path, *[f'train/{o}/1.png' for o in (short, 'no tumor')], *[f'test/{o}/1.png' for o in (long, 'No_Tumor')])
+    assert sizes(tmp_path) == ([short, 'no tumor'], [2, 0, 2])
+    draw(tmp_path, *[f'both/{o}.png' for o in (f'{long}/1', f'{short}/2', 'tea/1')])
+    assert sizes(tmp_path/'both') == ([short, 'tea'], [3, 0, 0])
+
+
+@pytest.mark.parametrize('suffix', ['jfif', 'JPG', 'avif', 'webp', 'bmp', 'tiff', 'gif', 'ppm', 'jp2', 'jpe'])
+def test_endings(tmp_path, suffix):
+    if suffix == 'avif' and not features.check('avif'): pytest.skip('this Pillow has no AVIF')
+    form = {'jfif': 'jpeg', 'JPG': 'jpeg', 'jp2': 'jpeg2000', 'jpe': 'jpeg'}.get(suffix, suffix)
+    for c in 'ab':
+        (tmp_path/c).mkdir()
+        Image.new('RGB', (8, 8), (200, 0, 0)).save(tmp_path/c/f'x.{suffix}', format=form)
+    assert load_folder(tmp_path).x.float().mean((0, 2, 3)).sub(torch.tensor([200., 0, 0])).abs().max() < 9
+
+
+def test_numbers_as_names(tmp_path):
+    root = draw(tmp_path, *[f'{i}/{k}.png' for i in range(12) for k in range(4)])
+    names = sorted(map(str, range(12)))
+    fails("class 2 may be the one named '2' or the one with the number 2, '10'", dls_for, root, bs=4, classes=[2, 3])
+    assert list(dls_for(root, bs=4, classes=['2', '3']).vocab) == ['2', '3'] and class_number(11, ['10', '11']) == 1
+    assert class_number(0, names) == 0 and class_number('7', names) == names.index('7')
+
+
+def test_a_word_for_a_set_and_a_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(draw(tmp_path, *[f'{o}/{c}/{i}.png' for o in ('digits', 'photos') for c in ('mine', 'yours') for i in range(5)]))
+    notice.cache_clear()
+    assert len(dls_for('digits').vocab) == 10 and "for the folder of that name pass './digits'" in capsys.readouterr().out
+    for o in ('./digits', Path('digits'), 'photos', tmp_path/'photos'): assert list(dls_for(o, bs=2).vocab) == ['mine', 'yours']
+    (tmp_path/'photos.zip').touch()
+    for o in ('photos.zip', 'none/at/all', Path('none'), '~nobody-here/x', 'x'*300): fails('is not a folder', dls_for, o)
+    for o in ('', 'photo'): fails('unknown data set', dls_for, o)
+
+
+def test_test_part_of_a_folder(folder, capsys):
+    notice.cache_clear()
+    learn = learner_for('mlp', data=folder, bs=2)
+    assert len(learn.dls.loaders) == 3 and 'no test folder: 20 % of each class kept for the test' in capsys.readouterr().out
+    with learn.quiet(): assert len(learn.validate(ds_idx=2)) == 2
+    d = load_folder(folder)
+    assert learn.dls[2].dataset.items.tolist() == [8, 9] and learn.dls.test.store.parts[1][0].equal(d.x_test)
+    assert [len(o.dataset) for o in dls_for(folder, bs=2, valid='test').loaders] == [8, 2]
+    named = dls_for(folder, bs=2, valid=[0, 9])
+    assert len(named.loaders) == 2
+    fails('no separate test set', learner_for('mlp', named).validate, ds_idx=2)
+    assert len(list(iter(named))) == 2
+
+
+def test_few_images_and_several_kinds_train_at_once(tmp_path, capsys):
+    for i, c in enumerate('ab'):
+        for k in range(6): picture(tmp_path/c/f'{k}.png', 'L' if k == 2 else 'RGB', (20 + 5*k, 30 + i), value=40*k)
+    notice.cache_clear()
+    learn = learner_for('squeezenet1_1', data=tmp_path, pretrained=False)
+    assert learn.dls.bs == 2 and learn.dls.one_batch()[0].shape[1:] == (3, 32, 32)
+    said = capsys.readouterr().out
+    assert all(o in said for o in ('batches of 2', '12 sizes', 'the grey images (2 of 12)', '20 %')), said
+    fails('larger than the', dls_for, tmp_path, bs=32)
+
+
+def test_labels_of_new_files(folder, tmp_path_factory):
+    learn, new = learner_for('mlp', data=folder, bs=2), tmp_path_factory.mktemp('new')
+    draw(new, 'Cat/1.png', 'dog/far/away/2.png', '3.png')
+    files = [new/'Cat'/'1.png', str(new/'dog'/'far'/'away'/'2.png')]
+    dl = learn.dls.test_dl(files, with_labels=True)
+    assert dl.one_batch()[1].tolist() == [0, 1]
+    with learn.quiet(): assert len(learn.validate(dl=dl)) == 2
+    fails('3.png lies in no folder that is named as a class', learn.dls.test_dl, [*files, new/'3.png'], with_labels=True)
+    pair = [files[0], np.zeros((4, 6, 3), 'u1')]
+    fails('item 1 must be a file in a folder named as its class', learn.dls.test_dl, pair, with_labels=True)
+    assert len(learn.dls.test_dl([*files, new/'3.png']).dataset) == 3
+
+
+def test_every_way_reads_alike(tmp_path):
+    for c, add in (('dark', 0), ('light', 150)):
+        for i in range(10):
+            file = tmp_path/'set'/c/f'{i}.png'
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray((GREY//3 + add).astype(np.uint16)*257).save(file)
+    memory, files = dls_for(tmp_path/'set', bs=4), dls_for(tmp_path/'set', bs=4, in_memory=False)
+    a, b = (o.valid.one_batch()[0].as_subclass(torch.Tensor) for o in (memory, files))
+    assert torch.allclose(a, b, atol=1e-5) and a.shape[1] == 1
+    x = [dls.test_dl([o]).one_batch()[0].as_subclass(torch.Tensor) for dls in (memory, files)
+         for o in (file, str(file), file.read_bytes(), Image.open(file), np.asarray(open_picture(file)))]
+    assert all(torch.allclose(o, x[0], atol=1e-5) for o in x)
+    assert as_examples(([Image.open(file)]*4, [0, 1]*2)).x.equal(read_images([file]*4))
 
 
 def test_decoded_pixels(tmp_path):
@@ -1377,18 +1648,9 @@ def test_folder_too_large_for_memory_says_so(photos, capsys, monkeypatch):
     assert 'stay in files' in capsys.readouterr().out
 
 
-def test_file_that_is_no_image_is_named(photos):
-    (photos/'dark'/'05.png').write_text('not an image')
-    with pytest.raises(CourseError, match='05.png is not an image'): dls_for(photos, bs=4)
-    dls = dls_for(photos, bs=4, in_memory=False, normalize=False)
-    with pytest.raises(CourseError, match='05.png'): check(dls, n=None)
-
-
-def test_mixed_channels_in_files(photos):
+def test_grey_beside_colour_in_files(photos):
     Image.new('L', (16, 12)).save(photos/'dark'/'99.png')
-    with pytest.raises(CourseError, match='channels=1 or channels=3'): dls_for(photos, bs=4)
-    dls = dls_for(photos, bs=4, in_memory=False)
-    with pytest.raises(CourseError, match='channels=1 or channels=3'): check(dls, n=None)
+    assert check(dls_for(photos, bs=4, in_memory=False), n=None).result.iloc[0].startswith('PILImage')
     assert check(dls_for(photos, bs=4, in_memory=False, channels=1), n=None).result.iloc[0].startswith('PILGray')
 
 

@@ -30,11 +30,6 @@ def data_get_command(args):
     if src.remotes: print(f'{src.name} is in {(locate(src.name) or fetch(src.name))/src.folder}')
     else: print(f'{src.name} comes with the installation')
 
-# %% ../../nbs/cli/03_data.ipynb #ee230f65
-def _is_folder(data):
-    from dlcourse.data.sources import datasets
-    return data not in datasets().index and Path(data).expanduser().is_dir()
-
 # %% ../../nbs/cli/03_data.ipynb #ac9e4185
 def _show_classes(ex, path):
     "Write the picture of the classes of `ex` to `path`"
@@ -57,8 +52,9 @@ def data_show_command(args):
     "Show a data set: images of each class, and how many there are"
     from dlcourse.data.explore import class_distribution
     from dlcourse.data.folders import load_folder
-    from dlcourse.data.sources import load
-    ex = load_folder(args.data, size=args.size) if _is_folder(args.data) else load(args.data)
+    from dlcourse.data.sources import find_folder, load
+    folder = find_folder(args.data)
+    ex = load_folder(folder, size=args.size) if folder else load(args.data)
     print(ex)
     if not ex.vocab: return print(_summary(ex))
     print(class_distribution(ex).rename_axis(None).to_string())

@@ -43,7 +43,7 @@ def evaluate_command(args):
 def _predictions(learn, files):
     "Probabilities (n, K) for image files"
     from dlcourse.core import CourseError
-    from dlcourse.data.folders import read_images
+    from dlcourse.data.reading import read_images
     from dlcourse.training.learner import sizes_of
     shape, _ = sizes_of(learn.dls)
     if not isinstance(shape, tuple): raise CourseError('predict needs a network for images, and this one was trained on rows of numbers')

@@ -18,16 +18,16 @@ from fastai.data.transforms import IntToFloatTensor, Normalize
 from fastcore.basics import listify
 from fastcore.meta import delegates
 from fasttransform import Transform
-from PIL import Image
 from torch import Tensor
-from ..core import CourseError
+from ..core import CourseError, notice
 from .arrays import Examples, as_examples, shape_text
 from .explore import channel_stats
-from .folders import gray_modes, image_files, read_images
+from .folders import image_files, with_test
 from .loader import ExampleSets, MemoryDL
+from .reading import as_size, common_shape, read_images
 from .sampling import oversample as repeated, renumber
 from .selection import Selection
-from .sources import datasets, load
+from .sources import find_folder, load
 from .stores import FileStore, GetImage, GetLabel, MemoryStore, Rows, TensorRow
 from .transforms import AtSize, CropFlip
 from .containers import is_array
@@ -106,7 +106,7 @@ def _from_examples(ex, size, channels):
     if x.ndim == 2 and (size, channels) != (None, None):
         raise CourseError(f'size and channels are for images, got rows of {shape_text(x.shape[1:])}')
     if x.ndim == 4:
-        size = (size, size) if isinstance(size, int) else size
+        size = as_size(size)
         is_large = size is not None and len(ex.x)*ex.x.shape[1]*math.prod(size) > memory_limit
         if is_large: tfms, size = [AtSize(size)], None
         x, x_test = (_resized(_with_channels(o, channels), size) for o in (x, x_test))
@@ -117,13 +117,6 @@ def _from_examples(ex, size, channels):
     y, y_test, valid = (None if o is None else np.asarray(o) for o in (ex.y, ex.y_test, ex.valid))
     return Prepared(ex.name, store, y, y_test, ex.vocab, valid, tfms)
 
-# %% ../../nbs/data/12_blocks.ipynb #55e9df9d
-def _shape_of(files, size, channels):
-    "(C, H, W) of the images, from the first one"
-    with Image.open(files[0]) as im: (w, h), is_gray = im.size, im.mode in gray_modes
-    if size: h, w = (size, size) if isinstance(size, int) else size
-    return channels or (1 if is_gray else 3), h, w
-
 # %% ../../nbs/data/12_blocks.ipynb #fcbc0527
 def _fits(path, n, shape):
     "Whether `n` images of `shape` fit into memory; says so if they don't"
@@ -133,25 +126,26 @@ def _fits(path, n, shape):
     return False
 
 # %% ../../nbs/data/12_blocks.ipynb #425d04b7
-def _from_folder(path, size, channels, in_memory):
+def _from_folder(path, size, channels, in_memory, keep_test):
     "`Prepared` data of a folder of class folders"
-    found = image_files(path)
+    found = with_test(image_files(path)) if keep_test else image_files(path)
+    if found.note: notice(f'{path.name}: {found.note}')
     (f, y), (fv, yv), (ft, yt) = map(found.subset, ('train', 'valid', 'test'))
-    files, n, shape = [*f, *fv, *ft], len(f) + len(fv), _shape_of(found.files, size, channels)
+    files, n, shape = [*f, *fv, *ft], len(f) + len(fv), common_shape(path.name, found.files, size, channels)
     if in_memory is None: in_memory = _fits(path, len(files), shape)
     if in_memory:
-        x = read_images(files, size, channels)
+        x = read_images(files, shape[1:], shape[0])
         store = MemoryStore(x[:n], torch.zeros(n), *((x[n:], torch.zeros(len(ft))) if ft else ()))
-    else: store = FileStore(files, n, shape, any_mode=channels is not None)
+    else: store = FileStore(files, n, shape)
     valid = np.arange(len(f), n) if fv else None
-    return Prepared(Path(path).name, store, np.concatenate([y, yv]), yt, found.vocab, valid)
+    return Prepared(path.name, store, np.concatenate([y, yv]), yt, found.vocab, valid)
 
 # %% ../../nbs/data/12_blocks.ipynb #6cedd97f
-def _prepare(data, size, channels, in_memory, path, download):
+def _prepare(data, size, channels, in_memory, path, download, keep_test=True):
     "`Prepared` data of a name, a folder, arrays or `Examples`"
     if isinstance(data, (str, Path)):
-        is_name = str(data) in datasets().index
-        if not is_name and Path(data).expanduser().is_dir(): return _from_folder(data, size, channels, in_memory)
+        folder = find_folder(data)
+        if folder: return _from_folder(folder, size, channels, in_memory, keep_test)
         data = load(str(data), path=path, download=download)
     if not isinstance(data, (tuple, list, Examples)) and not is_array(data):
         raise CourseError(f'data must be a name, a folder, arrays (x, y) or Examples, got {type(data).__name__}')
@@ -215,12 +209,31 @@ def _validation(valid, from_source):
         raise CourseError("valid=0 leaves nothing to validate on: give a fraction or a count, or valid='test' for the test part")
     return valid
 
+# %% ../../nbs/data/12_blocks.ipynb #9d3bf4e4
+def _select(given, request, is_usual):
+    "Apply the request; if it is the usual one, and a fifth is too little for a validation image of each class, take one of each"
+    try: return request.apply(given.y, given.vocab)
+    except CourseError:
+        if not is_usual or request.valid != 0.2 or not given.vocab: raise
+        k = len(given.vocab if request.classes is None else request.classes)
+        sel = replace(request, valid=k).apply(given.y, given.vocab)
+        notice(f'{given.name}: one image of each class validates, since a fifth of {len(sel.train_idx) + k} images has none of some class')
+        return sel
+
+# %% ../../nbs/data/12_blocks.ipynb #aec86708
+def _fewer(bs, n):
+    "A batch size for `n` training images that are fewer than `bs`; raises `CourseError` if `bs` isn't the default"
+    if bs != 64: raise CourseError(f'the batch size {bs} is larger than the {n} training images: bs must be at most {n}')
+    fewer = min(n, max(2, 2**int(math.log2(max(n, 4)/4))))
+    notice(f'batches of {fewer} images, since there are {n} training images; pass bs= for another size')
+    return fewer
+
 # %% ../../nbs/data/12_blocks.ipynb #e03e9fcb
 def block_for(
     data='fashion_mini', # Name of a data set, folder of class folders, arrays (x, y) or (x, y, x_test, y_test), or `Examples`
     *,
-    size=None, # Height and width, or one number for both; by default the size of the images
-    channels:int=None, # 1 or 3; by default the channels of the images
+    size=None, # Height and width, or one number for both; by default the size of the images, or one that is chosen if they differ
+    channels:int=None, # 1 or 3; by default the channels of the images, 3 if a folder has both
     classes=None, # Names or numbers of the classes to keep
     n_per_class:int=None, # Training images to keep of each class
     imbalance=None, # Ratio of the largest to the smallest class, or fractions or counts by class
@@ -239,9 +252,8 @@ def block_for(
     "Make the `DataBlock` of any data; raises `CourseError` if the data is missing or an argument doesn't fit"
     if size is not None and min(listify(size)) < 1:
         raise CourseError(f'size must be a number of pixels from 1, or two of them, got {size!r}')
-    given = _prepare(data, size, channels, in_memory, path, download)
-    valid = _validation(valid, given.valid)
-    sel = Selection(classes, n_per_class, imbalance, label_noise, valid, seed).apply(given.y, given.vocab)
+    given = _prepare(data, size, channels, in_memory, path, download, keep_test=np.ndim(valid) == 0)
+    sel = _select(given, Selection(classes, n_per_class, imbalance, label_noise, _validation(valid, given.valid), seed), valid is None)
     if oversample: sel = replace(sel, train_idx=repeated(sel.y, sel.train_idx, seed))
     y_test, test = _test_rows(sel, given.y_test, given.vocab)
     given.store.set_labels(sel.y, y_test)
@@ -254,7 +266,7 @@ def block_for(
 def dls_for(
     data='fashion_mini', # Data as in `block_for`; or your own `DataBlock` (its source in `path`) or `DataLoaders`
     *,
-    bs:int=64, # Images in a training batch
+    bs:int=64, # Images in a training batch; 64, the default, becomes less where there are fewer training images
     val_bs:int=None, # Images in a validation batch; by default the larger of `bs` and 256
     device=None, # `torch.device`; by default the GPU if there is one
     path=None, # Data folder, as in `block_for`; the source, if `data` is a `DataBlock`
@@ -265,9 +277,9 @@ def dls_for(
     if isinstance(data, DataLoaders): return data
     if bs < 1: raise CourseError(f'bs must be a whole number from 1, got {bs!r}')
     block = data if isinstance(data, DataBlock) else block_for(data, path=path, **kwargs)
-    source = None if isinstance(block, ExampleBlock) else path
-    dls = block.dataloaders(source, bs=bs, val_bs=val_bs or max(bs, 256), device=device, num_workers=num_workers)
-    for dl in dls.loaders: dl.rng = random.Random(kwargs.get('seed', 42))
+    source, other = None if isinstance(block, ExampleBlock) else path, dict(device=device, num_workers=num_workers)
+    dls = block.dataloaders(source, bs=bs, val_bs=val_bs or max(bs, 256), **other)
     n = len(dls.train_ds)
-    if bs > n: raise CourseError(f'the batch size {bs} is larger than the {n} training images: bs must be at most {n}')
+    if bs > n: dls = block.dataloaders(source, bs=_fewer(bs, n), val_bs=val_bs or 256, **other)
+    for dl in dls.loaders: dl.rng = random.Random(kwargs.get('seed', 42))
     return dls

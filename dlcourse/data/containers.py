@@ -15,6 +15,7 @@ import numpy as np, pandas as pd, torch
 from PIL import Image
 from torch import Tensor
 from ..core import CourseError
+from .pictures import as_viewed
 
 # %% ../../nbs/data/00_containers.ipynb #83ffa184
 def is_array(
@@ -128,8 +129,8 @@ def list_values(
 def image_values(
     o:Image.Image, # An image of any mode
 )->np.ndarray:
-    "Pixels of an image of Pillow: grey (H, W) or colour (H, W, 3)"
-    return np.asarray(o if o.mode in ('L', 'I', 'F', 'I;16') else o.convert('L' if o.mode == '1' else 'RGB'))
+    "Pixels of an image of Pillow as a viewer shows it: grey (H, W) or colour (H, W, 3)"
+    return np.asarray(o if o.mode in ('I', 'F') else as_viewed(o))
 
 # %% ../../nbs/data/00_containers.ipynb #8f9bf243
 @values_of.register

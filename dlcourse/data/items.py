@@ -39,8 +39,8 @@ def _one_table(items, store):
 def has_values(
     o, # An item
 )->bool:
-    "Whether an item is an array of some kind, or a picture of more than 8 bits, whose scale has to be found"
-    return o.mode[0] in 'IF' if isinstance(o, Image.Image) else is_array(o) or isinstance(o, (list, tuple))
+    "Whether an item is an array of some kind, or a picture of 32 bits, whose scale has to be found"
+    return o.mode in ('I', 'F') if isinstance(o, Image.Image) else is_array(o) or isinstance(o, (list, tuple))
 
 # %% ../../nbs/data/09a_items.ipynb #9dc22106
 def _picture(o, name, store):

@@ -43,6 +43,13 @@ def class_counts(
     y, vocab = as_labels(y, vocab)
     return pd.Series(np.bincount(y, minlength=len(vocab)), index=vocab, name='images')
 
+# %% ../../nbs/data/06_sampling.ipynb #7493c255
+def _named_number(c, vocab):
+    "The number of the class whose name is the whole number `c`; raises `CourseError` if `c` is also the number of another class"
+    named = vocab.index(str(c))
+    if named == c or not 0 <= c < len(vocab): return named
+    raise CourseError(f"class {c} may be the one named '{c}' or the one with the number {c}, {vocab[c]!r}: give its name as text")
+
 # %% ../../nbs/data/06_sampling.ipynb #afa668a1
 def class_number(
     c, # Name or number of a class
@@ -52,6 +59,7 @@ def class_number(
     vocab = [str(o) for o in vocab]
     if isinstance(c, str) and (c in vocab or not c.isdigit()): return vocab.index(choose(c, vocab, 'class'))
     if isinstance(c, str): c = int(c)
+    if isinstance(c, (int, np.integer)) and str(c) in vocab: return _named_number(c, vocab)
     if isinstance(c, (int, np.integer)) and 0 <= c < len(vocab): return int(c)
     raise CourseError(f"unknown class {c!r}: the numbers are 0 to {len(vocab)-1}, the names: {', '.join(vocab)}")
 

@@ -19,8 +19,10 @@ from PIL import Image, ImageOps
 from plum import dispatch
 from torch import Tensor
 from ..core import CourseError
-from .folders import gray_modes, read_images
+from .folders import class_of
 from .items import as_items, has_values
+from .pictures import as_viewed, open_picture
+from .reading import find_faults, read_images
 
 # %% ../../nbs/data/10_stores.ipynb #be542d69
 class MemoryStore:
@@ -79,26 +81,22 @@ class FileStore:
         files, # Paths, training part first
         n:int, # Number of files of the training part
         shape, # (C, H, W) of the images after reading
-        any_mode:bool=False, # Convert grey and colour files to C channels, instead of refusing files of the other kind
     ):
-        self.files, self.n, self.shape = list(files), n, tuple(shape)
-        self.y, self.any_mode = None, any_mode
+        self.files, self.n, self.shape, self.y = list(files), n, tuple(shape), None
 
     def __len__(self): return len(self.files)
-    def __getstate__(self): return dict(files=[], y=None, n=0, shape=self.shape, any_mode=True)
+    def __getstate__(self): return dict(files=[], y=None, n=0, shape=self.shape)
     def label(self, i): return self.y[i]
     def labels(self, rows): return self.y[rows]
     def image(self, i):
-        "Open the file of row `i`; raises `CourseError` if it is no image or has other channels than the first"
-        try: im = Image.open(self.files[i])
-        except OSError as e: raise CourseError(f'{self.files[i]} is not an image that can be read ({type(e).__name__})') from e
-        if not self.any_mode and (im.mode in gray_modes) != (self.shape[0] == 1):
-            raise CourseError(f'{self.files[0]} and {self.files[i]} are not both grey or both in colour: '
-                              'pass channels=1 or channels=3 to read all of them alike')
-        return im
+        "Row `i` as a picture of Pillow; raises `CourseError` that names all faulty files if this one is"
+        try: return open_picture(self.files[i], self.shape[0])
+        except CourseError as e: raise find_faults(self.files) or e from None
 
     def set_labels(self, y, y_test): self.y = np.concatenate([y, *([] if y_test is None else [y_test])])
-    def sample(self, rows): return read_images([self.files[i] for i in rows[:1000]], self.shape[1:], self.shape[0])
+    def sample(self, rows):
+        try: return read_images([self.files[i] for i in rows[:1000]], self.shape[1:], self.shape[0])
+        except CourseError as e: raise find_faults(self.files) or e from None
 
 # %% ../../nbs/data/10_stores.ipynb #884f11d6
 class TensorGray(TensorImageBW):
@@ -115,15 +113,13 @@ class TensorRow(TensorBase):
     "One row (F,) or a batch (n, F) of a table's features"
 
 # %% ../../nbs/data/10_stores.ipynb #768fee02
-def _as_pil(o, kind, mode):
-    "A file, array, tensor or image as an image of the type `kind`, in Pillow's `mode`"
+def _as_pil(o, kind, channels):
+    "A file, array, tensor or image as an image of the type `kind`, grey or in colour"
     if isinstance(o, Tensor):
         o = o.cpu().numpy()
         if o.ndim == 3: o = o.transpose(1, 2, 0).squeeze()
-    im = o if isinstance(o, Image.Image) else kind.create(o)
-    im.load()
-    if im.mode != mode: im = im.convert(mode)
-    return im if isinstance(im, kind) else kind.create(im)
+    if isinstance(o, (str, Path, bytes)): return kind.create(open_picture(o, channels))
+    return kind.create(as_viewed(o if isinstance(o, Image.Image) else kind.create(o), channels))
 
 # %% ../../nbs/data/10_stores.ipynb #e2e8c3f3
 class GetImage(Transform):
@@ -136,8 +132,8 @@ class GetImage(Transform):
         if isinstance(o, Integral): o = self.store.image(o)
         elif has_values(o): o = as_items([o], self.store)[0]
         if len(self.store.shape) == 1: return TensorRow(torch.as_tensor(o))
-        kind, mode = (PILGray, 'L') if self.store.shape[0] == 1 else (PILImage, 'RGB')
-        im = _as_pil(o, kind, mode)
+        kind = PILGray if self.store.shape[0] == 1 else PILImage
+        im = _as_pil(o, kind, self.store.shape[0])
         h, w = self.store.shape[1:]
         if isinstance(self.store, FileStore) or im.size == (w, h): return im
         return kind(ImageOps.fit(im, (w, h), Image.Resampling.BILINEAR))
@@ -152,12 +148,13 @@ def store_of(
 
 # %% ../../nbs/data/10_stores.ipynb #36cfe972
 class GetLabel(Transform):
-    "Turn a row of `store` into its label; a label itself stays as it is"
-    input_types = (Integral, str, float)
+    "Turn a row of `store` into its label, and a file into that of its folder; a label itself stays as it is"
+    input_types = (Integral, str, float, Path)
 
     def __init__(self, store, names): self.store, self.names = store, names
 
     def encodes(self, o):
+        if self.names and isinstance(o, (str, Path)) and o not in self.names: return class_of(o, self.names)
         if not isinstance(o, Integral): return o
         y = self.store.label(o)
         return float(y) if self.names is None else self.names[int(y)]

@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from .. import __version__
 from ..core import CourseError, optional, whole_file, whole_folder
+from ..data import pictures
 from ..data.transforms import AtSize
 from .outputs import class_probabilities, class_vocab, prediction_kind
 from .layers import device_of, find_part, first_batch, in_order, kept_state
@@ -244,13 +245,16 @@ import numpy as np, torch
 from PIL import Image, ImageOps
 
 here = Path(__file__).resolve().parent
+sys.path.insert(0, str(here))
+sys.dont_write_bytecode = True
+from pictures import CourseError, open_picture
 settings = json.loads((here/'settings.json').read_text())
 network = torch.export.load(here/'program.pt2').module()
 
 
 def pixels(file):
     "The image in `file` as the network takes it, uint8 (1, channels, height, width)"
-    image, size = Image.open(file).convert('L' if settings['channels'] == 1 else 'RGB'), (settings['width'], settings['height'])
+    image, size = open_picture(file, settings['channels']), (settings['width'], settings['height'])
     if image.size != size: image = ImageOps.fit(image, size, Image.Resampling.BILINEAR)
     return torch.from_numpy(np.array(image).reshape(1, size[1], size[0], -1)).permute(0, 3, 1, 2).contiguous()
 
@@ -263,14 +267,25 @@ def answer(file):
 
 
 if __name__ == '__main__':
-    for file in sys.argv[1:]: print(json.dumps(answer(file)))
+    faults = []
+    for file in sys.argv[1:]:
+        try: print(json.dumps(answer(file)))
+        except CourseError as e: faults.append(str(e))
+    if faults: sys.exit('; '.join(faults))
 '''
+
+# %% ../../nbs/insight/05_inference.ipynb #e582d0f6
+def _pictures_alone():
+    "The text of the module that reads pictures, without the rest of this package"
+    text = Path(pictures.__file__).read_text(encoding='utf-8')
+    return text.replace('from ..core import CourseError', 'class CourseError(ValueError): "What is wrong with a file"')
 
 # %% ../../nbs/insight/05_inference.ipynb #ef87690f
 def _write_program(net, model, folder):
     "Everything that belongs into the folder"
     (folder/'settings.json').write_text(json.dumps(net.settings, indent=1))
     (folder/'predict.py').write_text(_reader)
+    (folder/'pictures.py').write_text(_pictures_alone(), encoding='utf-8')
     save_file({k: v.detach().cpu().clone().contiguous() for k,v in model.state_dict().items()}, folder/'weights.safetensors')
     torch.export.save(_exported(torch.export.export, net), folder/'program.pt2')
 

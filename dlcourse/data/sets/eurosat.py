@@ -12,7 +12,7 @@ import numpy as np, torch
 from ..arrays import Examples, holdout
 from ..catalogue import register
 from ..download import Remote
-from ..folders import read_images
+from ..reading import read_images
 
 # %% ../../../nbs/datasets/eurosat.ipynb #a6a68fe1
 @register(
