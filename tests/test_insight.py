@@ -1232,7 +1232,7 @@ def test_several_sizes_of_batch(byte_learn, tmp_path):
 def test_settings_are_readable(byte_learn, folder):
     d = json.loads((folder/'settings.json').read_text())
     assert d['classes'] == ['0', '1'] and (d['channels'], d['height'], d['width']) == (1, 16, 16) and len(d['mean']) == len(d['std']) == 1
-    assert sorted(o.name for o in folder.iterdir()) == ['predict.py', 'program.pt2', 'settings.json', 'weights.safetensors']
+    assert sorted(o.name for o in folder.iterdir()) == ['pictures.py', 'predict.py', 'program.pt2', 'settings.json', 'weights.safetensors']
     assert os.listdir(folder.parent) == ['net']
 
 
