@@ -9,12 +9,14 @@ __all__ = ['MemoryDL', 'NoPartError', 'check_labelled', 'ExampleLoaders', 'Examp
 
 # %% ../../nbs/data/11_loader.ipynb #1a61dbe2
 import importlib, itertools
+from copy import copy
 from numbers import Integral
 from pathlib import Path
 import numpy as np, torch
 from fastai.data.core import DataLoaders, Datasets, TfmdDL
 from fastai.data.transforms import IntToFloatTensor, Normalize
 from fastcore.basics import patch
+from fasttransform import Pipeline
 from torch import Tensor
 from ..core import CourseError, choose
 from .items import as_items
@@ -164,9 +166,23 @@ class ExampleLoaders(DataLoaders):
         return res
 
 # %% ../../nbs/data/11_loader.ipynb #3beeed6c
+def _without_data(t):
+    "The transform `t` with an empty store, or `t` itself if it has none"
+    if not hasattr(t, 'store'): return t
+    res = copy(t)
+    res.store = t.store.emptied()
+    return res
+
+# %% ../../nbs/data/11_loader.ipynb #d2a00001
 class ExampleSets(Datasets):
     "fastai `Datasets` that make `ExampleLoaders`"
     _dbunch_type = ExampleLoaders
+
+    def new_empty(self):
+        "Sets without items and without the store, for `learn.export`"
+        res = super().new_empty()
+        for tl in res.tls: tl.tfms = Pipeline(tl.tfms.fs.map(_without_data), split_idx=tl.tfms.split_idx)
+        return res
 
 # %% ../../nbs/data/11_loader.ipynb #60039819
 def renormalized(

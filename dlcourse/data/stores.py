@@ -9,6 +9,7 @@ __all__ = ['MemoryStore', 'Rows', 'FileStore', 'TensorGray', 'PILGray', 'TensorR
            'show_batch', 'show_results']
 
 # %% ../../nbs/data/10_stores.ipynb #8f6d0558
+from copy import copy
 from numbers import Integral
 from pathlib import Path
 import numpy as np, pandas as pd, torch
@@ -42,7 +43,13 @@ class MemoryStore:
         self.scale, self.features, self._on_device = scale, features, {}
 
     def __len__(self): return sum(len(x) for x,_ in self.parts)
-    def __getstate__(self): return {**vars(self), 'parts': [], 'n': 0, '_on_device': {}}
+    def __getstate__(self): return {**vars(self), '_on_device': {}}
+
+    def emptied(self):
+        "Copy the store without its images and labels"
+        res = copy(self)
+        res.parts, res.n = [], 0
+        return res
 
     def _row(self, i, k): return self.parts[0][k][i] if i < self.n else self.parts[1][k][i-self.n]
     def label(self, i): return self._row(i, 1)
@@ -85,7 +92,13 @@ class FileStore:
         self.files, self.n, self.shape, self.y = list(files), n, tuple(shape), None
 
     def __len__(self): return len(self.files)
-    def __getstate__(self): return dict(files=[], y=None, n=0, shape=self.shape)
+
+    def emptied(self):
+        "Copy the store without its files and labels"
+        res = copy(self)
+        res.files, res.y, res.n = [], None, 0
+        return res
+
     def label(self, i): return self.y[i]
     def labels(self, rows): return self.y[rows]
     def image(self, i):
