@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from ..core import CourseError
 from ..models.folding import answering
-from .layers import device_of, first_batch
+from .layers import check_layers, device_of, first_batch
 from ..models.blocks import count_params
+from ..models.own import plain_network
 
 # %% ../../nbs/insight/03_cost.ipynb #469f66d2
 def flops_per_image(
@@ -89,6 +90,7 @@ def _model_and_batch(o, x):
     if x is None and isinstance(o, Learner): x = first_batch(o)[0]
     if not isinstance(x, Tensor) or not len(x):
         raise CourseError(f'a cost needs a batch, a tensor such as (N, C, H, W), and a network by itself has none; x is {_said(x)}')
+    check_layers(model := plain_network(model))
     return model, x.as_subclass(Tensor).to(device_of(model, x.device))
 
 # %% ../../nbs/insight/03_cost.ipynb #4d1ba5a5

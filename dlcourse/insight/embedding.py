@@ -10,7 +10,6 @@ __all__ = ['methods', 'Activations', 'layer_activations', 'fisher_ratio', 'probe
 # %% ../../nbs/insight/07_embedding.ipynb #facdcb05
 import warnings
 from dataclasses import dataclass
-from functools import partial
 import numpy as np, pandas as pd, torch
 from fastai.learner import Learner
 from fastcore.basics import listify, patch
@@ -21,7 +20,8 @@ from ..core import CourseError, choose, kept_rng
 from .curves import panels
 from .outputs import class_names
 from .layers import (channel_axes, refuse_nan, class_scores, device_of, draw_indices, evaluating, find_layer, find_part,
-                                     kept_state, layer_shapes, main_layers, number_calls, part_loader, plain_network, to_rows, watch_layers)
+                                     kept_state, layer_shapes, main_layers, number_calls, part_loader, row_makers, to_rows, watch_layers)
+from ..models.own import plain_network
 
 # %% ../../nbs/insight/07_embedding.ipynb #a7ea8ecd
 @dataclass(repr=False, eq=False)
@@ -47,12 +47,6 @@ def _chosen(model, layers, found):
     layers = [layers] if isinstance(layers, str) else list(layers)
     if not layers: raise CourseError(f"name at least one layer: input, {', '.join(found)}")
     return [o if o == 'input' else find_layer(o, {**found, 'input': None}) for o in layers]
-
-# %% ../../nbs/insight/07_embedding.ipynb #02722a09
-def _row_makers(found, names, pool):
-    "Functions that turn the output of each layer in `names` into rows"
-    axes = channel_axes(found)
-    return {k.partition('@')[0]: partial(to_rows, pool=pool, channels=axes[k]) for k in names if k != 'input'}
 
 # %% ../../nbs/insight/07_embedding.ipynb #d1d00001
 def _collect(model, names, dl, makers):
@@ -94,7 +88,7 @@ def layer_activations(
         model = plain_network(learn.model)
         found = layer_shapes(model, _one_input(learn, dl)[:1])
         names = _chosen(model, layers, found)
-        features, scores, y = _collect(model, names, dl, _row_makers(found, names, pool))
+        features, scores, y = _collect(model, names, dl, row_makers(found, names, pool))
     refuse_nan(scores, 'output of the network')
     vocab = class_names(learn, scores)
     if y.numel() != len(scores):

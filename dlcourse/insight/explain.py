@@ -24,9 +24,10 @@ from ..core import CourseError, choose, kept_rng
 from .curves import panels
 from .evaluation import draw_image
 from .layers import (channel_axes, check_layers, refuse_nan, class_scores, device_of, evaluating, find_layer,
-                                     is_feature_map, kept_state, layer_shapes, map_size, part_loader, plain_network, whole_numbers)
+                                     is_feature_map, kept_state, layer_shapes, map_size, part_loader, whole_numbers)
 from .outputs import class_names, class_probabilities
 from ..models.fusion import FusionBody
+from ..models.own import plain_network
 from ..models.pretrained import TransferNet
 
 # %% ../../nbs/insight/06_explain.ipynb #e177254a
@@ -196,7 +197,7 @@ def _numbers(o, vocab, scores, y):
     o = choose(o, [*vocab, 'actual', 'predicted'], 'class')
     if o in vocab: return torch.full((n,), vocab.index(o), device=scores.device)
     if o == 'predicted': return (scores[:, 0] > 0).long() if scores.shape[1] == 1 else scores.argmax(1)
-    if y is None: raise CourseError("these images come without targets, so there is no actual class: ask of 'predicted' or name a class")
+    if y is None: raise CourseError("these images come without one class each, so there is no actual class: ask of 'predicted' or name a class")
     return y.to(scores.device)
 
 # %% ../../nbs/insight/06_explain.ipynb #2c9abb46
@@ -237,6 +238,7 @@ def _explain(learn, items, of, part, explain):
     device = device_of(model, x.device)
     x, y, found = x.to(device), _targets(y, len(x)), {}
     of = listify(of if of is not None else ['predicted'] if y is None else ['actual', 'predicted'])
+    if not of: raise CourseError("of must be 'actual', 'predicted', a class, or a list of at least one of these, got []")
     def classes(scores):
         found['vocab'] = vocab = class_names(learn, scores)
         found['classes'] = torch.stack([_numbers(o, vocab, scores, y) for o in of])

@@ -25,8 +25,9 @@ from ..core import CourseError, optional, whole_file, whole_folder
 from ..data import pictures
 from ..data.transforms import AtSize
 from .outputs import class_probabilities, class_vocab, prediction_kind
-from .layers import device_of, find_part, first_batch, in_order, kept_state
+from .layers import check_layers, device_of, find_part, first_batch, in_order, kept_state
 from ..models.folding import FastNet, answering, fast_net, fold_batchnorm
+from ..models.own import plain_network
 
 # %% ../../nbs/insight/05_inference.ipynb #eb4dfa27
 def _few_inputs(learn):
@@ -52,6 +53,7 @@ def fast(
 )->FastNet: # On the device of `net`, which is left as it is
     "A fast copy for answering only; raises `CourseError` if it would answer differently"
     model, x = (net.model, _few_inputs(net)) if isinstance(net, Learner) else (net, x)
+    check_layers(model := plain_network(model))
     if x is None: raise CourseError('fast runs a network and its copy to compare them: pass a batch x, or the shape (C, H, W) of an image')
     x = (x if isinstance(x, Tensor) else torch.rand(2, *x)).detach().cpu().float()
     device = device_of(model)
@@ -156,7 +158,8 @@ def pixel_net(
     "The whole way from bytes to probabilities; raises `CourseError` where the data don't say how bytes become input"
     pixels, targets, fs = _pixels(learn)
     x, *how = _as_input(pixels, fs)
-    model = deepcopy(learn.model).cpu().float().eval()
+    check_layers(model := plain_network(learn.model))
+    model = deepcopy(model).cpu().float().eval()
     with torch.no_grad(): activation, expected, kind = _activation(model(x), targets, learn.loss_func)
     net = PixelNet(fold_batchnorm(model), *how, activation).eval().requires_grad_(False)
     classes = None if kind == 'numbers' else class_vocab(learn, learn.dls, expected.shape[1])
@@ -326,6 +329,6 @@ def export_folder(
     if net.settings['channels'] not in (1, 3):
         raise CourseError(f"export_folder is for grey or colour images, not for {net.settings['channels']} channels")
     with whole_folder(folder) as part:
-        _write_program(net, learn.model, part)
+        _write_program(net, plain_network(learn.model), part)
         _check_alone(net, part)
     return folder

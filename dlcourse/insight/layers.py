@@ -6,19 +6,21 @@ Docs: https://dlcourse.github.io/dlcourse/insight/layers.html.md"""
 
 # %% auto #0
 __all__ = ['parts', 'whole_numbers', 'find_part', 'in_order', 'kept_state', 'device_of', 'first_batch', 'draw_indices',
-           'part_loader', 'plain_network', 'evaluating', 'class_scores', 'refuse_nan', 'copy_output', 'check_layers',
-           'watch_layers', 'number_calls', 'layer_outputs', 'layer_shapes', 'channel_axes', 'map_size',
-           'is_feature_map', 'find_layer', 'layer_table', 'main_layers', 'to_rows']
+           'part_loader', 'evaluating', 'class_scores', 'refuse_nan', 'copy_output', 'check_layers', 'watch_layers',
+           'number_calls', 'layer_outputs', 'layer_shapes', 'channel_axes', 'map_size', 'is_feature_map', 'find_layer',
+           'layer_table', 'main_layers', 'to_rows', 'row_makers']
 
 # %% ../../nbs/insight/00_layers.ipynb #4bebc870
 from collections import Counter
 from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 from numbers import Integral
 import numpy as np, pandas as pd, torch
 from fastai.data.load import DataLoader
 from fastai.learner import Learner
 from torch import Tensor, nn
 from ..core import CourseError, choose, kept_rng
+from ..models.own import is_compiled, plain_network
 
 # %% ../../nbs/insight/00_layers.ipynb #190b83f6
 parts = {'train': 0, 'valid': 1, 'test': 2}
@@ -133,17 +135,6 @@ def part_loader(
         return dl.new(get_idxs=lambda: list(idxs), n=len(idxs), bs=bs, num_workers=0, drop_last=False), idxs
     return torch.utils.data.DataLoader(torch.utils.data.Subset(dl.dataset, idxs), bs, collate_fn=dl.collate_fn), idxs
 
-# %% ../../nbs/insight/00_layers.ipynb #caf2ac48
-def plain_network(
-    model:nn.Module, # Any network
-)->nn.Module: # `model` itself, or the network inside
-    "The network that `torch.compile` or `nn.DataParallel` was given, which has the same weights"
-    wrapped = hasattr(model, '_orig_mod') or isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel))
-    return plain_network(getattr(model, '_orig_mod', None) or model.module) if wrapped else model
-
-# %% ../../nbs/insight/00_layers.ipynb #d1a00004
-def _is_compiled(m): return hasattr(m, '_orig_mod') or getattr(m, '_compiled_call_impl', None) is not None
-
 # %% ../../nbs/insight/00_layers.ipynb #d1a00005
 @contextmanager
 def evaluating(
@@ -151,9 +142,8 @@ def evaluating(
 ): # `model`
     "Evaluation mode within the block, without compiled code; after it every module is back in its own mode"
     before = [(m, m.training) for m in model.modules()]
-    compiled = any(_is_compiled(m) for m,_ in before)
     try:
-        with torch.compiler.set_stance('force_eager') if compiled else nullcontext(): yield model.eval()
+        with torch.compiler.set_stance('force_eager') if is_compiled(model) else nullcontext(): yield model.eval()
     finally:
         for m,training in before: m.training = training
 
@@ -356,3 +346,13 @@ def to_rows(
     if channels is None: channels = 0 if a.ndim == 4 else -1
     if pool and a.ndim in (3, 4): a = a.flatten(2).mean(2) if channels == 0 else a.flatten(1, -2).mean(1)
     return a.flatten(1).to('cpu', torch.float32, copy=True)
+
+# %% ../../nbs/insight/00_layers.ipynb #d3200001
+def row_makers(
+    found:dict, # Layers by name, as `layer_shapes` returns them
+    names, # Some of these names; 'input' is passed over
+    pool:bool=True, # Whether to average maps and tokens over positions
+)->dict: # Name of a module -> function of its output
+    "Functions for `watch_layers` that turn the output of each layer into rows, wherever its channels are"
+    axes = channel_axes(found)
+    return {k.partition('@')[0]: partial(to_rows, pool=pool, channels=axes[k]) for k in names if k != 'input'}

@@ -26,7 +26,7 @@ from ..data.transforms import BatchTransform
 from .cost import flops_per_image, latency
 from .curves import colors, panels, tidy
 from .evaluation import evaluate
-from .layers import device_of, find_part, first_batch, in_order, kept_state
+from .layers import check_layers, device_of, find_part, first_batch, in_order, kept_state
 from ..models.folding import answering
 from ..training import lean # for learn.quiet()
 
@@ -49,6 +49,7 @@ def resize_inputs(
     size:tuple, # (height, width)
 ): # `model`
     "Within the block `model` resizes its images (N, C, H, W) to `size` before anything else"
+    check_layers(model)
     hook = model.register_forward_pre_hook(lambda m,args: (AtSize(size).apply(args[0]), *args[1:]))
     try: yield model
     finally: hook.remove()

@@ -19,8 +19,9 @@ from fastcore.basics import patch
 from torch import Tensor
 from ..core import CourseError, choose, kept_rng
 from .curves import panels
-from .layers import (device_of, draw_indices, evaluating, find_layer, find_part, kept_state, layer_shapes,
-                                     main_layers, number_calls, part_loader, to_rows, watch_layers)
+from .layers import (channel_axes, device_of, draw_indices, evaluating, find_layer, find_part, kept_state, layer_shapes,
+                                     main_layers, number_calls, part_loader, row_makers, to_rows, watch_layers)
+from ..models.own import plain_network
 
 # %% ../../nbs/insight/09_similarity.ipynb #bd6f8bbe
 def _rows(x, name='x'):
@@ -263,16 +264,17 @@ CAP, BATCH = 2**30, 256 # Bytes of features, in 64 bits, that are kept at once; 
 
 def _layers_of(learn, layers, x):
     "Whole names of the layers to compare, and all layers that there are"
-    found = layer_shapes(learn.model, x)
-    names = main_layers(learn.model, found, 20) if layers is None else [find_layer(o, found) for o in layers]
+    model = plain_network(learn.model)
+    found = layer_shapes(model, x)
+    names = main_layers(model, found, 20) if layers is None else [find_layer(o, found) for o in layers]
     if not names: raise CourseError('name at least one layer; see layer_table')
     return names, found
 
 # %% ../../nbs/insight/09_similarity.ipynb #e14b2916
-def _batches(model, names, dl, pool):
+def _batches(model, names, dl, makers):
     "For each batch of `dl` the features of the named layers, the input, and the targets"
-    layers, device = {k.partition('@')[0] for k in names}, device_of(model)
-    with torch.no_grad(), evaluating(model), watch_layers(model, layers, lambda out: to_rows(out, pool)) as seen:
+    device = device_of(model)
+    with torch.no_grad(), evaluating(model), watch_layers(model, makers, makers) as seen:
         for b in dl:
             x, *y = (b,) if isinstance(b, Tensor) else tuple(b)
             seen.clear()
@@ -312,37 +314,39 @@ def _matrix(xs, ys, measure):
     return out
 
 # %% ../../nbs/insight/09_similarity.ipynb #8ebf6faf
-def _collected(nets, names, dls, pool):
+def _collected(nets, names, dls, makers):
     "Features of all examples at once, and the number of batches they count as"
     kept = [{k: [] for k in o} for o in names]
-    for found in _in_step(nets, names, dls, pool):
+    for found in _in_step(nets, names, dls, makers):
         for net,new in zip(kept, found):
             for k,v in new.items(): net[k].append(v)
     return [{k: torch.cat(v) for k,v in o.items()} for o in kept]
 
 # %% ../../nbs/insight/09_similarity.ipynb #44633a24
-def _in_step(nets, names, dls, pool):
+def _in_step(nets, names, dls, makers):
     "Features of each batch in one or both networks; raises `CourseError` where these see different examples"
-    for found in zip(*[_batches(o.model, n, dl, pool) for o,n,dl in zip(nets, names, dls)], strict=True):
+    for found in zip(*[_batches(plain_network(o.model), *how) for o,*how in zip(nets, names, dls, makers)], strict=True):
         if len(found) == 2: _check_same(*found)
         yield [o[0] for o in found]
 
 # %% ../../nbs/insight/09_similarity.ipynb #85d60ff5
 def _size(found, names, pool):
     "Number of features of the named layers together"
-    return sum(found[k][1][0] if pool and len(found[k][1]) == 3 else math.prod(found[k][1]) for k in names)
+    axes = channel_axes(found)
+    def size(k): return found[k][1][axes[k]] if pool and len(found[k][1]) in (2, 3) else math.prod(found[k][1])
+    return sum(map(size, names))
 
 # %% ../../nbs/insight/09_similarity.ipynb #2dd0cdf2
-def _compare(nets, names, dls, sizes, n, measure, pool):
+def _compare(nets, names, dls, sizes, n, measure, makers):
     "Matrix of similarities, and the number of batches: 1 if all features fit into memory at once"
     if 8*n*sum(sizes) <= CAP:
-        xs = _collected(nets, names, dls, pool)
+        xs = _collected(nets, names, dls, makers)
         return _matrix(xs[0], xs[-1], measure), 1
     if measure != 'cka':
         raise CourseError(f'the features of {n} examples take {8*n*sum(sizes)/2**30:.1f} GB, and {measure} needs all at once: '
                           f'take pool=True, fewer layers, or a smaller n')
     total, count = MinibatchCKA(), 0
-    for found in _in_step(nets, names, dls, pool):
+    for found in _in_step(nets, names, dls, makers):
         total.add(found[0], found[-1])
         count += 1
     return total.values(), count
@@ -369,9 +373,10 @@ def similarity(
         if len({len(find_part(o, part)[0].dataset) for o in nets}) > 1: _differ()
         idxs = draw_indices(learn, part, n, seed)
         dls = [part_loader(o, part, idxs, bs=BATCH)[0] for o in nets]
-        firsts = [next(iter(dl))[0].as_subclass(Tensor)[:1].to(device_of(o.model)) for o,dl in zip(nets, dls)]
+        firsts = [next(iter(dl))[0].as_subclass(Tensor)[:1].to(device_of(plain_network(o.model))) for o,dl in zip(nets, dls)]
         asked = [layers, layers if other_layers is None else other_layers]
         chosen = [_layers_of(o, a, x) for o,a,x in zip(nets, asked, firsts)]
         names, sizes = [o[0] for o in chosen], [_size(found, k, pool) for k,found in chosen]
-        values, batches = _compare(nets, names, dls, sizes, len(idxs), measure, pool)
+        makers = [row_makers(found, k, pool) for k,found in chosen]
+        values, batches = _compare(nets, names, dls, sizes, len(idxs), measure, makers)
     return Similarity(pd.DataFrame(values, names[0], names[-1]), measure, len(idxs), find_part(learn, part)[1], batches, other is not None)

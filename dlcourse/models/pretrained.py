@@ -51,7 +51,7 @@ class TransferNet(nn.Sequential):
 
     def forward(self, x): return self.tail(x if self.takes_features else self.features(x))
 
-    def __getstate__(self): return {k: v for k,v in self.__dict__.items() if k != '_copy'}
+    def __getstate__(self): return {k: v for k,v in super().__getstate__().items() if k != '_copy'}
 
 # %% ../../nbs/models/05_pretrained.ipynb #8f1c2e03
 _fixed = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.AvgPool2d, nn.MaxPool2d, nn.Flatten, nn.Identity, nn.ReLU, nn.Sequential,

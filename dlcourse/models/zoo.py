@@ -18,6 +18,7 @@ from ..core import CourseError, choose, import_all, kept_rng
 from .backbones import backbone_of, cut_net, library_of, smallest_side, torchvision_names
 from .blocks import block_filters, count_params, dry_run
 from .fusion import fusion_net
+from .own import make_network
 from .pretrained import transfer_net
 from .registry import Arch, backbones, registry
 
@@ -82,7 +83,8 @@ def check_model(
     "Check by a dry run that `model` takes `n_in` and gives `n_out` outputs; raises `CourseError` if not"
     if not isinstance(model, nn.Module): raise CourseError(f'a network must be an nn.Module, not {type(model).__name__}')
     out, name = dry_run(model, n_in), type(model).__name__
-    if not isinstance(out, torch.Tensor): raise CourseError(f'{name} gives a {type(out).__name__}, not a tensor')
+    if not isinstance(out, torch.Tensor): 
+        raise CourseError(f'{name} gives a {type(out).__name__}, not a tensor: let its forward return the scores alone')
     if out.shape != (1, n_out):
         got = f'{out.shape[1]} outputs' if out.ndim == 2 else f'outputs of shape {tuple(out.shape[1:])}'
         raise CourseError(f'{name} has {got} for each example, but the data need {n_out}')
@@ -99,7 +101,7 @@ def model_for(
     n_out = _at_least_one(n_out)
     if isinstance(arch, str): return find_arch(arch).make(n_in, n_out, **check_args(arch, **kwargs))
     if not callable(arch): raise CourseError(f'arch must be a name, a module or a function of (n_in, n_out), not {arch!r}')
-    if not isinstance(arch, nn.Module): return check_model(arch(n_in, n_out, **kwargs), n_in, n_out)
+    if not isinstance(arch, nn.Module): return check_model(make_network(arch, n_in, n_out, **kwargs), n_in, n_out)
     if kwargs: raise CourseError(f"a network that is built already takes no arguments, but got {', '.join(kwargs)}")
     return check_model(arch, n_in, n_out)
 

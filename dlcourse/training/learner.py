@@ -9,14 +9,20 @@ __all__ = ['sizes_of', 'learner_for']
 
 # %% ../../nbs/training/05_learner.ipynb #b4d85334
 import inspect
+from contextlib import contextmanager
+from pickle import PicklingError
 from fastai.data.core import DataLoaders
-from fastai.learner import Learner
-from fastai.metrics import accuracy, mae, mse
-from fastcore.basics import listify
-from torch import Tensor
-from ..core import CourseError, seed_all
+from fastai.learner import Learner, load_model, save_model
+from fastai.losses import BaseLoss, BCEWithLogitsLossFlat, CrossEntropyLossFlat
+from fastai.metrics import accuracy, accuracy_multi, mae, mse
+from fastcore.basics import listify, patch
+from fastcore.meta import delegates
+from torch import Tensor, nn
+from ..core import CourseError, notice, seed_all
 from ..data.blocks import dls_for
 from ..data.loader import renormalized
+from ..models.blocks import dry_run
+from ..models.own import check_maker, check_training, compiled_in_place, gives_probabilities, plain_network, smallest_batch
 from ..models.pretrained import TransferNet, transfer_splitter
 from ..models.zoo import check_args, find_arch, model_for
 from .callbacks import BestWeights, EarlyStopping, StopOnNaN
@@ -40,27 +46,49 @@ def _split_kwargs(kwargs, data_too):
     if 'data_path' in data: data['path'] = data.pop('data_path')
     return data, learn, kwargs
 
+# %% ../../nbs/training/05_learner.ipynb #d3100004
+def _check_batch(batch):
+    "Raise `CourseError` if inputs or targets of a training batch aren't finite"
+    for name,o in zip(('inputs', 'targets'), batch):
+        if isinstance(o, Tensor) and not o.isfinite().all():
+            raise CourseError(f'{name} must hold finite numbers only, got NaN or infinity in a training batch: '
+                              'fill them or leave these examples out')
+
 # %% ../../nbs/training/05_learner.ipynb #e62fb9fc
+def _sizes(dls, batch, arch):
+    "Input shape and number of outputs for the `batch` of `dls`; a network that exists tells its outputs where the data don't"
+    _check_batch(batch)
+    shape, n_out = tuple(batch[0].shape[1:]), getattr(dls, 'c', None)
+    n_in = shape if len(shape) > 1 else shape[0]
+    if not n_out and isinstance(arch, nn.Module):
+        out = dry_run(plain_network(arch), n_in)
+        n_out = out.shape[-1] if isinstance(out, Tensor) else None
+    if not n_out: raise CourseError('these DataLoaders do not say how many classes they have (dls.c): give them a vocab, or pass a model')
+    return n_in, n_out
+
+# %% ../../nbs/training/05_learner.ipynb #d3100001
 def sizes_of(
     dls, # Any fastai `DataLoaders`
 )->tuple: # ((C, H, W) or features, number of outputs)
     "Input shape and number of outputs that a network for `dls` must have"
-    b = dls.one_batch()
-    for name,o in zip(('inputs', 'targets'), b):
-        if isinstance(o, Tensor) and not o.isfinite().all():
-            raise CourseError(f'{name} must hold finite numbers only, got NaN or infinity in a training batch: '
-                              'fill them or leave these examples out')
-    shape = tuple(b[0].shape[1:])
-    n_out = getattr(dls, 'c', None)
-    if not n_out: raise CourseError('these DataLoaders do not say how many classes they have (dls.c): give them a vocab, or pass a model')
-    return (shape if len(shape) > 1 else shape[0]), n_out
+    return _sizes(dls, dls.one_batch(), None)
 
 # %% ../../nbs/training/05_learner.ipynb #583f07d2
-def _default_loss(dls, label_smoothing):
-    "Loss function and metrics for the targets of `dls`"
+def _target_kind(dls, batch, n_out):
+    "'labels' where an item may have several, 'classes' or 'numbers'"
+    if isinstance(getattr(dls.train_ds, 'loss_func', None), BCEWithLogitsLossFlat): return 'labels'
+    if getattr(dls, 'vocab', None) is not None: return 'classes'
+    y = batch[-1]
+    whole = isinstance(y, Tensor) and y.ndim == 1 and not y.is_floating_point()
+    return 'classes' if whole and len(batch) > 1 and n_out > 1 else 'numbers'
+
+# %% ../../nbs/training/05_learner.ipynb #d3100002
+def _default_loss(kind, label_smoothing):
+    "Loss function and metrics for targets of the `kind`"
     if not 0 <= label_smoothing <= 1: raise CourseError(f'label_smoothing must be from 0 to 1, got {label_smoothing!r}')
-    if getattr(dls, 'vocab', None) is None: return SquaredError(), [mse, mae]
-    return CrossEntropy(label_smoothing=label_smoothing), [accuracy]
+    if kind == 'classes': return CrossEntropy(label_smoothing=label_smoothing), [accuracy]
+    if label_smoothing: raise CourseError(f'label_smoothing must be 0 here, got {label_smoothing}: it is for data with one class an item')
+    return (BCEWithLogitsLossFlat(), [accuracy_multi]) if kind == 'labels' else (SquaredError(), [mse, mae])
 
 # %% ../../nbs/training/05_learner.ipynb #d9d61ce5
 def _default_callbacks(cbs, early_stopping):
@@ -70,6 +98,16 @@ def _default_callbacks(cbs, early_stopping):
     if any(isinstance(cb, BestWeights) for cb in listify(cbs)): return [StopOnNaN()]
     best = BestWeights(restore=False) if early_stopping is None else EarlyStopping(patience=early_stopping)
     return [StopOnNaN(), best]
+
+# %% ../../nbs/training/05_learner.ipynb #d3100003
+def _check_network(model, n_in, dls, is_own, loss_func):
+    "Raise `CourseError` if `model` can't be trained on `dls`; what is ours is checked only if a batch holds a single example"
+    n = smallest_batch(dls.train)
+    if not is_own and n > 1: return
+    simple = loss_func is None or isinstance(loss_func, (nn.modules.loss._Loss, BaseLoss))
+    check_training(plain_network(model), n_in, min(n, 2), one_output=simple)
+    if is_own and isinstance(loss_func, (nn.CrossEntropyLoss, CrossEntropyLossFlat)) and gives_probabilities(plain_network(model), n_in):
+        notice(f'{type(model).__name__} ends in a softmax, which cross-entropy computes itself: leave it out, or training will be slow')
 
 # %% ../../nbs/training/05_learner.ipynb #e9720964
 def _with_weights(arch, pretrained):
@@ -94,7 +132,7 @@ def learner_for(
     data=None, # Data as for `dls_for`: a name, a folder, arrays; by default `fashion_mini`
     pretrained:bool=True, # Load the weights of a torchvision or timm network
     frozen:bool=True, # Begin with only the head of a pretrained network trainable
-    loss_func=None, # By default cross-entropy for classes and squared error for numbers
+    loss_func=None, # By default cross-entropy for classes, binary cross-entropy for several labels, and squared error for numbers
     opt_func=adamw, # A fastai optimiser; by default torch's fused AdamW with fastai's settings
     metrics=None, # By default accuracy, or the mean squared and absolute error
     seed:int=None, # Seeds the weights, the choice of data and each epoch
@@ -108,10 +146,15 @@ def learner_for(
     for_data, for_learn, for_model = _split_kwargs(kwargs, dls is None)
     seeded = {} if seed is None else dict(seed=seed)
     if isinstance(arch, str): check_args(arch, **for_model)
+    elif callable(arch) and not isinstance(arch, nn.Module): check_maker(arch, None, None, **for_model)
     if dls is None: dls = dls_for('fashion_mini' if data is None else data, **seeded, **for_data)
     if seed is not None: seed_all(seed, dls)
-    model = model_for(arch, *sizes_of(dls), **_with_weights(arch, pretrained), **for_model)
-    loss, default_metrics = _default_loss(dls, label_smoothing)
+    if isinstance(arch, nn.Module): arch = compiled_in_place(arch)
+    batch = dls.one_batch()
+    n_in, n_out = _sizes(dls, batch, arch)
+    model = model_for(arch, n_in, n_out, **_with_weights(arch, pretrained), **for_model)
+    loss, default_metrics = _default_loss(_target_kind(dls, batch, n_out), label_smoothing)
+    _check_network(model, n_in, dls, not isinstance(arch, str), loss_func or loss)
     cbs = listify(cbs) + _default_callbacks(cbs, early_stopping) + ([] if seed is None else [SeedEpochs(seed)])
     metrics = default_metrics if metrics is None else metrics
     shared = dict(loss_func=loss_func or loss, opt_func=opt_func, metrics=metrics, cbs=cbs, **for_learn)
@@ -119,3 +162,37 @@ def learner_for(
     if 'cache' in for_learn:
         raise CourseError('cache needs a pretrained network (any torchvision or timm name): this network has no frozen part')
     return LeanLearner(dls, model, **shared)
+
+# %% ../../nbs/training/05_learner.ipynb #d3300012
+@contextmanager
+def _plain_model(learn):
+    "Within the block `learn.model` is the network inside `torch.compile`"
+    model, learn.model = learn.model, plain_network(learn.model)
+    try: yield learn
+    finally: learn.model = model
+
+# %% ../../nbs/training/05_learner.ipynb #d3300013
+@patch
+@delegates(save_model)
+def save(self:LeanLearner, file, **kwargs):
+    "Save as `Learner.save`, under the network's own names where `torch.compile` has wrapped it"
+    with _plain_model(self): return Learner.save(self, file, **kwargs)
+
+# %% ../../nbs/training/05_learner.ipynb #d3300014
+@patch
+@delegates(load_model)
+def load(self:LeanLearner, file, device=None, **kwargs):
+    "Load as `Learner.load`, also into a network that `torch.compile` has wrapped"
+    with _plain_model(self): return Learner.load(self, file, device=device, **kwargs)
+
+# %% ../../nbs/training/05_learner.ipynb #d3300015
+@patch
+@delegates(Learner.export)
+def export(self:LeanLearner, fname='export.pkl', **kwargs):
+    "Export as `Learner.export`; raises `CourseError`, with the Learner as it was, if something in it can't be pickled"
+    dls, opt = self.dls, self.opt
+    try: Learner.export(self, fname, **kwargs)
+    except (PicklingError, RuntimeError, TypeError, AttributeError) as e:
+        self.dls, self.opt = dls, opt
+        raise CourseError(f"this Learner can't be exported, since a part of it can't be pickled ({str(e).strip()}): save its weights "
+                          "with learn.save") from e
