@@ -188,6 +188,7 @@ def check_size(
     size:tuple, # (height, width) to try
 ):
     "Raise `CourseError`, with the layer and the reason, unless `model` gives as many numbers at `size` as for `x`"
+    check_layers(model)
     with answering(model): usual, out = model(x[:1]), _try_size(model, x[:1], size)
     if out.shape == usual.shape: return
     raise CourseError(f'at {size[0]}×{size[1]} pixels the network gives {out.numel()} numbers for an image, not {usual.numel()}: '
