@@ -1017,7 +1017,7 @@ def test_fitted_to_the_first_batch_and_to_no_other(learn):
 
 def test_lr_find_leaves_the_layer_to_the_first_fit():
     learn = learner_for('whitened', dls_for('fashion_mini', n_per_class=20, bs=32), seed=1, filters=(8, 8, 8))
-    with learn.quiet(): learn.lr_find(show_plot=False, num_it=6)
+    with learn.quiet(): learn.lr_find(show_plot=False, num_it=25)
     layer = learn.model.body.whiten
     assert not layer.fitted
     x = learn.dls.train.one_batch()[0]

@@ -100,7 +100,7 @@ class StopOnNaN(Callback):
     def before_fit(self): self.run, self._seen = in_training(self.learn), []
 
     def after_batch(self):
-        loss = self.learn.loss
+        loss = self.learn.loss.detach()
         if loss.device.type == 'cpu' and math.isfinite(loss if loss.ndim == 0 else loss.mean()): return
         self._seen.append(loss.mean())
         if loss.device.type == 'cpu' or len(self._seen) >= self.every: self.look()

@@ -172,6 +172,16 @@ def _set_smooth_loss(self, v):
 # %% ../../nbs/training/02_lean.ipynb #0da85fc3
 LeanLearner.smooth_loss = property(_get_smooth_loss, _set_smooth_loss)
 
+# %% ../../nbs/training/02_lean.ipynb #f9a674a5
+def _n_items(dl): return len(dl.dataset) if hasattr(getattr(dl, 'dataset', None), '__len__') else 1
+
+# %% ../../nbs/training/02_lean.ipynb #3cb0d2bd
+@patch
+def _need_data(self:LeanLearner, dl):
+    if _n_items(dl) or any(map(_n_items, getattr(self.dls, 'loaders', [dl]))): return
+    raise CourseError('this learner has no data: it was exported without. Set `learn.dls = dls_for(...)` to fit or validate, '
+                      'or call `learn.predict(image)` or `learn.get_preds(dl=learn.dls.test_dl(items))`')
+
 # %% ../../nbs/training/02_lean.ipynb #936d20b1
 @patch
 def fit(self:LeanLearner, n_epoch, lr=None, wd=None, cbs=None, reset_opt=False, start_epoch=0):
@@ -190,6 +200,22 @@ def _do_fit(self:LeanLearner):
     for epoch in range(0 if self._skips else self._starts, self.n_epoch):
         self.epoch, self._skipping = epoch, epoch < self._starts
         self._with_events(self._do_epoch, 'epoch', CancelEpochException)
+
+# %% ../../nbs/training/02_lean.ipynb #c938d440
+@patch
+def validate(self:LeanLearner, ds_idx=1, dl=None, cbs=None):
+    "Loss and metrics on `dl`, or on part `ds_idx` of the data, as `Learner.validate`"
+    dl = self.dls[ds_idx] if dl is None else dl
+    self._need_data(dl)
+    return Learner.validate(self, ds_idx, dl, cbs)
+
+# %% ../../nbs/training/02_lean.ipynb #ca073098
+@patch
+@delegates(Learner.get_preds)
+def get_preds(self:LeanLearner, ds_idx=1, dl=None, **kwargs):
+    "Predictions and targets of `dl`, or of part `ds_idx` of the data, as `Learner.get_preds`"
+    self._need_data(self.dls[ds_idx] if dl is None else dl)
+    return Learner.get_preds(self, ds_idx, dl, **kwargs)
 
 # %% ../../nbs/training/02_lean.ipynb #3282cf13
 class SeedEpochs(Callback):
@@ -273,32 +299,6 @@ def _do_epoch(self:LeanLearner):
     with self._given_back():
         self._do_epoch_train()
         self._do_epoch_validate()
-
-# %% ../../nbs/training/02_lean.ipynb #f9a674a5
-def _n_items(dl): return len(dl.dataset) if hasattr(getattr(dl, 'dataset', None), '__len__') else 1
-
-# %% ../../nbs/training/02_lean.ipynb #3cb0d2bd
-@patch
-def _need_data(self:LeanLearner, dl):
-    if _n_items(dl) or any(map(_n_items, getattr(self.dls, 'loaders', [dl]))): return
-    raise CourseError('this learner has no data: it was exported without. Set `learn.dls = dls_for(...)` to fit or validate, '
-                      'or call `learn.predict(image)` or `learn.get_preds(dl=learn.dls.test_dl(items))`')
-
-# %% ../../nbs/training/02_lean.ipynb #c938d440
-@patch
-def validate(self:LeanLearner, ds_idx=1, dl=None, cbs=None):
-    "Loss and metrics on `dl`, or on part `ds_idx` of the data, as `Learner.validate`"
-    dl = self.dls[ds_idx] if dl is None else dl
-    self._need_data(dl)
-    return Learner.validate(self, ds_idx, dl, cbs)
-
-# %% ../../nbs/training/02_lean.ipynb #ca073098
-@patch
-@delegates(Learner.get_preds)
-def get_preds(self:LeanLearner, ds_idx=1, dl=None, **kwargs):
-    "Predictions and targets of `dl`, or of part `ds_idx` of the data, as `Learner.get_preds`"
-    self._need_data(self.dls[ds_idx] if dl is None else dl)
-    return Learner.get_preds(self, ds_idx, dl, **kwargs)
 
 # %% ../../nbs/training/02_lean.ipynb #31c01644
 @contextmanager
