@@ -221,12 +221,14 @@ def test_archive_that_holds_more_than_it_should(tmp_path):
     (tmp_path/'a.gz').write_bytes(gzip.compress(bytes(12_000)))
     before = names(tmp_path)
     for o in before:
-        with pytest.raises(CourseError, match=f'{o} was not unpacked: it holds far more'): unpack([tmp_path/o], tmp_path/'set', largest=10_000)
+        with pytest.raises(CourseError, match=f'{o} was not unpacked: it holds far more'):
+            unpack([tmp_path/o], tmp_path/'set', largest=10_000)
     assert names(tmp_path) == before
 
 
 @pytest.mark.parametrize('name, content, says', [
-    ('a.tar.gz', gzip.compress(bytes(10_240)), 'it holds no file'), ('a.gz', b'', 'it is empty'), ('a.rar', b'Rar!', 'its name must end in .zip')])
+    ('a.tar.gz', gzip.compress(bytes(10_240)), 'it holds no file'), ('a.gz', b'', 'it is empty'),
+    ('a.rar', b'Rar!', 'its name must end in .zip')])
 def test_archive_without_files(tmp_path, name, content, says):
     (tmp_path/name).write_bytes(content)
     with pytest.raises(CourseError, match=f'{name} is damaged: {says}'): unpack([tmp_path/name], tmp_path/'set')

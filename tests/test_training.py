@@ -1340,8 +1340,10 @@ TAMPERED = [
     (in_place_of('settings.json', lambda o: o.write_text('{"a":'*9999 + '1' + '}'*9999)), 'nests more than 50 levels'),
     (in_place_of('history.csv', lambda o: o.write_text('epoch,valid_loss\n0,1\n')), 'each epoch must have'),
     (in_place_of('history.csv', lambda o: o.write_bytes(b'\xff\x00')), 'history.csv is damaged'),
-    (tensors_with('weights', lambda t, m: ({}, m)), 'has shape none'), (tensors_with('weights', each(lambda v: v.long())), 'has type int64'),
-    (tensors_with('weights', each(lambda v: v * math.nan)), 'holds NaN'), (tensors_with('weights', note('best_epoch', '99')), 'best epoch is 99'),
+    (tensors_with('weights', lambda t, m: ({}, m)), 'has shape none'),
+    (tensors_with('weights', each(lambda v: v.long())), 'has type int64'),
+    (tensors_with('weights', each(lambda v: v * math.nan)), 'holds NaN'),
+    (tensors_with('weights', note('best_epoch', '99')), 'best epoch is 99'),
     (tensors_with('checkpoint', one('opt.0.exp_avg', lambda v: torch.zeros(999, 999))), '0.exp_avg has shape'),
     (tensors_with('checkpoint', one('opt.0.step', lambda v: torch.zeros(5))), '0.step has shape'),
     (tensors_with('checkpoint', one('opt.0.exp_avg', lambda v: v.double())), '0.exp_avg has type float64'),
@@ -1350,9 +1352,11 @@ TAMPERED = [
     (tensors_with('checkpoint', lambda t, m: ({k: v for k,v in t.items() if not k.startswith('opt.0')}, m)), 'tensors, expected'),
     (tensors_with('checkpoint', one(f'model.{FIRST}', lambda v: v * math.nan)), 'holds NaN'),
     (tensors_with('checkpoint', one('smooth_val', lambda v: torch.zeros(3))), 'smooth_val has shape'),
-    (tensors_with('checkpoint', note('at', '[7, 0]')), 'do not go together'), (tensors_with('checkpoint', note('watch', '[]')), 'watch must be'),
+    (tensors_with('checkpoint', note('at', '[7, 0]')), 'do not go together'),
+    (tensors_with('checkpoint', note('watch', '[]')), 'watch must be'),
     (tensors_with('checkpoint', note('rows', '[{"epoch": 0}]')), 'each epoch must have'),
-    (tensors_with('checkpoint', note('rows', '['*99999)), 'note .rows.'), (tensors_with('checkpoint', note('made_with', '[1]')), 'must be a dictionary')]
+    (tensors_with('checkpoint', note('rows', '['*99999)), 'note .rows.'),
+    (tensors_with('checkpoint', note('made_with', '[1]')), 'must be a dictionary')]
 
 
 @pytest.fixture(scope='module')

@@ -129,7 +129,8 @@ def _known_metrics(run):
 def _write_metrics(run, known, ev):
     "Add an evaluation to what was known in `metrics.json`"
     rows, learn = run.rows, run.learner()
-    known |= dict(epochs=len(rows), best_epoch=learn.best_epoch, seconds=sum(o['seconds'] for o in rows), parameters=run.facts['parameters'])
+    seconds = sum(o['seconds'] for o in rows)
+    known |= dict(epochs=len(rows), best_epoch=learn.best_epoch, seconds=seconds, parameters=run.facts['parameters'])
     _write_text(run.folder/'metrics.json', json.dumps({**known, ev.part: ev.to_dict()}, indent=1) + '\n')
 
 # %% ../../nbs/cli/04_train.ipynb #68853031
