@@ -37,7 +37,7 @@ class ImageFiles:
         return [self.files[i] for i in rows], self.y[rows]
 
     def __repr__(self):
-        sizes = ', '.join(f'{(self.part == o).sum():,} {o}' for o in dict.fromkeys(self.part))
+        sizes = ', '.join(f'{(self.part == o).sum():,} {o}' for o in ('train', 'valid', 'test') if o in self.part)
         return f'{len(self.files):,} files, {len(self.vocab)} classes, {sizes}'
 
 # %% ../../nbs/data/03_folders.ipynb #0172ccfc
