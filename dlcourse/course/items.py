@@ -35,7 +35,7 @@ pcs-1.3 | a feature space with its means |
 pcs-1.4 | the same in more than four dimensions |
 pcs-1.5 | regression with more features than samples |
 pcs-1.6 | few samples, chosen instead of drawn |
-pcs-2.1 | a network whose layer i has k to the power of i neurons |
+pcs-2.1 | a network whose layer i has k to the power of i neurons | models/02_mlp
 pcs-2.2 | a linear projection as a network of one layer |
 pcs-2.3 | random labels |
 pcs-3.1 | computational graphs |
@@ -45,23 +45,23 @@ pcs-3.4 | an activation of our own |
 pcs-3.5 | a loss of our own | training/01_losses
 pcs-3.6 | search over hyper-parameters, and predicted results | training/12_search
 pcs-4.1 | neurons spread over more layers: latency, storage | insight/03_cost
-pcs-4.2 | similarity of representations |
-pcs-4.3 | several layers joined for a simple classifier |
+pcs-4.2 | similarity of representations | insight/09_similarity
+pcs-4.3 | several layers joined for a simple classifier | insight/07a_probes
 pcs-4.4 | how well each layer separates the classes | insight/07_embedding
-pcs-4.5 | robust and critical layers |
-pcs-5.1 | an ensemble as a regulariser |
-pcs-5.2 | critical periods of regularisation |
-pcs-5.3 | training only the BatchNorm parameters |
+pcs-4.5 | robust and critical layers | insight/10_robustness training/13_kept
+pcs-5.1 | an ensemble as a regulariser | training/15_ensembles insight/13_calibration
+pcs-5.2 | critical periods of regularisation | training/14_windows
+pcs-5.3 | training only the BatchNorm parameters | training/14_windows
 pcs-6.1 | features of several layers in two dimensions | insight/07_embedding
 pcs-6.2 | inference at any image size | insight/04_resolution
-pcs-6.3 | predicting the best image size |
+pcs-6.3 | predicting the best image size | insight/04_resolution
 pcs-6.4 | a classifier without a fully connected layer | models/03_cnn
-pcs-6.5 | loss landscapes |
-pcs-7.1 | a block of six components, repeated | models/03_cnn
-pcs-7.2 | the same with skip connections | models/04_nets
-pcs-7.3 | a residual sum of unequal shapes, mended | models/01_blocks
-pcs-7.4 | every hidden layer joined to the output |
-pcs-7.5 | erasing residual blocks |
+pcs-6.5 | loss landscapes | insight/12_landscape
+pcs-7.1 | a block of six components, repeated | models/04g_skips
+pcs-7.2 | the same with skip connections | models/04g_skips
+pcs-7.3 | a residual sum of unequal shapes, mended | models/04g_skips
+pcs-7.4 | every hidden layer joined to the output | models/04g_skips
+pcs-7.5 | erasing residual blocks | insight/11_lesions
 mba-1 | four losses on ten points | course/mba/01_losses
 mba-2 | how to choose a loss | course/mba/01_losses
 mba-3 | the loss of a freshly initialised network | course/mba/01_losses
