@@ -10,7 +10,7 @@ from fastai.vision.core import *
 from fastai.vision.data import *
 
 # The lowest floors
-from dlcourse.values import CourseError
+from dlcourse.values.door import CourseError
 from dlcourse.core import seed_all
 
 # Data

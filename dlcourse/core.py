@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 import numpy as np, torch
 from fastai.torch_core import set_seed
-from .values import CourseError, check_calls, choose
+from .values.door import CourseError, check_calls, choose
 
 # %% ../nbs/00_core.ipynb #a1cc0002
 @cache
@@ -176,3 +176,6 @@ def save_figure(
     import matplotlib.pyplot as plt
     with whole_file(path, 'wb') as f: fig.savefig(f, format=Path(path).suffix[1:].lower(), dpi=dpi, bbox_inches='tight')
     plt.close(fig)
+
+# %% ../nbs/00_core.ipynb #c3dc22a9
+check_calls(globals())

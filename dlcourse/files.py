@@ -15,6 +15,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from .core import CourseError
 
+# %% ../nbs/02_files.ipynb #d90332df
+from .values.door import check_calls
+
 # %% ../nbs/02_files.ipynb #82dc9d98
 def check_file(
     path, # File that is about to be read
@@ -129,3 +132,6 @@ def check_numbers(
         if not v.is_floating_point() or not v.numel(): continue
         if v.isnan().any() or not (infinite or v.isfinite().all()):
             raise CourseError(f'{source} cannot be used: {k} holds NaN{"" if infinite else " or infinite numbers"}')
+
+# %% ../nbs/02_files.ipynb #02369165
+check_calls(globals())

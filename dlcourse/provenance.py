@@ -14,6 +14,9 @@ from pathlib import Path
 import torch
 import dlcourse
 
+# %% ../nbs/01_provenance.ipynb #a2c52324
+from .values.door import check_calls
+
 # %% ../nbs/01_provenance.ipynb #5a3fd509
 def git(
     *args, # Words of a git command, such as 'rev-parse', 'HEAD'
@@ -71,3 +74,6 @@ def provenance(
     now = datetime.datetime.now(datetime.timezone.utc)
     return dict(date=now.isoformat(timespec='seconds'), **commit_and_changes(paths), device=device, hardware=hardware(device),
                 threads=torch.get_num_threads(), versions=versions(packages), system=f'{platform.system()} {platform.release()}')
+
+# %% ../nbs/01_provenance.ipynb #7e6446a6
+check_calls(globals())

@@ -495,7 +495,7 @@ def test_mixed_channels(folder, capsys):
         read_images(image_files(folder).files)
     assert load_folder(folder).x.shape[1] == 3 and 'grey images (1 of 11) are read in colour' in capsys.readouterr().out
     assert load_folder(folder, channels=1).x.shape[1] == 1 and load_folder(folder, channels=3).x.shape[1] == 3
-    with pytest.raises(CourseError, match='channels=2'): load_folder(folder, channels=2)
+    with pytest.raises(CourseError, match='channels must be 1 or 3'): load_folder(folder, channels=2)
 
 
 def test_mixed_sizes(folder, capsys):
@@ -1121,7 +1121,7 @@ def test_order_of_classes_is_kept():
 
 
 @pytest.mark.parametrize('n', [0, -1, 2.5, None, '3'])
-def test_n_per_class_that_is_none(n): fails('whole number from 1', n_per_class, y, n)
+def test_n_per_class_that_is_none(n): fails('n must be a whole number of at least 1', n_per_class, y, n)
 
 
 def test_more_than_there_is_names_the_class():

@@ -174,8 +174,8 @@ def forked(f, *args):
 # ---- what is refused --------------------------------------------------------------------------
 
 @pytest.mark.parametrize('space, says', [
-    ({}, 'a space must be a dictionary with at least one setting'), (None, 'a space must be a dictionary'),
-    ([1], 'a space must be a dictionary'),
+    ({}, 'a space must be a dictionary with at least one setting'), (None, 'space must be a dictionary'),
+    ([1], 'space must be a dictionary'),
     (dict(lr=[]), 'lr=[] leaves nothing'), (dict(lr=0.1), 'lr=0.1 is neither a list of choices nor a range'),
     (dict(lr='adam'), 'neither a list'),
     (dict(lr=(1, 1)), 'is not a range'), (dict(lr=('a', 'b')), 'is not a range'),
@@ -188,8 +188,8 @@ def test_spaces_refused(space, says):
 
 
 @pytest.mark.parametrize('more, says', [
-    (dict(method='gird'), "Did you mean 'grid'"), (dict(n=0), 'n must be a whole number of at least 1, got 0'),
-    (dict(n=2.5), 'n must be .* got 2.5'), (dict(workers=0), 'workers must be a number of processes from 1, got 0'),
+    (dict(method='gird'), "Did you mean 'grid'"), (dict(n=0), 'n must be a whole number of at least 1, or None, got 0'),
+    (dict(n=2.5), 'n must be .* got 2.5'), (dict(workers=0), 'workers must be a whole number from 1 to 256, got 0'),
     (dict(seed=-1), 'seed must be .* got -1'),
     (dict(pruner='medium'), "Did you mean 'median'"), (dict(method='grid', points=0), 'points must be .* got 0')])
 def test_arguments_refused(more, says):
@@ -432,7 +432,7 @@ def test_test_part_is_never_read(monkeypatch):
 
 
 @pytest.mark.parametrize('make, says', [
-    (lambda: tiny(epochs=0), 'at least one epoch'), (lambda: tiny(seeds=0), 'one seed'),
+    (lambda: tiny(epochs=0), 'epochs must be a whole number of at least 1'), (lambda: tiny(seeds=0), 'one seed'),
     (lambda: tiny(schedule='one-circle'), 'one_cycle'), (lambda: tiny(dropot=1), "Did you mean 'dropout'"),
     (lambda: found(dict(widths=[[8]]), tiny()), 'widths is fixed in the trainer and searched'),
     (lambda: found(dict(kernel=[3, 5]), tiny()), 'unknown setting of mlp'),
@@ -462,7 +462,7 @@ def test_narrow_space():
     assert near == dict(lr='0.0001 to 0.000562341 log', depth='7 to 9 whole', x='0.25 to 0.75', bs='16|32|64', norm='None')
     assert str(narrow_space(dict(depth=2), dict(depth=(1, 3)), share=0.1)['depth']) == '2'
     refused = [({}, {}, 'best has no value for lr'), (dict(lr=3), {}, '3 is none of the choices 1|2'),
-               (dict(lr=1), dict(share=0), 'share must be above 0')]
+               (dict(lr=1), dict(share=0), 'share must be a number above 0')]
     for best, more, says in refused:
         with pytest.raises(CourseError) as e: narrow_space(best, dict(lr=[1, 2]), **more)
         assert says in str(e.value)
@@ -912,7 +912,7 @@ def test_folder_that_cannot_be_made(where):
     (dict(arch='cnnn'), "unknown architecture 'cnnn'. Did you mean 'cnn'"), (dict(data='mnits'), "Did you mean 'mnist'"),
     (dict(epochs=0), 'epochs must be a whole number of at least 1, or None, got 0'), (dict(epochs=1.5), 'epochs must be .*, got 1.5'),
     (dict(lr='fast'), "lr must be a number above 0, or 'auto', got 'fast'"), (dict(lr=math.nan), 'lr must be .*, got nan'),
-    (dict(lr=-1), 'lr must be .*, got -1'), (dict(seed=-1), 'seed must be .* of at least 0, got -1'),
+    (dict(lr=-1), 'lr must be .*, got -1'), (dict(seed=-1), 'seed must be a whole number from 0 to 4294967295, got -1'),
     (dict(schedule='one'), "Did you mean 'one_cycle'"), (dict(device='cuda:77'), "unknown device 'cuda:77'"),
     (dict(model_args=dict(width=3)), "Did you mean 'widths'"), (dict(data_args=dict(bs=10_000)), 'bs must be at most'),
     (dict(data_args=dict(n_per_class=10_000)), '10,?000'), (dict(data_args=dict(classes=['1'])), 'at least two'),

@@ -22,6 +22,9 @@ from .records import draw_record, find_record, read_record, record_file, summary
 from ..insight.evaluation import evaluate
 from ..provenance import provenance
 
+# %% ../../nbs/course/50_experiment.ipynb #4922b353
+from ..values.door import check_calls
+
 # %% ../../nbs/course/50_experiment.ipynb #27e86502
 @dataclass
 class Trial:
@@ -281,7 +284,7 @@ def _planned(variants, counts, done):
 def reproduce(
     id, # An experiment's id, or an `Experiment`
     full:bool=False, # Whether to run at the full budget
-    seeds:int=None, # Run the seeds 1 to `seeds`; by default the experiment's own number, and one for a quick run
+    seeds:int=None, # Number of seeds, at least 1; by default the experiment's own number, and one for a quick run
     variants=None, # Only these variants
     device:str=None, # 'cpu' or 'cuda'; by default the GPU if there is one
     folder=None, # Folder of the record; by default `experiments` in `results_folder()`
@@ -342,3 +345,6 @@ def reproduction(
 )->pd.DataFrame: # By id: title, variants, seeds, state, how many expectations came true, minutes
     "All experiments with the state of their full runs"
     return pd.DataFrame([_line(o, folder) for o in find_experiments(names)]).set_index('id')
+
+# %% ../../nbs/course/50_experiment.ipynb #6aad88ec
+check_calls(globals())

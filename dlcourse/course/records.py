@@ -19,6 +19,9 @@ from matplotlib.figure import Figure
 from ..core import CourseError, choose, whole_file
 from ..insight.curves import colors, panels, tidy
 
+# %% ../../nbs/course/49_records.ipynb #babb10b1
+from ..values.door import check_calls
+
 # %% ../../nbs/course/49_records.ipynb #31748198
 def results_folder()->Path:
     "`$DLCOURSE_RESULTS`, else `results` in the current folder or the nearest one above it that has one"
@@ -295,3 +298,6 @@ def draw_record(
     for k,ax in zip(names, axs): draw_curve(k, by_variant, ax) if curves else _draw_means(record, k, ax)
     if curves and any(record['variants']): axs[-1].legend()
     return axs[0].figure
+
+# %% ../../nbs/course/49_records.ipynb #c0356acf
+check_calls(globals())

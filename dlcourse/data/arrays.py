@@ -16,6 +16,9 @@ from .labels import class_names, find_classes, match_classes, read_labels
 from .pixels import as_inputs, columns_of
 from .containers import is_array, to_tensor
 
+# %% ../../nbs/data/01_arrays.ipynb #5d10dd0c
+from ..values.door import check_calls
+
 # %% ../../nbs/data/01_arrays.ipynb #74e02ec9
 def shape_text(
     shape, # (C, H, W) of an image, or (F,) of a row of numbers
@@ -145,3 +148,6 @@ def holdout(
         return rng.permutation(members)[:round(fraction*len(members))]
     test = np.concatenate([draw(c) for c in np.unique(y)])
     return np.setdiff1d(np.arange(len(y)), test), np.sort(test)
+
+# %% ../../nbs/data/01_arrays.ipynb #5794f1a4
+check_calls(globals())

@@ -32,6 +32,9 @@ from .stores import FileStore, GetImage, GetLabel, MemoryStore, Rows, TensorRow
 from .transforms import AtSize, CropFlip
 from .containers import is_array
 
+# %% ../../nbs/data/12_blocks.ipynb #9c3249cc
+from ..values.door import check_calls
+
 # %% ../../nbs/data/12_blocks.ipynb #b90fb77d
 class ExampleBlock(DataBlock):
     "A `DataBlock` over a store of examples, which is its own source"
@@ -283,3 +286,6 @@ def dls_for(
     if bs > n: dls = block.dataloaders(source, bs=_fewer(bs, n), val_bs=val_bs or 256, **other)
     for dl in dls.loaders: dl.rng = random.Random(kwargs.get('seed', 42))
     return dls
+
+# %% ../../nbs/data/12_blocks.ipynb #76765aa1
+check_calls(globals())

@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from fastcore.basics import patch
 from .arrays import shape_text
 
+# %% ../../nbs/data/03a_catalogue.ipynb #0c766f52
+from ..values.door import check_calls
+
 # %% ../../nbs/data/03a_catalogue.ipynb #3e82604f
 @dataclass(frozen=True, repr=False, kw_only=True)
 class Source:
@@ -66,3 +69,6 @@ def register(
         catalogue[read.__name__] = Source(name=read.__name__, read=read, **facts)
         return read
     return add
+
+# %% ../../nbs/data/03a_catalogue.ipynb #f8c3a332
+check_calls(globals())

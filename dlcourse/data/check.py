@@ -17,6 +17,9 @@ from torch import Tensor
 from ..core import CourseError
 from .stores import FileStore, store_of
 
+# %% ../../nbs/data/13_check.ipynb #eb1c9453
+from ..values.door import check_calls
+
 # %% ../../nbs/data/13_check.ipynb #677d65bc
 def _describe(o):
     "Describe type, shape, numeric type and range of `o` in one line"
@@ -86,3 +89,6 @@ def check(
         output = _run_model(model, b[0].as_subclass(Tensor))
         steps.append(('network', type(model).__name__, _describe(output)))
     return pd.DataFrame(steps, columns=['stage', 'step', 'result'])
+
+# %% ../../nbs/data/13_check.ipynb #4e76bfef
+check_calls(globals())

@@ -17,6 +17,9 @@ from torch import Tensor
 from ..core import CourseError
 from .pictures import as_viewed
 
+# %% ../../nbs/data/00_containers.ipynb #6d98ef35
+from ..values.door import check_calls
+
 # %% ../../nbs/data/00_containers.ipynb #83ffa184
 def is_array(
     o, # Anything
@@ -187,3 +190,6 @@ def check_finite(
     where = f', column {columns[column] if columns else column}' if a.ndim == 2 and a.shape[1] > 1 else ''
     raise CourseError(f'{name} must hold finite numbers only, got {what}: {bad.any(1).sum():,} of {len(a):,} rows are not finite, '
                       f'the first is row {row}{where}; fill them or leave these rows out')
+
+# %% ../../nbs/data/00_containers.ipynb #c3a8390b
+check_calls(globals())

@@ -19,12 +19,15 @@ from fastcore.basics import IN_NOTEBOOK
 from ..core import CourseError, part_of, sweep
 from ..files import check_file
 
+# %% ../../nbs/data/02_download.ipynb #ccd74422
+from ..values.door import check_calls
+
 # %% ../../nbs/data/02_download.ipynb #30b36713
 @dataclass(frozen=True)
 class Remote:
     "A file to be downloaded"
     file:str # Its name on disk
-    size:int # Bytes; a transfer that brings more is stopped
+    size:int # Bytes, at least 1; a transfer that brings more is stopped
     sha256:str # SHA-256 of the whole file, in hexadecimal
     urls:tuple # Addresses of the same bytes, tried in this order
 
@@ -226,3 +229,6 @@ def one_at_a_time(
         with suppress(OSError): fcntl.flock(fd, fcntl.LOCK_EX) # some network drives have no locks
         yield
     finally: os.close(fd)
+
+# %% ../../nbs/data/02_download.ipynb #a3767649
+check_calls(globals())

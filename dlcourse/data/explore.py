@@ -12,6 +12,9 @@ import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
 from ..core import CourseError
 from .arrays import Examples, as_examples, shape_text
 
+# %% ../../nbs/data/05_explore.ipynb #29577564
+from ..values.door import check_calls
+
 # %% ../../nbs/data/05_explore.ipynb #b327a823
 def as_labelled(
     data, # `Examples`, or arrays (x, y) or (x, y, vocab)
@@ -93,3 +96,6 @@ def channel_stats(
     mean = counts@values/total
     variance = (counts*(values - mean[:,None])**2).sum(1)/total
     return mean.float(), variance.sqrt().float()
+
+# %% ../../nbs/data/05_explore.ipynb #b9da8633
+check_calls(globals())

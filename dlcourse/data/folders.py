@@ -19,6 +19,9 @@ from .layout import LeftOut, class_folders, entries, find_parts, is_picture, par
 from .pictures import image_suffixes
 from .reading import common_shape, read_images
 
+# %% ../../nbs/data/03_folders.ipynb #32f0ce69
+from ..values.door import check_calls
+
 # %% ../../nbs/data/03_folders.ipynb #e0ef00d0
 @dataclass(repr=False)
 class ImageFiles:
@@ -137,3 +140,6 @@ def class_of(
         name = match_class(o.name, vocab) if o.name else None
         if name is not None: return name
     raise CourseError(f'{file} lies in no folder that is named as a class, so that it has no label: the classes are {", ".join(vocab)}')
+
+# %% ../../nbs/data/03_folders.ipynb #ce1c5575
+check_calls(globals())

@@ -17,6 +17,9 @@ from .arrays import shape_text
 from .pixels import as_rows, channels_first, in_order, pixel_range, pixel_scale, to_bytes
 from .containers import as_array, is_array, kind_text
 
+# %% ../../nbs/data/09a_items.ipynb #1a5ad5a9
+from ..values.door import check_calls
+
 # %% ../../nbs/data/09a_items.ipynb #09854d13
 def _row_numbers(rows, n):
     "Row numbers of a store of `n` rows; raises `CourseError` for one that isn't there"
@@ -106,3 +109,6 @@ def _read_list(items, store):
     if len(store.shape) == 3: read = _pictures(arrays, store)
     else: read = {i: _one_table(o.to_frame().T if isinstance(o, pd.Series) else [o], store)[0] for i,o in arrays.items()}
     return [read.get(i, o) for i,o in enumerate(items)]
+
+# %% ../../nbs/data/09a_items.ipynb #ae9c8f7f
+check_calls(globals())

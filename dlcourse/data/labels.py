@@ -15,6 +15,9 @@ from ..core import CourseError, notice
 from .pixels import columns_of
 from .containers import as_array, check_finite, kind_text
 
+# %% ../../nbs/data/00b_labels.ipynb #5dd53d07
+from ..values.door import check_calls
+
 # %% ../../nbs/data/00b_labels.ipynb #a6acb2a8
 @dataclass
 class Labels:
@@ -171,3 +174,6 @@ def _no_class(found, places, vocab, name):
     hint = ': if -1 stands for no label, leave it out, and predict with learn.dls.test_dl' if -1 in unknown else ''
     return CourseError(f'{name} must name the {len(vocab)} classes {_some(vocab, 10)} or count them from 0 to {len(vocab)-1}, '
                        f'got {_some(unknown)}{hint}')
+
+# %% ../../nbs/data/00b_labels.ipynb #7a8e4170
+check_calls(globals())

@@ -15,6 +15,9 @@ from pathlib import Path
 from ..core import CourseError, notice
 from .pictures import image_suffixes
 
+# %% ../../nbs/data/02c_layout.ipynb #caae87e1
+from ..values.door import check_calls
+
 # %% ../../nbs/data/02c_layout.ipynb #5ba13a88
 not_data = {'__macosx', '@eadir', '#recycle', '$recycle.bin', 'system volume information', 'lost+found', '__pycache__', 'thumbs.db',
             'desktop.ini', 'ehthumbs.db', 'thumbs', '_thumbs', 'thumbnails', '_thumbnails'}
@@ -202,3 +205,6 @@ def find_parts(
         if o not in parts: left.add('images in folders that are neither parts nor classes', o.name, len(pictures_below(o)))
     found = [(part_name(o.name)[0], _inner(o, True)) for o in parts]
     return sorted(found, key=lambda o: ['train', 'valid', 'test'].index(o[0]))
+
+# %% ../../nbs/data/02c_layout.ipynb #839f815b
+check_calls(globals())

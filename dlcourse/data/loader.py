@@ -24,6 +24,9 @@ from .folders import class_of
 from .stores import GetImage, GetLabel, store_of
 from .transforms import BatchTransform
 
+# %% ../../nbs/data/11_loader.ipynb #e9e54e79
+from ..values.door import check_calls
+
 # %% ../../nbs/data/11_loader.ipynb #a2274535
 def _as_float(x): return x if x.is_floating_point() else x.float()
 
@@ -198,3 +201,6 @@ def renormalized(
     res = type(dls)(*map(renew, dls.loaders), path=dls.path, device=dls.device)
     for o in ('selected', 'name'): setattr(res, o, getattr(dls, o, None))
     return res
+
+# %% ../../nbs/data/11_loader.ipynb #6abcc2fd
+check_calls(globals())

@@ -15,6 +15,9 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from ..core import CourseError
 
+# %% ../../nbs/data/02a_pictures.ipynb #e9c343e6
+from ..values.door import check_calls
+
 # %% ../../nbs/data/02a_pictures.ipynb #b9eb8e04
 picture_formats = 'AVIF', 'BMP', 'DIB', 'GIF', 'JPEG', 'JPEG2000', 'PNG', 'PPM', 'TIFF', 'WEBP' # As Pillow calls them
 
@@ -128,3 +131,6 @@ def picture_shape(
         (w, h), is_turned = im.size, im.format != 'TIFF' and _orientation(im) > 4 # Pillow turns a TIFF itself
         return (1 if im.mode in gray_modes else 3), *((w, h) if is_turned else (h, w))
     return _read(file, shape)
+
+# %% ../../nbs/data/02a_pictures.ipynb #1f65a7eb
+check_calls(globals())

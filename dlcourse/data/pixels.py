@@ -13,6 +13,9 @@ import numpy as np, pandas as pd
 from ..core import CourseError
 from .containers import as_array, check_finite, kind_text, to_tensor
 
+# %% ../../nbs/data/00a_pixels.ipynb #98a2d0b9
+from ..values.door import check_calls
+
 # %% ../../nbs/data/00a_pixels.ipynb #00b7d8e3
 SCALES = {'bytes': 1, 'floats to 255': 1, 'floats to 1': 255, 'zeros and ones': 255, '16 bits': 1/257}
 
@@ -188,3 +191,6 @@ def as_inputs(
     if not 1 <= a.ndim <= 4: raise CourseError(f'{name} must be images (N, H, W) or (N, C, H, W) or rows (N, F), got shape {a.shape}')
     if not a.size: raise CourseError(f'{name} must not be empty, got shape {a.shape}')
     return (as_rows(a, name, columns or columns_of(x)), None) if a.ndim <= 2 else as_images(a, name, known, shape)
+
+# %% ../../nbs/data/00a_pixels.ipynb #8db93142
+check_calls(globals())

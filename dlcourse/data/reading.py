@@ -21,6 +21,9 @@ from ..core import CourseError, notice
 from .download import progress
 from .pictures import open_picture, picture_shape
 
+# %% ../../nbs/data/02b_reading.ipynb #3e5175ee
+from ..values.door import check_calls
+
 # %% ../../nbs/data/02b_reading.ipynb #ad4de4a4
 def _each(f, files):
     "The results of `f` for all `files`, in their order, by a few threads; an error cancels the rest"
@@ -126,3 +129,6 @@ def common_shape(
     try: shapes = list(_each(picture_shape, files))
     except CourseError as e: raise find_faults(files) or e from None
     return channels or _common_channels(name, shapes), *(size or _common_size(name, shapes))
+
+# %% ../../nbs/data/02b_reading.ipynb #82546b64
+check_calls(globals())

@@ -16,6 +16,9 @@ from ..core import CourseError, choose
 from .labels import class_names, find_classes, match_classes, read_labels
 from .containers import as_array, check_finite
 
+# %% ../../nbs/data/06_sampling.ipynb #d53bbc1b
+from ..values.door import check_calls
+
 # %% ../../nbs/data/06_sampling.ipynb #e9381663
 def as_labels(
     y, # Class numbers or names, (N,): array, tensor, column or list
@@ -276,3 +279,6 @@ def stratified_split(
         part = 'validation' if take[i] < 1 else 'training'
         raise CourseError(f'with {n:,} of {len(y):,} images for validation, class {vocab[i]!r} of {have[i]} would have none for {part}')
     return index_split(len(y), pick(y, take, seed, vocab))
+
+# %% ../../nbs/data/06_sampling.ipynb #d4f1aa97
+check_calls(globals())

@@ -22,6 +22,9 @@ from .arrays import Examples, as_examples
 from .sampling import as_labels
 from .transforms import BatchTransform
 
+# %% ../../nbs/data/09_saved.ipynb #6d247e0f
+from ..values.door import check_calls
+
 # %% ../../nbs/data/09_saved.ipynb #80d0f197
 def perturb(
     x, # Images, `uint8` (N, C, H, W): tensor or array
@@ -112,3 +115,6 @@ def load_set(
     vocab = from_json(texts['vocab'], file)
     _check_set(parts, vocab, file)
     return Examples(**{k: parts[k].clone() for k in _tensors}, vocab=vocab, name=texts['name'], note=texts['about'])
+
+# %% ../../nbs/data/09_saved.ipynb #e4ee4749
+check_calls(globals())

@@ -15,6 +15,9 @@ from ..core import CourseError, choose
 from .sampling import as_labels, choose_classes, imbalance, label_noise, n_per_class, renumber, index_split, stratified_split
 from .containers import as_array, is_array
 
+# %% ../../nbs/data/07_selection.ipynb #8c51b066
+from ..values.door import check_calls
+
 # %% ../../nbs/data/07_selection.ipynb #bd5b2ff8
 def _plain(o):
     "Turn `o` into what JSON can hold"
@@ -31,7 +34,7 @@ class Selection:
     n_per_class:int=None # Images of each class
     imbalance:float|list|dict=None # Ratio of largest to smallest class; or counts or fractions by class
     label_noise:float=0. # Fraction of the training labels that is changed, 0 to 1
-    valid:float|int|list=0.2 # Validation part: fraction, count or positions; 0 or None for no validation
+    valid:float|int|list|None=0.2 # Validation part: fraction, count or positions; 0 or None for no validation
     seed:int=42 # Seeds each of the draws
 
     def __post_init__(self):
@@ -140,3 +143,6 @@ def apply(self:Selection,
     "Choose, split and add noise; raises `CourseError` for a request that is impossible"
     y, seeds = as_array(y, 'y'), np.random.SeedSequence(self.seed).spawn(4)
     return _apply_numbers(self, y, seeds) if y.dtype.kind == 'f' else _apply_classes(self, y, vocab, seeds)
+
+# %% ../../nbs/data/07_selection.ipynb #9d653e15
+check_calls(globals())

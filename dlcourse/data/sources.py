@@ -18,6 +18,9 @@ from .arrays import Examples, shape_text
 from .catalogue import Source, catalogue
 from .download import disk_errors, download, one_at_a_time, unpack
 
+# %% ../../nbs/data/04_sources.ipynb #53512c62
+from ..values.door import check_calls
+
 # %% ../../nbs/data/04_sources.ipynb #b1000006
 @cache
 def import_sets():
@@ -159,3 +162,6 @@ def find_folder(
     if is_name or is_word: return None
     if not is_folder: raise CourseError(f'{data} is not a folder: expected one with a subfolder of images for each class')
     return path
+
+# %% ../../nbs/data/04_sources.ipynb #aee552dc
+check_calls(globals())

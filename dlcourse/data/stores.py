@@ -25,6 +25,9 @@ from .items import as_items, has_values
 from .pictures import as_viewed, open_picture
 from .reading import find_faults, read_images
 
+# %% ../../nbs/data/10_stores.ipynb #87ba80a6
+from ..values.door import check_calls
+
 # %% ../../nbs/data/10_stores.ipynb #be542d69
 class MemoryStore:
     "Images (bytes) or features (floats) and labels as tensors; training rows first, then the test rows"
@@ -189,3 +192,6 @@ def show_batch(x:TensorRow, y, samples, ctxs=None, max_n=9, **kwargs): display_d
 @dispatch
 def show_results(x:TensorRow, y, samples, outs, ctxs=None, max_n=9, **kwargs):
     display_df(_as_table(samples[:max_n], predicted=[float(o[0]) for o in outs[:max_n]]))
+
+# %% ../../nbs/data/10_stores.ipynb #d55dc75a
+check_calls(globals())

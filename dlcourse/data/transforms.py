@@ -19,6 +19,9 @@ from fasttransform import DisplayedTransform
 from torch import Tensor
 from ..core import CourseError, choose
 
+# %% ../../nbs/data/08_transforms.ipynb #a39a6fe3
+from ..values.door import check_calls
+
 # %% ../../nbs/data/08_transforms.ipynb #3e2f8de4
 def as_range(
     v, # A number, or a pair (low, high)
@@ -150,7 +153,7 @@ def take_window(
 class RandomPosition(BatchTransform):
     "Move each image by whole pixels, within its size or on a larger canvas"
     def __init__(self,
-        shift=None, # Largest move in each direction: pixels (int), or a fraction of the side (float below 1)
+        shift=None, # Largest move in each direction: pixels (int), or a fraction of the side (float)
         canvas=None, # Side, or (height, width), of a larger image to place it on
         at:tuple=None, # The same place for all: pixels (down, right) from where they were, or from the canvas's corner
         fill:float=0., # Background, from 0 (black) to 1 (white)
@@ -377,3 +380,6 @@ class CropFlip(BatchTransform):
         n_moves = tables[0].shape[self.mode == 'zeros']
         k = torch.randint(n_moves, (len(x),), device=x.device, generator=self.generator(x.device))
         return crops(x, k, *tables)
+
+# %% ../../nbs/data/08_transforms.ipynb #1faaca8a
+check_calls(globals())

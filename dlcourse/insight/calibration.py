@@ -18,6 +18,9 @@ from ..core import CourseError
 from .curves import panels
 from .evaluation import evaluate
 
+# %% ../../nbs/insight/13_calibration.ipynb #fe1e1ab1
+from ..values.door import check_calls
+
 # %% ../../nbs/insight/13_calibration.ipynb #5fdc0caa
 @dataclass(repr=False, eq=False)
 class Calibration:
@@ -127,3 +130,6 @@ def temper(self:Learner,
     inner, before = (self.model.model, self.model.temperature) if isinstance(self.model, Tempered) else (self.model, 1.)
     self.model = Tempered(inner, t*before)
     return t*before
+
+# %% ../../nbs/insight/13_calibration.ipynb #51073b8b
+check_calls(globals())

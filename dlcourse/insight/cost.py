@@ -20,6 +20,9 @@ from .layers import check_layers, device_of, first_batch
 from ..models.blocks import count_params
 from ..models.own import plain_network
 
+# %% ../../nbs/insight/03_cost.ipynb #c8e8a56f
+from ..values.door import check_calls
+
 # %% ../../nbs/insight/03_cost.ipynb #469f66d2
 def flops_per_image(
     model:nn.Module,
@@ -62,7 +65,7 @@ def batch_timer(
 def latency(
     model:nn.Module, # Timed in evaluation mode, without gradients
     x:Tensor, # A batch, on the model's device
-    runs:int=5, # At least
+    runs:int=5, # Timings, at least 1
 )->Latency:
     "Median time of one batch, with quartiles"
     timer, times = batch_timer(model, x), []
@@ -105,10 +108,13 @@ def _cost(model, x, runs):
 
 # %% ../../nbs/insight/03_cost.ipynb #fe82d56a
 def cost(
-    model, # A network, a fastai `Learner`, or a dictionary of name -> these
+    model:nn.Module|Learner|dict, # A network, a fastai `Learner`, or a dictionary of name -> these
     x:Tensor=None, # A batch to time, (N, C, H, W) or (N, F); for a `Learner` the first of its validation part
-    runs:int=5, # Timings of each, at least
+    runs:int=5, # Timings of each, at least 1
 )->pd.DataFrame: # By name: parameters, bytes, FLOPs for one image, ms for the batch (median and quartiles), its images, ms for each
     "Measure what one or several networks cost; raises `CourseError` for anything else and for a network without a batch"
     pairs = {k: _model_and_batch(o, x) for k,o in (model if isinstance(model, dict) else {'network': model}).items()}
     return pd.DataFrame.from_dict({k: _cost(*o, runs) for k,o in pairs.items()}, orient='index')
+
+# %% ../../nbs/insight/03_cost.ipynb #3cbc6f95
+check_calls(globals())

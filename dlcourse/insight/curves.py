@@ -14,6 +14,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from ..core import CourseError, choose, smaller_is_better
 
+# %% ../../nbs/insight/01_curves.ipynb #cf247fb3
+from ..values.door import check_calls
+
 # %% ../../nbs/insight/01_curves.ipynb #728a3a5b
 def history(
     learn, # Any fitted `Learner`, or its history as `DataFrame`
@@ -272,3 +275,6 @@ def plot_losses(
     if log: ax.set_yscale('log')
     ax.legend(edgecolor='none', framealpha=0.85)
     return ax.figure
+
+# %% ../../nbs/insight/01_curves.ipynb #49e5b132
+check_calls(globals())

@@ -23,6 +23,9 @@ from .layers import (channel_axes, refuse_nan, class_scores, device_of, draw_ind
                                      kept_state, layer_shapes, main_layers, number_calls, part_loader, row_makers, to_rows, watch_layers)
 from ..models.own import plain_network
 
+# %% ../../nbs/insight/07_embedding.ipynb #15eefa89
+from ..values.door import check_calls
+
 # %% ../../nbs/insight/07_embedding.ipynb #a7ea8ecd
 @dataclass(repr=False, eq=False)
 class Activations:
@@ -239,3 +242,6 @@ def plot_embedding(
 )->Figure: # The matplotlib figure
     "Draw examples as the layers of `learn.model` have them, one panel a layer; raises `CourseError` as `layer_activations` and `embed`"
     return layer_activations(learn, layers, part, n, pool, seed).plot(method, seed=seed, **kwargs)
+
+# %% ../../nbs/insight/07_embedding.ipynb #f4e31ad4
+check_calls(globals())

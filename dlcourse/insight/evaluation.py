@@ -19,6 +19,9 @@ from .curves import colors, panels, tidy
 from .layers import refuse_nan, device_of, find_part, in_order, kept_state
 from .outputs import class_probabilities, class_vocab, item_losses, prediction_kind
 
+# %% ../../nbs/insight/02_evaluation.ipynb #e640eafa
+from ..values.door import check_calls
+
 # %% ../../nbs/insight/02_evaluation.ipynb #9caf42f3
 def _check_batch(learn, dl, part):
     "Raise `CourseError` if `dl` is empty or its batches hold no targets"
@@ -42,7 +45,7 @@ def _outputs(learn, dl, part):
 @dataclass(repr=False, eq=False)
 class Evaluation:
     "Predictions, targets and losses of one pass over a part of the data; made by `evaluate`"
-    learn:Learner # The judged learner
+    learn:Learner|None # The judged learner
     dl:object # The loader, its items in order
     part:str # 'train', 'valid', 'test', or 'dl' for a loader of the caller's
     preds:Tensor # Probabilities, float (n, K); for numbers the predictions, float (n,) or (n, K)
@@ -309,3 +312,6 @@ def interpretation(self:Evaluation): # fastai's `ClassificationInterpretation`
     interp = ClassificationInterpretation(self.learn, self.dl, self.losses)
     interp.confusion_matrix = self.confusion_matrix
     return interp
+
+# %% ../../nbs/insight/02_evaluation.ipynb #118b9ed7
+check_calls(globals())

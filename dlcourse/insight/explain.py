@@ -30,6 +30,9 @@ from ..models.fusion import FusionBody
 from ..models.own import plain_network
 from ..models.pretrained import TransferNet
 
+# %% ../../nbs/insight/06_explain.ipynb #9752ade5
+from ..values.door import check_calls
+
 # %% ../../nbs/insight/06_explain.ipynb #e177254a
 def _is_map(found):
     "Function that says whether the layer of a name in `found` gives a feature map"
@@ -312,3 +315,6 @@ def saliency(
             maps = [gradient(_score(out, c), x, 'the input').abs().amax(1) for c in classes(out.detach())]
         return 'saliency', 'input', torch.stack(maps), out.detach()
     return _explain(learn, items, of, part, explain)
+
+# %% ../../nbs/insight/06_explain.ipynb #5174bf98
+check_calls(globals())

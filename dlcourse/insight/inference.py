@@ -29,6 +29,9 @@ from .layers import check_layers, device_of, find_part, first_batch, in_order, k
 from ..models.folding import FastNet, answering, fast_net, fold_batchnorm
 from ..models.own import plain_network
 
+# %% ../../nbs/insight/05_inference.ipynb #cd5f2e4d
+from ..values.door import check_calls
+
 # %% ../../nbs/insight/05_inference.ipynb #eb4dfa27
 def _few_inputs(learn):
     "Inputs of the first validation batch, at most 16, on the CPU"
@@ -332,3 +335,6 @@ def export_folder(
         _write_program(net, plain_network(learn.model), part)
         _check_alone(net, part)
     return folder
+
+# %% ../../nbs/insight/05_inference.ipynb #d6d98c16
+check_calls(globals())

@@ -20,6 +20,9 @@ from .curves import panels
 from .layers import device_of, draw_indices, evaluating, find_part, kept_state, part_loader
 from ..training.kept import KeepWeights, copied, unchanged
 
+# %% ../../nbs/insight/12_landscape.ipynb #6965cdfa
+from ..values.door import check_calls
+
 # %% ../../nbs/insight/12_landscape.ipynb #6dadc242
 def random_direction(
     model:nn.Module, # Any network
@@ -280,3 +283,6 @@ def _around(values, points):
     "Points from a little below the smallest of `values` to a little above the largest"
     room = 0.2*max(values.max() - values.min(), 1e-6)
     return np.linspace(values.min() - room, values.max() + room, points)
+
+# %% ../../nbs/insight/12_landscape.ipynb #9b0bf48e
+check_calls(globals())

@@ -22,6 +22,9 @@ from torch import Tensor, nn
 from ..core import CourseError, choose, kept_rng
 from ..models.own import is_compiled, plain_network
 
+# %% ../../nbs/insight/00_layers.ipynb #16e8991f
+from ..values.door import check_calls
+
 # %% ../../nbs/insight/00_layers.ipynb #190b83f6
 parts = {'train': 0, 'valid': 1, 'test': 2}
 
@@ -356,3 +359,6 @@ def row_makers(
     "Functions for `watch_layers` that turn the output of each layer into rows, wherever its channels are"
     axes = channel_axes(found)
     return {k.partition('@')[0]: partial(to_rows, pool=pool, channels=axes[k]) for k in names if k != 'input'}
+
+# %% ../../nbs/insight/00_layers.ipynb #3601417a
+check_calls(globals())

@@ -23,6 +23,9 @@ from .layers import device_of, evaluating, find_layer, first_batch, layer_shapes
 from .robustness import Judge
 from ..training.kept import unchanged
 
+# %% ../../nbs/insight/11_lesions.ipynb #8609ce67
+from ..values.door import check_calls
+
 # %% ../../nbs/insight/11_lesions.ipynb #4e1307fb
 @contextmanager
 def _zeroed(model):
@@ -175,3 +178,6 @@ def plot(self:Lesions): # The matplotlib figure
         ax.axhline(self.accuracy, color='grey', ls=':')
         ax.set(ylabel=f'accuracy ({self.part})', ylim=(0, 1))
     return axes[0].figure
+
+# %% ../../nbs/insight/11_lesions.ipynb #971c3adf
+check_calls(globals())

@@ -16,6 +16,9 @@ from fastcore.basics import noop
 from torch import Tensor
 from ..core import CourseError
 
+# %% ../../nbs/insight/01a_outputs.ipynb #27eaaedf
+from ..values.door import check_calls
+
 # %% ../../nbs/insight/01a_outputs.ipynb #a22ea2d7
 def loss_name(
     loss_func, # A function, or a module such as `nn.CrossEntropyLoss()`
@@ -107,3 +110,6 @@ def class_names(
     if not named and not any(o in name for o in _class_losses):
         raise CourseError('this learner predicts numbers, and an explanation needs classes to speak for or against')
     return class_vocab(learn, learn.dls, max(scores.shape[1], 2))
+
+# %% ../../nbs/insight/01a_outputs.ipynb #3f72482b
+check_calls(globals())

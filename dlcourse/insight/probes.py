@@ -13,6 +13,9 @@ from fastcore.basics import listify
 from ..core import CourseError, choose
 from .embedding import Activations, probe_accuracy
 
+# %% ../../nbs/insight/07a_probes.ipynb #b2bcca55
+from ..values.door import check_calls
+
 # %% ../../nbs/insight/07a_probes.ipynb #cae3f304
 def union_features(
     acts:Activations, # From `layer_activations`
@@ -42,3 +45,6 @@ def union_probe(
     sets = {o: union_features(acts, o) for o in names} | dict(together=union_features(acts, names))
     rows = {k: dict(features=x.shape[1], accuracy=probe_accuracy(x, acts.targets, folds, seed)) for k,x in sets.items()}
     return pd.DataFrame.from_dict(rows, orient='index').rename_axis('layer').astype(dict(features=int))
+
+# %% ../../nbs/insight/07a_probes.ipynb #505b09f3
+check_calls(globals())

@@ -30,6 +30,9 @@ from .layers import check_layers, device_of, find_part, first_batch, in_order, k
 from ..models.folding import answering
 from ..training import lean # for learn.quiet()
 
+# %% ../../nbs/insight/04_resolution.ipynb #0385229b
+from ..values.door import check_calls
+
 # %% ../../nbs/insight/04_resolution.ipynb #3b9150a8
 def _sizes(sizes):
     "`sizes` as pairs (height, width), fewest pixels first"
@@ -386,3 +389,6 @@ def plot_size_rules(
     tidy(ax, 'accuracy', 'million FLOPs per image')
     ax.legend(edgecolor='none', framealpha=0.85)
     return ax.figure
+
+# %% ../../nbs/insight/04_resolution.ipynb #6ac3aeba
+check_calls(globals())

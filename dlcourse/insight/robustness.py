@@ -20,6 +20,9 @@ from .layers import (device_of, draw_indices, evaluating, find_layer, find_part,
                                      part_loader)
 from ..training.kept import KeepWeights, copied, unchanged
 
+# %% ../../nbs/insight/10_robustness.ipynb #b4549aa3
+from ..values.door import check_calls
+
 # %% ../../nbs/insight/10_robustness.ipynb #c48801ba
 class Judge:
     "Examples of a part, read once, and the share that a network answers rightly"
@@ -173,3 +176,6 @@ def _norms(module):
     def norm(ts): return float(torch.stack([t.float().norm() for t in ts]).norm())
     grad, weight = norm([p.grad if p.grad is not None else torch.zeros(1) for p in ps]), norm([p.detach() for p in ps])
     return dict(gradient=grad, weights=weight, ratio=grad/weight if weight else float('nan'))
+
+# %% ../../nbs/insight/10_robustness.ipynb #a521e84c
+check_calls(globals())

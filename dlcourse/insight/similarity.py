@@ -23,6 +23,9 @@ from .layers import (channel_axes, device_of, draw_indices, evaluating, find_lay
                                      main_layers, number_calls, part_loader, row_makers, to_rows, watch_layers)
 from ..models.own import plain_network
 
+# %% ../../nbs/insight/09_similarity.ipynb #d0b05edf
+from ..values.door import check_calls
+
 # %% ../../nbs/insight/09_similarity.ipynb #bd6f8bbe
 def _rows(x, name='x'):
     "Features (n, d) as float64; raises `CourseError` for anything else"
@@ -380,3 +383,6 @@ def similarity(
         makers = [row_makers(found, k, pool) for k,found in chosen]
         values, batches = _compare(nets, names, dls, sizes, len(idxs), measure, makers)
     return Similarity(pd.DataFrame(values, names[0], names[-1]), measure, len(idxs), find_part(learn, part)[1], batches, other is not None)
+
+# %% ../../nbs/insight/09_similarity.ipynb #f9843d30
+check_calls(globals())

@@ -16,6 +16,9 @@ from .curves import colors, panels, tidy
 from ..training.space import Choice
 from ..training.trials import SearchResult
 
+# %% ../../nbs/insight/08_studies.ipynb #fd82bc1b
+from ..values.door import check_calls
+
 # %% ../../nbs/insight/08_studies.ipynb #ccfe8ae0
 def _completed(result):
     "Completed trials; raises `CourseError` if there are none"
@@ -128,3 +131,6 @@ def plot_study(
     if log: ax.set_xscale('log')
     ax.set_ylabel(ylabel)
     return ax.figure
+
+# %% ../../nbs/insight/08_studies.ipynb #15489b15
+check_calls(globals())

@@ -21,6 +21,9 @@ from ..core import CourseError, choose
 from .blocks import chain, dry_run, image_shape
 from .registry import backbones
 
+# %% ../../nbs/models/04d_backbones.ipynb #e9947a21
+from ..values.door import check_calls
+
 # %% ../../nbs/models/04d_backbones.ipynb #bfd4bfee
 @lru_cache
 def torchvision_names()->tuple:
@@ -83,7 +86,7 @@ def first_names(
 class Backbone:
     "A network of torchvision or timm: the images it expects and the weights it got"
     name:str # In its library
-    library:str # 'torchvision' or 'timm'
+    library:str # Where it comes from: 'torchvision' or 'timm'
     mean:tuple # By channel, for images from 0 to 1
     std:tuple # By channel
     size:int # Side of the images it was trained on, in pixels
@@ -261,3 +264,6 @@ def fitting_shape(
     except CourseError as e:
         s = smallest_side(body, b.size)
         raise CourseError(f'{b.name} does not work on images of {h}×{w} pixels; the smallest square ones it takes have {s}×{s}') from e
+
+# %% ../../nbs/models/04d_backbones.ipynb #12a9d442
+check_calls(globals())

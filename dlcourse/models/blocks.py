@@ -18,6 +18,9 @@ from fastcore.basics import is_iter, listify
 from torch import nn
 from ..core import CourseError, choose
 
+# %% ../../nbs/models/01_blocks.ipynb #8a0935c3
+from ..values.door import check_calls
+
 # %% ../../nbs/models/01_blocks.ipynb #5d16c9bc
 def chain(
     **layers, # Modules by name, in order; `None` is left out
@@ -263,7 +266,7 @@ def body_head(
 def block_filters(
     filters, # Filters of the first block, or one number for each
     depth:int|None=None, # Number of blocks: 3, or as many as `filters`
-    growth:float=2, # From block to block, where `filters` is one number
+    growth:float|None=2, # From block to block, where `filters` is one number
 )->list: # Filters of each block
     "Filters of each block; raises `CourseError` for fewer than one block or filter, or when `depth` says otherwise"
     steps = range(3 if depth is None else depth)
@@ -271,3 +274,6 @@ def block_filters(
     if not given or min(given) < 1: raise CourseError(f'at least one block with one filter, not filters={filters} and depth={depth}')
     if depth not in (None, len(given)): raise CourseError(f'depth={depth} but filters={filters} are for {len(given)} blocks')
     return given
+
+# %% ../../nbs/models/01_blocks.ipynb #2b93c220
+check_calls(globals())

@@ -15,6 +15,9 @@ from ..core import choose
 from .blocks import block_filters, body_head, chain, conv_layer, dense_layer, dry_run, image_shape, per_layer
 from .registry import register
 
+# %% ../../nbs/models/03_cnn.ipynb #2e701400
+from ..values.door import check_calls
+
 # %% ../../nbs/models/03_cnn.ipynb #eb34b95c
 def conv_block(
     n_in:int, # Channels in
@@ -125,3 +128,6 @@ def cnn_v3(
 )->nn.Sequential:
     "CNNV3 of TP1: five convolutions with batch normalisation, pooling and dropout, one dense layer"
     return cnn(n_in, n_out, filters=filters, dropout=dropout, **{**dict(head='flatten'), **kwargs})
+
+# %% ../../nbs/models/03_cnn.ipynb #cad74b28
+check_calls(globals())

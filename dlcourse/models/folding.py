@@ -19,6 +19,9 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.nn.utils.parametrize import is_parametrized
 from ..core import CourseError
 
+# %% ../../nbs/models/04a_folding.ipynb #27668940
+from ..values.door import check_calls
+
 # %% ../../nbs/models/04a_folding.ipynb #77d70184
 class _Tracer(fx.Tracer):
     "A tracer that doesn't look inside convolutions, normalisations and pooling, from whatever library"
@@ -141,3 +144,6 @@ def fast_net(
     "A fast copy of `model`"
     per_pixel = largest_map(model, x[:1])/x[0, 0].numel() if x.ndim == 4 else 0.
     return FastNet(fold_batchnorm(model), per_pixel)
+
+# %% ../../nbs/models/04a_folding.ipynb #a3a15fd3
+check_calls(globals())

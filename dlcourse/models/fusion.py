@@ -18,6 +18,9 @@ from .pretrained import TransferNet, check_transfer
 from .registry import backbones
 from .weights import load_pretrained
 
+# %% ../../nbs/models/06_fusion.ipynb #e4b05d3a
+from ..values.door import check_calls
+
 # %% ../../nbs/models/06_fusion.ipynb #594b598d
 class Rescale(nn.Module):
     "From images normalised for one network to images normalised for another"
@@ -145,3 +148,6 @@ def fusion_net(
 
 # %% ../../nbs/models/06_fusion.ipynb #8f1c2f07
 backbones['alexnet+mobilenet_v2'] = ('middle fusion of the two', 'tp1-2.2')
+
+# %% ../../nbs/models/06_fusion.ipynb #e421efe6
+check_calls(globals())

@@ -14,6 +14,9 @@ from torch import nn
 from ..core import choose
 from .blocks import chain, drop_layer
 
+# %% ../../nbs/models/04f_heads.ipynb #6263f0fa
+from ..values.door import check_calls
+
 # %% ../../nbs/models/04f_heads.ipynb #8f1c2d07
 _kinds = dict(Linear='dense', Conv2d='conv', AdaptiveAvgPool2d='pool', LayerNorm2d='norm', LayerNorm='norm',
               Dropout='dropout', Flatten='flatten')
@@ -112,3 +115,6 @@ def make_head(
     kind = check_head(head, dropout, own=bool(layers))
     if isinstance(kind, nn.Module): return kind
     return own_head(layers, dropout) if kind == 'own' else heads[kind](shape, n_out, dropout)
+
+# %% ../../nbs/models/04f_heads.ipynb #5cc3f1ba
+check_calls(globals())

@@ -15,6 +15,9 @@ from ..core import CourseError
 from .blocks import act_layer, body_head, chain, dense_layer, n_features, per_layer
 from .registry import register
 
+# %% ../../nbs/models/02_mlp.ipynb #50c422f4
+from ..values.door import check_calls
+
 # %% ../../nbs/models/02_mlp.ipynb #d2ca2ee5
 def dense_count(
     sizes, # Features of the input, of each layer and of the output
@@ -78,3 +81,6 @@ def spread_widths(
     if not 1 <= k <= 2*n: raise CourseError(f'the {2*n} neurons of two layers of {n} go into 1 to {2*n} layers, not {k}')
     each_has,over = divmod(2*n, k)
     return [each_has + (i < over) for i in range(k)]
+
+# %% ../../nbs/models/02_mlp.ipynb #d114a31f
+check_calls(globals())

@@ -16,6 +16,9 @@ from .blocks import (InceptionModule, ResidualBlock, block_filters, body_head, c
 from .cnn import conv_head
 from .registry import register
 
+# %% ../../nbs/models/04_nets.ipynb #4a96d7da
+from ..values.door import check_calls
+
 # %% ../../nbs/models/04_nets.ipynb #7a03524b
 @register('convolutions and reshape only', 'pcs-6.4', 'filters')
 def all_conv(
@@ -46,7 +49,7 @@ def residual(
     depth:int|None=None, # Number of stages: 3, or as many as `filters`
     filters=64, # Filters of the first stage, or one number for each
     growth:float=1, # From stage to stage, where `filters` is one number
-    blocks:int=1, # Residual blocks a stage
+    blocks:int=1, # Residual blocks a stage, 1 to 100
     kernel:int=3, # Side of the kernels, odd
     activation='relu', # See `act_layer`
     norm=None, # See `norm_layer`
@@ -135,3 +138,6 @@ def draw_net(
     ax.set(xlim=(-2.8, 2.8), ylim=(-0.5, max(y + 0.5, 8)), title=title)
     ax.axis('off')
     return ax
+
+# %% ../../nbs/models/04_nets.ipynb #8f24a3fe
+check_calls(globals())

@@ -16,6 +16,9 @@ from torch import nn
 from ..core import CourseError, kept_rng
 from .blocks import dry_run
 
+# %% ../../nbs/models/06a_own.ipynb #5edee2ef
+from ..values.door import check_calls
+
 # %% ../../nbs/models/06a_own.ipynb #d3000008
 def _innermost(f): return _innermost(f.func) if isinstance(f, partial) else f
 
@@ -135,3 +138,6 @@ def gives_probabilities(
     "Tell whether `model` ends in a softmax"
     with torch.no_grad(): out = dry_run(model, n_in)
     return out.shape[1] > 1 and bool((out >= 0).all()) and abs(out.sum().item() - 1) < 1e-4
+
+# %% ../../nbs/models/06a_own.ipynb #6647384f
+check_calls(globals())

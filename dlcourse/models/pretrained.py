@@ -21,6 +21,9 @@ from .folding import fast_net
 from .heads import check_head, make_head
 from .weights import load_pretrained, locate_weights
 
+# %% ../../nbs/models/05_pretrained.ipynb #d96cbede
+from ..values.door import check_calls
+
 # %% ../../nbs/models/05_pretrained.ipynb #cb56fc4b
 class TransferNet(nn.Sequential):
     "A network of `body` and `head`; while no parameter of the body is trained, the body is in evaluation mode and gets no gradients"
@@ -162,3 +165,6 @@ def transfer_net(
     if pretrained and torch.get_default_device().type != 'meta': load_pretrained(b, body, tensors, weights)
     b.n_features = shape[0]
     return TransferNet(body, make_head(head, layers, shape, n_out, dropout), b)
+
+# %% ../../nbs/models/05_pretrained.ipynb #209857ff
+check_calls(globals())

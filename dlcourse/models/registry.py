@@ -11,6 +11,9 @@ __all__ = ['registry', 'backbones', 'Arch', 'register']
 import inspect
 from dataclasses import dataclass
 
+# %% ../../nbs/models/01a_registry.ipynb #6dd5d0fb
+from ..values.door import check_calls, checked
+
 # %% ../../nbs/models/01a_registry.ipynb #e09622fc
 @dataclass(frozen=True)
 class Arch:
@@ -36,9 +39,12 @@ def register(
 ):
     "Decorator that enters a function `make(n_in, n_out, ...)` into `registry` under its own name"
     def enter(make):
-        registry[make.__name__] = Arch(make.__name__, make, what, source, width)
+        registry[make.__name__] = Arch(make.__name__, checked(make), what, source, width)
         return make
     return enter
 
 # %% ../../nbs/models/01a_registry.ipynb #8f1c2a08
 backbones = {} # Name -> (what it is, items it is used for)
+
+# %% ../../nbs/models/01a_registry.ipynb #7f78ca98
+check_calls(globals())

@@ -18,6 +18,9 @@ from .cnn import conv_head
 from .mlp import affordable
 from .registry import register
 
+# %% ../../nbs/models/04g_skips.ipynb #f9859834
+from ..values.door import check_calls
+
 # %% ../../nbs/models/04g_skips.ipynb #57302a9b
 def seven_part_block(
     n:int, # Channels in and out
@@ -133,3 +136,6 @@ def dense_mlp(
     sizes = affordable([n_features(n_in), *widths, n_out], max_params)
     layers = {f'dense{i+1}': dense_layer(sizes[i], sizes[i+1], activation, norm, dropout) for i in range(len(widths))}
     return body_head(chain(flatten=nn.Flatten(), joined=JoinedLayers(layers)), chain(out=nn.Linear(sum(widths), n_out)), init)
+
+# %% ../../nbs/models/04g_skips.ipynb #217d76a8
+check_calls(globals())

@@ -13,6 +13,9 @@ from torch import nn
 from torch.nn import functional as F
 from ..core import CourseError
 
+# %% ../../nbs/models/04c_views.ipynb #99a42d87
+from ..values.door import check_calls
+
 # %% ../../nbs/models/04c_views.ipynb #9cba355e
 def as_is(x):
     "The images `x` themselves"
@@ -35,8 +38,8 @@ def half_turned(x):
 
 # %% ../../nbs/models/04c_views.ipynb #1f96ae88
 def shifted(
-    down:int, # Pixels; upwards where it is negative
-    right:int=0, # Pixels; to the left where it is negative
+    down:int, # Pixels, any whole number; upwards where it is negative
+    right:int=0, # Pixels, any whole number; to the left where it is negative
 ):
     "A view: the images moved by some pixels, mirrored at the edge they leave"
     def view(x):
@@ -59,3 +62,6 @@ class OverViews(nn.Module):
     def forward(self, x):
         views = [self.model(view(x)).log_softmax(1) for view in self.views]
         return torch.stack(views).mean(0)
+
+# %% ../../nbs/models/04c_views.ipynb #429189c5
+check_calls(globals())

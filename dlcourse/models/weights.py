@@ -19,6 +19,9 @@ from ..core import CourseError
 from ..files import check_file, check_numbers, read_tensors
 from .backbones import Backbone, backbone_of, course_backbones, cut_net, first_names
 
+# %% ../../nbs/models/04e_weights.ipynb #bc63648e
+from ..values.door import check_calls
+
 # %% ../../nbs/models/04e_weights.ipynb #8f1c2c06
 def weight_folders()->list: # Paths, which need not exist
     "The folders where weights are looked for, in this order"
@@ -222,3 +225,6 @@ def load_pretrained(
     tag, file = locate_weights(b, weights)
     source, found = (file, read_weights(file)) if file else hub_weights(b, tag)
     fill_weights(b, body, tensors, found, source)
+
+# %% ../../nbs/models/04e_weights.ipynb #abf88987
+check_calls(globals())

@@ -15,6 +15,9 @@ from ..core import CourseError
 from .blocks import act_layer, block_filters, chain, image_shape
 from .registry import register
 
+# %% ../../nbs/models/04b_whitened.ipynb #eb927d27
+from ..values.door import check_calls
+
 # %% ../../nbs/models/04b_whitened.ipynb #6c9458ea
 def whitening_filters(
     x:Tensor, # Images, float (N, C, H, W)
@@ -114,3 +117,6 @@ def whitened(
     body = chain(whiten=white, act=act_layer(activation), **blocks)
     head = chain(pool=nn.AdaptiveMaxPool2d(1), flatten=nn.Flatten(), out=ScaledLinear(fs[-1], n_out, scale))
     return chain(body=body, head=head)
+
+# %% ../../nbs/models/04b_whitened.ipynb #392956ba
+check_calls(globals())

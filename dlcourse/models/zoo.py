@@ -22,6 +22,9 @@ from .own import make_network
 from .pretrained import transfer_net
 from .registry import Arch, backbones, registry
 
+# %% ../../nbs/models/07_zoo.ipynb #a233b2b2
+from ..values.door import check_calls
+
 # %% ../../nbs/models/07_zoo.ipynb #33f47dda
 @cache
 def _import_room(): import_all(models)
@@ -52,7 +55,7 @@ def find_arch(
     name:str, # One of ours, one of torchvision or timm (`timm:NAME` is one of timm), or several of these joined by `+`
 )->Arch:
     "The architecture called `name`; raises `CourseError` with the nearest names"
-    def plain(o): return str(o).strip().lower().replace('-', '_')
+    def plain(o): return str(o).lower().replace('-', '_')
     ours = {plain(k): a for k,a in architectures().items()}
     if plain(name) in ours: return ours[plain(name)]
     return _library_arch('alexnet+mobilenet_v2' if plain(name) == 'fusion' else name)
@@ -210,3 +213,6 @@ def match_params(
     n = count(best)
     if abs(n - target) <= tol*target: return args(best),n
     raise CourseError(f'no {a.name} comes within {tol:.1%} of {target:,} parameters; the nearest has {n:,} ({a.width}={best.tolist()})')
+
+# %% ../../nbs/models/07_zoo.ipynb #d198881d
+check_calls(globals())

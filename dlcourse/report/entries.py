@@ -22,6 +22,9 @@ from ..training.lean import SeedEpochs
 from ..training.runs import Run
 from ..training.settings import Settings, backbone_facts, examples_of
 
+# %% ../../nbs/report/02_entries.ipynb #69c88722
+from ..values.door import check_calls
+
 # %% ../../nbs/report/02_entries.ipynb #60324cac
 @dataclass
 class Entry:
@@ -190,3 +193,6 @@ def facts(
     res = _from_learner(e, say) | _from_run(e, say)
     res['versions'] = ', '.join(f'{k} {v}' for k,v in res['versions'].items())
     return {k: str(v) for k,v in res.items() if v is not None}
+
+# %% ../../nbs/report/02_entries.ipynb #19396024
+check_calls(globals())

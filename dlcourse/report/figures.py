@@ -17,6 +17,9 @@ from ..insight.curves import metric_names, plot_compare, plot_curves
 from .entries import Entry
 from .wording import Wording, short
 
+# %% ../../nbs/report/04_figures.ipynb #de83f8cd
+from ..values.door import check_calls
+
 # %% ../../nbs/report/04_figures.ipynb #672caf33
 _figure_words = {'loss': 'perda', 'accuracy': 'acurácia', 'error rate': 'taxa de erro', 'epoch': 'época', 'training': 'treino',
                  'validation': 'validação',
@@ -160,3 +163,6 @@ def _examples_table(e, top, say):
     rows = [[_number_text(o.actual, say), _number_text(o.predicted, say), say.number(o.loss)] for o in top[:5].itertuples()]
     head = [say(o) for o in ('actual', 'predicted', 'loss')]
     return dict(named=False, head=head, rows=rows, best=None, caption=say('numbers_note', e.name))
+
+# %% ../../nbs/report/04_figures.ipynb #77c495dd
+check_calls(globals())

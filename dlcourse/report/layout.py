@@ -11,6 +11,9 @@ __all__ = ['most_learners', 'steps', 'Layout', 'left_out', 'shrink_to_pages']
 from dataclasses import dataclass, replace
 from ..core import CourseError
 
+# %% ../../nbs/report/05_layout.ipynb #00c7d14d
+from ..values.door import check_calls
+
 # %% ../../nbs/report/05_layout.ipynb #c8269ab7
 @dataclass(frozen=True)
 class Layout:
@@ -72,3 +75,6 @@ def shrink_to_pages(
     if n_pages(layout) > most:
         raise CourseError(f'even without figures and observations this takes more than {most} pages: report on fewer learners')
     return _most_words(layout, n, n_pages, most)
+
+# %% ../../nbs/report/05_layout.ipynb #a90b0291
+check_calls(globals())

@@ -22,6 +22,9 @@ from .layout import Layout, left_out, most_learners, shrink_to_pages
 from .tables import class_table, results_table, setup_tables
 from .wording import Printable, Wording, breakable, first_words, font_folder, paragraphs
 
+# %% ../../nbs/report/06_pages.ipynb #732d1274
+from ..values.door import check_calls
+
 # %% ../../nbs/report/06_pages.ipynb #58325118
 template = (package_files('dlcourse')/'report'/'report.typ').read_text(encoding='utf-8')
 
@@ -229,3 +232,6 @@ def report(
     if contents.data(layout)['curves'] is None: omitted.append('no curves: there is no history')
     if printable.lacking: omitted.append(f"no font has {' '.join(sorted(printable.lacking))}")
     return Report(path, made.pages, omitted, made)
+
+# %% ../../nbs/report/06_pages.ipynb #5d2cc3bc
+check_calls(globals())

@@ -12,6 +12,9 @@ import numpy as np, pandas as pd
 from .entries import Entry, comparable, facts
 from .wording import Wording, phrases
 
+# %% ../../nbs/report/03_tables.ipynb #b1c9dadd
+from ..values.door import check_calls
+
 # %% ../../nbs/report/03_tables.ipynb #6a6952ec
 def setup_tables(
     es:list, # Evaluated entries
@@ -107,3 +110,6 @@ def class_table(
     caption = say('class_note', e.name) if n >= K else say('weakest_note', n, K, e.name)
     return dict(head=[say(o) for o in ('cls', 'precision', 'recall', 'f1', 'support')],
                 rows=[row(i) for i in at], best=None, caption=caption)
+
+# %% ../../nbs/report/03_tables.ipynb #49a08e78
+check_calls(globals())

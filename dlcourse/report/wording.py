@@ -15,6 +15,9 @@ import matplotlib, numpy as np
 from matplotlib.ft2font import FT2Font
 from ..core import CourseError, choose
 
+# %% ../../nbs/report/01_wording.ipynb #580d002e
+from ..values.door import check_calls
+
 # %% ../../nbs/report/01_wording.ipynb #fe31c2ac
 phrases = dict( # English, Portuguese
     title=('Training report: {}', 'Relatório de treino: {}'),
@@ -188,3 +191,6 @@ def first_words(
     "The first `n` words of `text` with what separates them"
     ends = [m.end() for m in re.finditer(r'\S+', text)]
     return text if n >= len(ends) else text[:ends[n-1]] if n else ''
+
+# %% ../../nbs/report/01_wording.ipynb #a75b9bc2
+check_calls(globals())

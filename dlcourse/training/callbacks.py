@@ -16,6 +16,9 @@ from fastcore.basics import patch
 from ..core import CourseError, smaller_is_better
 from .lean import LeanLearner
 
+# %% ../../nbs/training/03_callbacks.ipynb #5e360537
+from ..values.door import check_calls
+
 # %% ../../nbs/training/03_callbacks.ipynb #6cfd1925
 def in_training(
     learn, # Any fastai `Learner`, within a fit
@@ -174,3 +177,6 @@ class Bfloat16(MixedPrecision):
 def to_bf16(self:LeanLearner):
     "Compute in bfloat16 where that is precise enough"
     return self.add_cb(Bfloat16())
+
+# %% ../../nbs/training/03_callbacks.ipynb #08240910
+check_calls(globals())

@@ -16,6 +16,9 @@ from ..core import CourseError, whole_file
 from ..files import check_numbers, check_tensors, from_json, read_tensors, write_tensors
 from ..models.pretrained import TransferNet
 
+# %% ../../nbs/training/07_checkpoints.ipynb #d2ba6c2c
+from ..values.door import check_calls
+
 # %% ../../nbs/training/07_checkpoints.ipynb #8ebb0b2b
 def save_tensors(
     path, # File to write
@@ -152,3 +155,6 @@ def load_training_state(
     vars(watch).update(notes['watch'], weights=kept)
     learn.best_epoch = notes['best_epoch']
     vars(learn.recorder.smooth_loss).update(count=notes['smooth_count'], val=tensors['smooth_val'].clone())
+
+# %% ../../nbs/training/07_checkpoints.ipynb #3f86236e
+check_calls(globals())

@@ -18,6 +18,9 @@ from torch.nn import functional as F
 from ..core import CourseError, choose
 from .kept import KeepWeights
 
+# %% ../../nbs/training/15_ensembles.ipynb #0d2075bf
+from ..values.door import check_calls
+
 # %% ../../nbs/training/15_ensembles.ipynb #2e54ddbe
 class EnsembleNet(nn.Module):
     "Several networks as one, whose scores are the logarithm of their mean probability or of their share of votes"
@@ -83,3 +86,6 @@ def _with_weights(learn, state):
     model = deepcopy(learn.model)
     model.load_state_dict(state)
     return Learner(learn.dls, model, loss_func=learn.loss_func, metrics=learn.metrics)
+
+# %% ../../nbs/training/15_ensembles.ipynb #cdcfa2bd
+check_calls(globals())

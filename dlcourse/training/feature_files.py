@@ -18,6 +18,9 @@ from ..core import CourseError, whole_file
 from ..data.loader import MemoryDL
 from ..files import check_numbers, check_tensors, read_tensors, write_tensors
 
+# %% ../../nbs/training/03a_feature_files.ipynb #1e19e0c4
+from ..values.door import check_calls
+
 # %% ../../nbs/training/03a_feature_files.ipynb #97be99d3
 def digest(
     *parts, # Bytes or texts
@@ -138,3 +141,6 @@ def read_features(
     check_tensors(tensors, expected, file, 'these images')
     check_numbers(tensors, file)
     return {k: v.clone() for k,v in tensors.items()} # apart from the file, which somebody may replace
+
+# %% ../../nbs/training/03a_feature_files.ipynb #22b76d14
+check_calls(globals())

@@ -17,6 +17,9 @@ from ..core import CourseError, kept_rng
 from .callbacks import in_training
 from .checkpoints import load_tensors, save_tensors
 
+# %% ../../nbs/training/13_kept.ipynb #a53d5bff
+from ..values.door import check_calls
+
 # %% ../../nbs/training/13_kept.ipynb #93e66688
 def copied(
     model:nn.Module, # Any network
@@ -90,3 +93,6 @@ def unchanged(
         for p,learnt,grad in learns:
             p.requires_grad_(learnt)
             p.grad = grad
+
+# %% ../../nbs/training/13_kept.ipynb #e36bf072
+check_calls(globals())

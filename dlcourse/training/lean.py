@@ -11,7 +11,7 @@ __all__ = ['adamw', 'adam', 'sgd', 'LeanLearner', 'SeedEpochs', 'EpochLog', 'giv
 import time
 from contextlib import contextmanager
 from copy import deepcopy
-from functools import partial, wraps
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
@@ -27,6 +27,9 @@ from torch import Tensor
 from ..core import CourseError, kept_rng, seed_all
 from .listeners import familiar, is_ours, made_by, tell, worded
 from .recording import LeanProgress, LeanRecorder, LeanScheduler, LeanTrainEval, put_record, record_of
+
+# %% ../../nbs/training/02_lean.ipynb #82e6a78a
+from ..values.door import check_calls, checked_as, checked_once
 
 # %% ../../nbs/training/02_lean.ipynb #213741e6
 adamw = partial(OptimWrapper, opt=partial(torch.optim.AdamW, betas=(0.9, 0.99), eps=1e-5, weight_decay=0.01, fused=True))
@@ -364,3 +367,11 @@ def plot_lr_find(
     if found: ax.legend()
     ax.set(xscale='log', xlabel='learning rate', ylabel='training loss')
     return fig
+
+# %% ../../nbs/training/02_lean.ipynb #36ad46b8
+for o in ('fit_one_cycle', 'fit_flat_cos', 'fit_sgdr', 'fine_tune', 'lr_find', 'fit'):
+    setattr(LeanLearner, o, checked_once(getattr(LeanLearner, o)))
+LeanLearner.__init__ = checked_as(LeanLearner.__init__, Learner.__init__)
+
+# %% ../../nbs/training/02_lean.ipynb #0492a42a
+check_calls(globals())

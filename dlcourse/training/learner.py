@@ -8,7 +8,8 @@ Docs: https://dlcourse.github.io/dlcourse/training/learner.html.md"""
 __all__ = ['sizes_of', 'learner_for']
 
 # %% ../../nbs/training/05_learner.ipynb #b4d85334
-import inspect
+import inspect, warnings
+import torch
 from contextlib import contextmanager
 from pickle import PicklingError
 from fastai.data.core import DataLoaders
@@ -29,6 +30,9 @@ from .callbacks import BestWeights, EarlyStopping, StopOnNaN
 from .lean import LeanLearner, SeedEpochs, adamw
 from .losses import CrossEntropy, SquaredError
 from .transfer import TransferLearner
+
+# %% ../../nbs/training/05_learner.ipynb #cbc76a19
+from ..values.door import check_calls
 
 # %% ../../nbs/training/05_learner.ipynb #ad9871f0
 def _names(f, *but):
@@ -124,6 +128,20 @@ def _transfer_learner(dls, model, pretrained, frozen, train_bn=False, **kwargs):
     if pretrained and frozen: learn.freeze()
     return learn
 
+# %% ../../nbs/training/05_learner.ipynb #134ef4a7
+def _check_loss(loss_func, y, n_out):
+    "Raise `CourseError` where `loss_func` can't compare `n_out` outputs with targets such as `y`"
+    y = y[:4 if n_out == 3 else 3]
+    outputs = torch.zeros(len(y), n_out, device=y.device)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            loss_func(outputs, y)
+    except Exception as e:
+        pair = f'outputs {tuple(outputs.shape)} and targets {tuple(y.shape)} of type {str(y.dtype)[6:]}'
+        name, fault = getattr(loss_func, '__name__', type(loss_func).__name__), str(e).splitlines()[0]
+        raise CourseError(f'loss_func must take {pair}, got {name} ({fault}): leave it out for the usual loss of these data') from e
+
 # %% ../../nbs/training/05_learner.ipynb #6686bf0b
 def learner_for(
     arch='cnn', # A name of `archs()`, torchvision or timm, several joined by `+`, a module, or a function of input shape and outputs
@@ -153,6 +171,7 @@ def learner_for(
     batch = dls.one_batch()
     n_in, n_out = _sizes(dls, batch, arch)
     model = model_for(arch, n_in, n_out, **_with_weights(arch, pretrained), **for_model)
+    if loss_func is not None and isinstance(arch, str): _check_loss(loss_func, batch[-1], n_out)
     loss, default_metrics = _default_loss(_target_kind(dls, batch, n_out), label_smoothing)
     _check_network(model, n_in, dls, not isinstance(arch, str), loss_func or loss)
     cbs = listify(cbs) + _default_callbacks(cbs, early_stopping) + ([] if seed is None else [SeedEpochs(seed)])
@@ -196,3 +215,6 @@ def export(self:LeanLearner, fname='export.pkl', **kwargs):
         self.dls, self.opt = dls, opt
         raise CourseError(f"this Learner can't be exported, since a part of it can't be pickled ({str(e).strip()}): save its weights "
                           "with learn.save") from e
+
+# %% ../../nbs/training/05_learner.ipynb #feaed6ec
+check_calls(globals())

@@ -14,6 +14,9 @@ from fastcore.basics import getcallable
 from fastcore.xtras import modify_exception
 from ..core import CourseError
 
+# %% ../../nbs/training/01b_listeners.ipynb #169bcd56
+from ..values.door import check_calls
+
 # %% ../../nbs/training/01b_listeners.ipynb #c34ebbfb
 def made_by(o, *packages):
     "Whether the class of `o`, or the class `o`, was made in one of `packages`"
@@ -57,3 +60,6 @@ def tell(cb, event_name):
         if cb.run and runs: getcallable(cb, event_name)()
     except Exception as e: raise worded(e, cb, event_name)
     if event_name == 'after_fit': cb.run = True
+
+# %% ../../nbs/training/01b_listeners.ipynb #62581670
+check_calls(globals())

@@ -12,6 +12,9 @@ import torch
 from torch import nn
 from ..core import CourseError, choose
 
+# %% ../../nbs/training/01_losses.ipynb #b570f5c1
+from ..values.door import check_calls
+
 # %% ../../nbs/training/01_losses.ipynb #9138d521
 class CrossEntropy(nn.CrossEntropyLoss):
     "torch's cross-entropy of logits (N, C) and labels (N,), decoded as fastai expects; takes `weight`, `label_smoothing`, `reduction`"
@@ -116,3 +119,6 @@ class MultiHinge(nn.MultiMarginLoss):
     "torch's hinge loss of logits (N, C) and labels (N,); takes `margin`, `p`, `weight`, `reduction`"
     def activation(self, x): return x.softmax(-1)
     def decodes(self, x): return x.argmax(-1)
+
+# %% ../../nbs/training/01_losses.ipynb #189902ab
+check_calls(globals())

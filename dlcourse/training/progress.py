@@ -11,6 +11,9 @@ __all__ = ['TextProgress']
 import sys, time
 from fastai.callback.core import Callback
 
+# %% ../../nbs/training/08_progress.ipynb #7ffbfcd0
+from ..values.door import check_calls
+
 # %% ../../nbs/training/08_progress.ipynb #15e2ff8b
 class TextProgress(Callback):
     "Write a line an epoch to `out`, and a moving one in between if it is a terminal"
@@ -31,3 +34,6 @@ class TextProgress(Callback):
         values = '  '.join(f'{k} {v:.4f}' for k,v in measured.items())
         row = self.learn.rows[-1]
         self.write(f"[{self.epoch+1}/{self.n_epoch}] epoch {row['epoch']}  {values}  {row['seconds']:.2f} s")
+
+# %% ../../nbs/training/08_progress.ipynb #a6010a45
+check_calls(globals())

@@ -20,6 +20,9 @@ from fastai.callback.schedule import ParamScheduler
 from fastai.learner import AvgSmoothLoss, Metric, Recorder
 from fastai.optimizer import OptimWrapper, set_item_pg
 
+# %% ../../nbs/training/01a_recording.ipynb #7c447751
+from ..values.door import check_calls
+
 # %% ../../nbs/training/01a_recording.ipynb #719978e3
 def stand_in(cls):
     "Class decorator that names a callback after the class of fastai it derives from and stands in for"
@@ -174,3 +177,6 @@ class LeanScheduler(ParamScheduler):
 
     def after_batch(self):
         for p in self.scheds: self.hps[p].append(_last_hyper(self.learn.opt, p))
+
+# %% ../../nbs/training/01a_recording.ipynb #020997fb
+check_calls(globals())

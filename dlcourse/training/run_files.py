@@ -17,6 +17,9 @@ from ..core import CourseError
 from ..files import check_file, from_json, read_json
 from .settings import Rule, Settings, check_values
 
+# %% ../../nbs/training/08a_run_files.ipynb #ccf427f9
+from ..values.door import check_calls
+
 # %% ../../nbs/training/08a_run_files.ipynb #5636683b
 format_version = 1
 settings_file, history_file = 'settings.json', 'history.csv'
@@ -176,3 +179,6 @@ def check_notes(
     check_best(notes['best_epoch'], n, source)
     if not (n and i < len(fits) and before <= sum(fits[:i]) and before < n <= before + fits[i]):
         raise CourseError(f'{source} is damaged: {n} epochs in fit {i} after {before} epochs do not go together')
+
+# %% ../../nbs/training/08a_run_files.ipynb #d84099dd
+check_calls(globals())

@@ -28,6 +28,9 @@ from .run_files import check_best, check_notes, checkpoint_file, first_differenc
 from .run_files import history_file, made_with, read_rows, read_settings, settings_file, weights_file
 from .settings import Settings, backbone_facts, examples_of
 
+# %% ../../nbs/training/09_runs.ipynb #18fea410
+from ..values.door import check_calls
+
 # %% ../../nbs/training/09_runs.ipynb #6b8c9da4
 def find_run(
     folder, # Folder of a run, or its name within `runs`
@@ -373,3 +376,6 @@ def _find_lr(self:Run, learn):
     save_figure(learn.lr_figure, self.folder/'lr_find.png')
     _write_settings(self.folder, self.settings, learn)
     print(f'learning rate {self.settings.lr_found:.2g}, suggested by lr_find (see lr_find.png)')
+
+# %% ../../nbs/training/09_runs.ipynb #d5df01d6
+check_calls(globals())

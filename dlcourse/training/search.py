@@ -29,6 +29,9 @@ from .settings import schedules
 from .space import Choice, methods, parse_space, plan_trials
 from .trials import SearchResult, TrialStore, quiet_optuna
 
+# %% ../../nbs/training/12_search.ipynb #6a8e4167
+from ..values.door import check_calls
+
 # %% ../../nbs/training/12_search.ipynb #e8519d3f
 def _interrupt(*args): raise KeyboardInterrupt
 
@@ -126,7 +129,7 @@ def search(
     space:dict, # Name -> list of choices or range, as for `parse_space`
     train, # Function of a dictionary of settings, and a `TrialReporter` if it takes one, that returns a number; `trainer` makes one
     method:str='bayes', # 'bayes', 'grid' or 'random'
-    n:int=None, # Number of trials, those in the storage included: by default 20, or the whole grid as in `plan_trials`
+    n:int=None, # Number of trials, at least 1, those in the storage included: by default 20, or the whole grid as in `plan_trials`
     storage=None, # File to keep the trials in: the same call carries on with them, and several processes may share it
     workers:int=1, # Number of processes
     seed:int=0, # Seed of the settings that are tried
@@ -299,3 +302,6 @@ def study(
     space = parse_space({axis: values, 'seed': list(range(seeds)) if isinstance(seeds, int) else list(seeds)})
     if not isinstance(space[axis], Choice): raise CourseError(f'values must be a list of values, got the range {values!r}')
     return _by_value(search(space, train, 'grid', pruner=None, **kwargs), axis)
+
+# %% ../../nbs/training/12_search.ipynb #5990e8d7
+check_calls(globals())

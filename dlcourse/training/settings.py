@@ -27,6 +27,9 @@ from .learner import learner_for
 from .lean import LeanLearner
 from .transfer import TransferLearner
 
+# %% ../../nbs/training/06_settings.ipynb #fd24355f
+from ..values.door import check_calls
+
 # %% ../../nbs/training/06_settings.ipynb #302bba99
 def _one_cycle(learn, n, lr, **kwargs): learn.fit_one_cycle(n, lr, **kwargs)
 def _flat(learn, n, lr, **kwargs): learn.fit(n, lr, **kwargs)
@@ -122,7 +125,7 @@ class Settings:
     lr:float|str=3e-3 # Learning rate, its peak if the schedule has one; 'auto' for the one that `lr_find` suggests
     schedule:str='one_cycle' # Name of `schedules`
     seed:int=42 # Seed of the choice of data, of the first weights and of each epoch
-    device:str|None=None # 'cpu', 'cuda' or 'mps'; None for the GPU if there is one
+    device:str|None=None # Its name: 'cpu', 'cuda' or 'mps'; None for the GPU if there is one
     data_args:dict=field(default_factory=dict) # Further arguments of `dls_for`
     model_args:dict=field(default_factory=dict) # Arguments of the network
     learner_args:dict=field(default_factory=dict) # Further arguments of `learner_for`
@@ -349,3 +352,6 @@ def examples_of(
     sizes = {k: len(dl.dataset) for k,dl in zip(('train', 'valid', 'test'), dls.loaders)}
     vocab = getattr(dls, 'vocab', None)
     return dict(sizes, classes=None if vocab is None else [str(o) for o in vocab])
+
+# %% ../../nbs/training/06_settings.ipynb #6712a97d
+check_calls(globals())

@@ -19,6 +19,9 @@ from ..models.zoo import find_arch, match_params
 from .lean import adam, adamw, sgd
 from .learner import sizes_of
 
+# %% ../../nbs/training/10_space.ipynb #9a7a9e4c
+from ..values.door import check_calls
+
 # %% ../../nbs/training/10_space.ipynb #ea074c15
 @dataclass(frozen=True)
 class Choice:
@@ -171,7 +174,7 @@ def _n_settings(space):
 def plan_trials(
     space:dict, # Space as for `parse_space`
     method:str='bayes', # 'bayes', 'grid' or 'random'
-    n:int=None, # Number of trials: by default 20, or the whole grid if the method is 'grid' or the grid has at most 20 settings
+    n:int=None, # Number of trials, at least 1: by default 20, or the whole grid if the method is 'grid' or the grid has at most 20 settings
     seed:int=0, # Seed of the order and of the draws
     points:int=5, # Values of a range in a grid
 )->list: # A dictionary for each trial, with labels in place of values; empty where the method chooses later
@@ -228,3 +231,6 @@ def narrow_space(
     if missing: raise CourseError(f'best has no value for {missing[0]}')
     def narrow(o, value): return _narrow_choice(o, value) if isinstance(o, Choice) else _narrow_range(o, value, share)
     return {k: narrow(v, best[k]) for k,v in parse_space(space).items()}
+
+# %% ../../nbs/training/10_space.ipynb #718736fc
+check_calls(globals())

@@ -22,6 +22,9 @@ from ..models.views import as_is
 from .feature_files import feature_origin, read_features, table_origin, write_features
 from .lean import LeanLearner
 
+# %% ../../nbs/training/04_transfer.ipynb #e1315ce2
+from ..values.door import check_calls
+
 # %% ../../nbs/training/04_transfer.ipynb #60a2ca8a
 class FeatureDL(MemoryDL):
     "The batches of the loader `base` with `features` in place of its images"
@@ -276,3 +279,6 @@ def on_table(self:TransferLearner,
     try:
         with net.from_features(): yield self
     finally: self.dls, self.model = images, net
+
+# %% ../../nbs/training/04_transfer.ipynb #a551253d
+check_calls(globals())

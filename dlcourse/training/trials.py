@@ -19,6 +19,9 @@ from fastcore.basics import patch
 from ..core import CourseError, choose, optional
 from .space import n_startup_trials
 
+# %% ../../nbs/training/11_trials.ipynb #b484b487
+from ..values.door import check_calls
+
 # %% ../../nbs/training/11_trials.ipynb #90b1d8eb
 def _check_journal(path):
     "Raise `CourseError` unless `path` is free or a journal"
@@ -363,3 +366,6 @@ def importance(self:SearchResult)->pd.Series: # Share by setting, largest first;
     study.add_trials([t for t in self.study.trials if t.state.name == 'COMPLETE'])
     shares = optuna.importance.get_param_importances(study)
     return pd.Series(shares, name='importance', dtype=float).sort_values(ascending=False)
+
+# %% ../../nbs/training/11_trials.ipynb #6a36d5f2
+check_calls(globals())

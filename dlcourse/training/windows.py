@@ -16,6 +16,9 @@ from ..core import CourseError, choose
 from ..models.blocks import count_params
 from .callbacks import in_training
 
+# %% ../../nbs/training/14_windows.ipynb #a68caca6
+from ..values.door import check_calls
+
 # %% ../../nbs/training/14_windows.ipynb #01e0cc27
 class During(Callback):
     "Use a callback, settings of the optimizer, or an augmentation from epoch `start` on and before epoch `stop`"
@@ -116,3 +119,6 @@ def train_only(
     for p in model.parameters(): p.requires_grad_(id(p) in wanted)
     learn.opt = None # the next fit makes one for the parameters that learn
     return count_params(model, trainable=True)
+
+# %% ../../nbs/training/14_windows.ipynb #54232a53
+check_calls(globals())

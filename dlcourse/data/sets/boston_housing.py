@@ -14,6 +14,9 @@ import numpy as np, torch
 from ..arrays import Examples
 from ..catalogue import register
 
+# %% ../../../nbs/datasets/boston_housing.ipynb #133ab4e1
+from ...values.door import check_calls
+
 # %% ../../../nbs/datasets/boston_housing.ipynb #7ad2c859
 @register(
     title='Boston house prices', shape=(13,), n_train=404, n_test=102,
@@ -33,3 +36,6 @@ def boston_housing(root):
     table = torch.tensor([[float(o) for o in row] for row in rows])[order]
     x, y = table[:,:-1].contiguous(), table[:,-1].contiguous()
     return Examples(x[:404], y[:404], x[404:], y[404:], features=head[:-1])
+
+# %% ../../../nbs/datasets/boston_housing.ipynb #fb23cb2d
+check_calls(globals())

@@ -13,6 +13,9 @@ from ..arrays import Examples
 from ..catalogue import register
 from ..download import Remote
 
+# %% ../../../nbs/datasets/cifar10.ipynb #ecd09aaf
+from ...values.door import check_calls
+
 # %% ../../../nbs/datasets/cifar10.ipynb #55c669e4
 @register(
     title='CIFAR-10', about='small colour photographs of animals and vehicles, from the Tiny Images collection', shape=(3, 32, 32),
@@ -32,3 +35,6 @@ def cifar10(root):
     both = BothParts(root)
     x, y = torch.from_numpy(both.data.transpose(0, 3, 1, 2)).contiguous(), torch.tensor(both.targets)
     return Examples(x[:50_000], y[:50_000], x[50_000:], y[50_000:])
+
+# %% ../../../nbs/datasets/cifar10.ipynb #2840b4af
+check_calls(globals())

@@ -12,6 +12,9 @@ import numpy as np, torch
 from ..arrays import Examples, holdout
 from ..catalogue import register
 
+# %% ../../../nbs/datasets/digits.ipynb #2eb8a3cd
+from ...values.door import check_calls
+
 # %% ../../../nbs/datasets/digits.ipynb #07fcf4ca
 @register(
     title='Optical recognition of handwritten digits', shape=(1, 8, 8), vocab=tuple('0123456789'), n_train=1_438, n_test=359,
@@ -26,3 +29,6 @@ def digits(root):
     y = torch.from_numpy(d.target.astype(np.int64))
     train, test = holdout(d.target)
     return Examples(x[train], y[train], x[test], y[test])
+
+# %% ../../../nbs/datasets/digits.ipynb #49f06e6c
+check_calls(globals())

@@ -14,6 +14,12 @@ from ..catalogue import register
 from ..download import Remote
 from ..reading import read_images
 
+# %% ../../../nbs/datasets/eurosat.ipynb #9ee620c2
+from ...values.door import check_calls
+
+# %% ../../../nbs/datasets/eurosat.ipynb #390e5f8a
+from ...values.door import check_calls
+
 # %% ../../../nbs/datasets/eurosat.ipynb #a6a68fe1
 @register(
     title='EuroSAT (RGB)', about='land seen by the Sentinel-2 satellites, the three visible bands, ten kinds of use', shape=(3, 64, 64),
@@ -34,3 +40,6 @@ def eurosat(root):
     x, x_test = read_images(files[train]), read_images(files[test])
     y, y_test = torch.from_numpy(y[train]), torch.from_numpy(y[test])
     return Examples(x, y, x_test, y_test, vocab=on_disk.classes, note=f'{len(files):,} images on disk')
+
+# %% ../../../nbs/datasets/eurosat.ipynb #994d4cc6
+check_calls(globals())

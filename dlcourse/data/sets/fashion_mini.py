@@ -14,6 +14,9 @@ from ..arrays import Examples
 from ..catalogue import register
 from .fashion_mnist import fashion_facts
 
+# %% ../../../nbs/datasets/fashion_mini.ipynb #c0a96adb
+from ...values.door import check_calls
+
 # %% ../../../nbs/datasets/fashion_mini.ipynb #70329b54
 @register(
     **fashion_facts, title='Fashion-MNIST, a part', n_train=3_000, n_test=1_000,
@@ -23,3 +26,6 @@ def fashion_mini(root):
     with (files('dlcourse')/'data'/'files'/'fashion_mini.npz').open('rb') as f, np.load(f) as arrays:
         a = {k: torch.from_numpy(arrays[k]) for k in arrays}
     return Examples(a['x_train'][:,None], a['y_train'].long(), a['x_test'][:,None], a['y_test'].long())
+
+# %% ../../../nbs/datasets/fashion_mini.ipynb #f6fb7854
+check_calls(globals())

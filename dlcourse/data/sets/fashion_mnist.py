@@ -11,6 +11,9 @@ __all__ = ['fashion_facts', 'fashion_mnist']
 from ..catalogue import register
 from .mnist import idx_files, idx_remotes, read_idx
 
+# %% ../../../nbs/datasets/fashion_mnist.ipynb #fa4abdc8
+from ...values.door import check_calls
+
 # %% ../../../nbs/datasets/fashion_mnist.ipynb #d52369ae
 fashion_facts = dict(
     shape=(1, 28, 28),
@@ -31,3 +34,6 @@ fashion_facts = dict(
 def fashion_mnist(root):
     from torchvision.datasets import FashionMNIST
     return read_idx(FashionMNIST, root)
+
+# %% ../../../nbs/datasets/fashion_mnist.ipynb #4430566e
+check_calls(globals())

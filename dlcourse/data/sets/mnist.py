@@ -12,6 +12,9 @@ from ..arrays import Examples
 from ..catalogue import register
 from ..download import Remote
 
+# %% ../../../nbs/datasets/mnist.ipynb #8bdd92c7
+from ...values.door import check_calls
+
 # %% ../../../nbs/datasets/mnist.ipynb #f9136d13
 idx_files = ('t10k-labels-idx1-ubyte', 'train-labels-idx1-ubyte', 't10k-images-idx3-ubyte', 'train-images-idx3-ubyte')
 
@@ -49,3 +52,6 @@ def read_idx(
 def mnist(root):
     from torchvision.datasets import MNIST
     return read_idx(MNIST, root)
+
+# %% ../../../nbs/datasets/mnist.ipynb #a30366a0
+check_calls(globals())

@@ -1,0 +1,136 @@
+"Values at the door: every public function, every parameter, bad values of each kind; none of them reaches the function"
+import inspect, math, sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+import dlcourse
+from dlcourse import all as students
+from dlcourse.core import import_all
+from dlcourse.values.door import CourseError, check_calls, checked, parameters_of
+from dlcourse.values.kinds import Limits, choices_of, in_words, limits_of
+
+nan, inf = math.nan, math.inf
+ROOMS = ('core', 'provenance', 'files', 'data', 'models', 'training', 'insight', 'report')
+import_all(dlcourse)
+MODULES = {k: m for k,m in sorted(sys.modules.items()) if k.startswith('dlcourse.') and k.split('.')[1] in ROOMS}
+
+
+def doors():
+    "Name and function of each door"
+    for name, module in MODULES.items():
+        for k, o in vars(module).items():
+            if inspect.isclass(o) and o.__module__ == name:
+                yield from ((f'{name}.{k}.{m}', f) for m,f in vars(o).items() if hasattr(f, '_is_checked'))
+            elif hasattr(o, '_is_checked') and o.__module__ == name: yield f'{name}.{k}', o
+
+
+DOORS = dict(doors())
+
+
+def rules(f):
+    "Parameters of a function, those of which something is known"
+    return {k: o for k,o in parameters_of(inspect.unwrap(f), f._source).items() if o is not None}
+
+
+# What no parameter of a kind may be, by the first words of the kind
+WRONG = {'a whole number': ['x', '', nan, inf, -inf, 1.5, True, [[]], {}, object, np.nan, torch.tensor(.5), np.array([1, 2])],
+         'a number': ['x', '', nan, inf, -inf, True, [[]], {}, object, 1j, torch.tensor(nan), np.array([.1, .2])],
+         'True or False': ['x', 'no', '', nan, inf, 5, -1, 1.5, [], {}, object], 'text': [5, nan, True, [], {}, object, b'x', 1.5],
+         'a path': [5, nan, True, '', [], {}, object, -1], 'a list': [5, nan, inf, True, 'x', -1, object],
+         'a dictionary': [5, nan, True, 'x', [], object], 'a function, or': [5, nan, True, 'x'], 'a callback': [5, nan, True, 'x', object], 'a function': [5, nan, True, 'x', [], {}], 'a fastai': [5, nan, True, 'x', [], {}, object],
+         'a network': [5, nan, True, 'x', [], {}, torch.nn.ReLU], 'a device': [5, nan, True, 'gpu', 'cuda:99', '', [], {}, object],
+         'an array': [5, nan, True, 'x', {}, object], "'train'": [nan, True, None, [], -1, 1.5, object]}
+
+
+def wrong(rule):
+    "Bad values for a parameter: those that each of its kinds refuses"
+    lists = [WRONG.get(next((k for k in WRONG if kind.what.startswith(k)), None), []) for kind in rule.allowed]
+    return [v for v in lists[0] if all(any(repr(v) == repr(o) for o in other) for other in lists[1:])] if lists else []
+
+
+@pytest.mark.parametrize('name', DOORS)
+def test_bad_values_are_refused_before_the_function_begins(name):
+    f, this = DOORS[name], [SimpleNamespace()] if '.' in DOORS[name].__qualname__ else []
+    for k, rule in rules(f).items():
+        for v in wrong(rule):
+            if k == 'self' or any(p.kind == p.VAR_POSITIONAL for p in inspect.signature(f).parameters.values() if p.name == k): continue
+            with pytest.raises(CourseError) as e: f(*this, **{k: v})
+            assert k in str(e.value) and len(str(e.value)) < 700 and '0x' not in str(e.value)
+
+
+@pytest.mark.parametrize('name', DOORS)
+def test_numbers_below_their_range_are_refused(name):
+    f, this = DOORS[name], [SimpleNamespace()] if '.' in DOORS[name].__qualname__ else []
+    for k, rule in rules(f).items():
+        if rule.allowed[0].what.startswith(('a whole number of at least', 'a whole number from', 'a number from', 'a number above')) and not rule.allowed[1:]:
+            for v in (-1, -10**30, np.int64(-5), torch.tensor(-3)):
+                with pytest.raises(CourseError, match=f'{k} must be'): f(*this, **{k: v})
+
+
+@pytest.mark.parametrize('name', MODULES)
+def test_every_public_function_has_a_door(name):
+    functions = [k for k,o in vars(MODULES[name]).items() if inspect.isfunction(o) and o.__module__ == name and not k.startswith('_')]
+    assert not [k for k in functions if not hasattr(vars(MODULES[name])[k], '_is_checked') and inspect.signature(vars(MODULES[name])[k]).parameters]
+
+
+def test_numbers_of_students_have_a_range():
+    named = {k: o for k,o in vars(students).items() if getattr(o, '__module__', '').startswith('dlcourse.')}
+    found = [(k, p) for k,o in named.items() for f in [vars(o).get('__init__') if inspect.isclass(o) else o] if hasattr(f, '_is_checked')
+             for p,r in rules(f).items() if r.allowed[0].what in ('a whole number', 'a number')]
+    assert {k for k,_ in found} <= {'BatchAffine', 'shifted', 'convergence', 'During', 'Evaluation'} # degrees, pixels and losses may be any number
+
+
+@pytest.mark.parametrize('v', [3, np.int64(3), np.uint8(3), torch.tensor(3), np.array(3)])
+def test_whole_numbers_of_any_library_are_welcome(v):
+    @checked
+    def f(n:int): return n
+    assert f(v) == 3 and type(f(v)) is int
+
+
+@pytest.mark.parametrize('v', [.5, np.float32(.5), torch.tensor(.5), np.array(.5)])
+def test_numbers_of_any_library_are_welcome(v):
+    @checked
+    def f(share:float): return share
+    assert f(v) == .5 and type(f(v)) is float
+
+
+@pytest.mark.parametrize('v', [[8, 16], (8, 16), np.array([8, 16]), torch.tensor([8, 16])])
+def test_lists_of_any_kind_are_welcome(v):
+    @checked
+    def f(widths:list[int]): return widths
+    assert [int(o) for o in f(v)] == [8, 16]
+
+
+@pytest.mark.parametrize('text, limits', [
+    ('Share, 0 to below 1', Limits(0, 1, below=True)), ('Ends after 3 or more', Limits(3)), ('From 0 (black) to 1 (white)', Limits(0, 1)),
+    ('Any number', Limits()), ('Side, at least 9×9 pixels', None), ('1 for grey, 3 for colour; None to keep', Limits(among=(1, 3))), ('A name', None)])
+def test_ranges_are_read(text, limits): assert limits_of(text) == limits
+
+
+@pytest.mark.parametrize('text, names', [("'a' or 'b'", ('a', 'b')), ("'a', 'b', or 'c' for each", ('a', 'b', 'c')), ("'a', 'b', ... or 'c'", ()),
+                                         ("'a', 'b', a pruner, or None", ()), ("'a' or 'b': pooling; 'c': none", ())])
+def test_choices_are_read(text, names): assert choices_of(text) == names
+
+
+def test_the_door_keeps_a_function_as_it_is():
+    def f(n:int=3): return n
+    f.kept = 1
+    g = checked(f)
+    assert inspect.signature(g) == inspect.signature(f) and (g.__name__, g.__doc__, g.kept) == (f.__name__, f.__doc__, 1)
+    assert checked(g) is g
+
+
+def test_events_and_forward_have_no_door():
+    class Net(torch.nn.Module):
+        def forward(self, x): return x
+        def before_batch(self, n): return n
+        def sample(self, n:int): return n
+    Net.__module__ = Net.forward.__module__ = Net.before_batch.__module__ = Net.sample.__module__ = 'here'
+    check_calls(dict(__name__='here', Net=Net))
+    assert [k for k,o in vars(Net).items() if hasattr(o, '_is_checked')] == ['sample']
+
+
+def test_kinds_in_words(): assert in_words(parameters_of(inspect.unwrap(DOORS['dlcourse.models.cnn.cnn']))['filters'].allowed).endswith('or a list of them')
