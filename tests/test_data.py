@@ -972,6 +972,12 @@ BAD_ARRAYS = [
 def test_arrays_with_two_meanings_or_none_are_one_clear_error(data, words): fails(words, dls_for, data, bs=5)
 
 
+def test_grey_pictures_beside_colour_are_read_in_colour(capsys):
+    notice.cache_clear()
+    ex = as_examples(([Image.fromarray(o[0]).convert('RGB' if i % 3 else 'L') for i,o in enumerate(bytes8)], three))
+    assert torch.equal(ex.x, torch.tensor(bytes8).expand(-1, 3, -1, -1)) and '10 of 30 pictures are grey' in capsys.readouterr().out
+
+
 def test_pairs_of_training_and_test_arrays():
     ex = as_examples(((bytes8, three), (bytes8[:9], three[:9])))
     assert len(ex.x_test) == 9 and torch.equal(ex.x[:9], ex.x_test)

@@ -14,7 +14,7 @@ from functools import singledispatch
 import numpy as np, pandas as pd, torch
 from PIL import Image
 from torch import Tensor
-from ..core import CourseError
+from ..core import CourseError, notice
 from .pictures import as_viewed
 
 # %% ../../nbs/data/00_containers.ipynb #6d98ef35
@@ -115,6 +115,14 @@ def _stack(parts):
                               'whose scales may differ')
     return np.stack(parts)
 
+# %% ../../nbs/data/00_containers.ipynb #7d26eef8
+def _all_colour(pictures):
+    "Pixels of pictures, the grey ones in colour if others are; says how many"
+    n_gray = sum(a.ndim == 2 for a in pictures)
+    if n_gray in (0, len(pictures)): return pictures
+    notice(f'{n_gray:,} of {len(pictures):,} pictures are grey beside others in colour: all are read in colour')
+    return [a if a.ndim == 3 else np.repeat(a[..., None], 3, axis=2) for a in pictures]
+
 # %% ../../nbs/data/00_containers.ipynb #083d53ec
 @values_of.register(list)
 @values_of.register(tuple)
@@ -123,6 +131,7 @@ def list_values(
     o, # A list, tuple or range
 )->np.ndarray:
     "Values of a list of numbers, of text, of arrays or of Pillow's images"
+    if len(o) and all(isinstance(a, Image.Image) for a in o): return _stack(_all_colour([values_of(a) for a in o]))
     if any(is_array(a) or isinstance(a, Image.Image) for a in o[:1]): return _stack([_plain(values_of(a)) for a in o])
     a = np.asarray(o)
     return a if a.dtype.kind in 'biufcMm' else np.array(o, dtype=object)
