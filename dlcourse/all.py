@@ -23,7 +23,7 @@ from dlcourse.data.sampling import (
     choose_classes, class_counts, class_weights, imbalance, label_noise, long_tail, n_per_class, oversample, stratified_split)
 from dlcourse.data.transforms import BatchAffine, BatchTransform, CropFlip, RandomPosition, RandomScale, SaltAndPepper
 from dlcourse.data.saved import load_set, perturb, save_images, save_set
-from dlcourse.data.loader import ExampleLoaders, MemoryDL
+from dlcourse.data.loader import ExampleLoaders
 from dlcourse.data.blocks import block_for, dls_for
 from dlcourse.data.check import check
 
