@@ -8,9 +8,13 @@ import pytest
 import timm
 import torch
 from PIL import Image
-from fastai.basics import DataBlock, DataLoaders, MultiCategoryBlock, TransformBlock, load_learner, noop
+from fastai.basics import (DataBlock, DataLoaders, MultiCategoryBlock, RandomSplitter, RegressionBlock, TransformBlock, load_learner,
+                           noop)
+from fastai.data.transforms import get_image_files
 from fastai.losses import BCEWithLogitsLossFlat
 from fastai.vision.augment import Resize
+from fastai.vision.core import PILImageBW
+from fastai.vision.data import ImageBlock, PointBlock
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
@@ -26,6 +30,7 @@ from dlcourse.insight.layers import evaluating, layer_table
 from dlcourse.insight.resolution import at_sizes
 from dlcourse.models.folding import FastNet
 from dlcourse.models.own import check_training
+from dlcourse.report.pages import report
 from dlcourse.training.learner import learner_for
 from dlcourse.training.losses import CrossEntropy, SquaredError
 
@@ -220,4 +225,15 @@ def test_data_without_names_are_understood_by_their_targets(y, loss):
     dls = DataLoaders.from_dsets(TensorDataset(x[:16], y[:16]), TensorDataset(x[16:], y[16:]), bs=8, num_workers=0)
     learn = fitted(learner_for(nn.Linear(5, 3 if y.ndim == 2 or not y.is_floating_point() else 1), dls))
     assert type(learn.loss_func) is loss
-    with pytest.raises(CourseError, match='how many classes'): learner_for('mlp', dls)
+    if y.is_floating_point(): assert fitted(learner_for('mlp', dls)).n_done == 1
+    else:
+        with pytest.raises(CourseError, match='how many classes'): learner_for('mlp', dls)
+
+
+@pytest.mark.parametrize('target', [RegressionBlock(n_out=2), PointBlock], ids=['numbers', 'points'])
+def test_pictures_with_numbers(target, image_folder, tmp_path):
+    block = DataBlock((ImageBlock(PILImageBW), target), get_items=get_image_files, splitter=RandomSplitter(0.5, seed=1),
+                      get_y=lambda o: [[3., 4.]] if target is PointBlock else [1., float(o.stem)])
+    learn = fitted(learner_for('cnn', block.dataloaders(image_folder, bs=2, num_workers=0)))
+    assert type(learn.loss_func) is SquaredError and learn.history.mse.item() == pytest.approx(evaluate(learn).loss, rel=1e-4)
+    assert report(learn, tmp_path/'r.pdf').path.stat().st_size > 1000

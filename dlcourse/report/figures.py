@@ -134,6 +134,18 @@ def matrix_figure(
     caption = [say('matrix_note', e.name, say(e.ev.part)), *([say('confused_note', pairs)] if pairs else [])]
     return dict(svg=_svg(fig), caption=' '.join(caption), width=scale)
 
+# %% ../../nbs/report/04_figures.ipynb #9d79c8d4
+def _number_text(v, say):
+    "A name, a number, or several numbers as text"
+    if isinstance(v, str): return v
+    return say.number(v) if isinstance(v, float) else '; '.join(map(say.number, v))
+
+# %% ../../nbs/report/04_figures.ipynb #d4000001
+def _example_title(o, say):
+    "Title of an image from its row `o` of `top_losses`: actual, predicted, and for classes the probability"
+    if not hasattr(o, 'p_predicted'): return f'{_number_text(o.actual, say)}\n→ {_number_text(o.predicted, say)}'
+    return f'{short(o.actual, 14)}\n→ {short(o.predicted, 12)}\n{say.number(o.p_predicted, 2)}'
+
 # %% ../../nbs/report/04_figures.ipynb #dc3c807c
 def examples_figure(
     e:Entry, # An evaluated entry
@@ -146,16 +158,9 @@ def examples_figure(
     except CourseError:
         for o in set(plt.get_fignums()) - {*open_before}: plt.close(o)
         return _examples_table(e, top, say)
-    for ax,o in zip(fig.axes, top.itertuples()):
-        ax.set(xticks=[], yticks=[], title=f'{short(o.actual, 14)}\n→ {short(o.predicted, 12)}\n{say.number(o.p_predicted, 2)}')
+    for ax,o in zip(fig.axes, top.itertuples()): ax.set(xticks=[], yticks=[], title=_example_title(o, say))
     _restyle(fig, (column, 0.98 * -(-len(top) // 5)), 5.5)
-    return dict(svg=_svg(fig), caption=say('example_note', e.name))
-
-# %% ../../nbs/report/04_figures.ipynb #9d79c8d4
-def _number_text(v, say):
-    "A name, a number, or several numbers as text"
-    if isinstance(v, str): return v
-    return say.number(v) if isinstance(v, float) else '; '.join(map(say.number, v))
+    return dict(svg=_svg(fig), caption=say('example_note' if e.ev.vocab else 'numbers_note', e.name))
 
 # %% ../../nbs/report/04_figures.ipynb #609cd735
 def _examples_table(e, top, say):

@@ -59,14 +59,21 @@ def _check_batch(batch):
                               'fill them or leave these examples out')
 
 # %% ../../nbs/training/05_learner.ipynb #e62fb9fc
-def _sizes(dls, batch, arch):
-    "Input shape and number of outputs for the `batch` of `dls`; a network that exists tells its outputs where the data don't"
+def _n_out(dls, batch, n_in, arch):
+    "Number of outputs for the `batch` of `dls`: as the data say, as many as an item has numbers, or what a network that exists gives; or None"
+    if getattr(dls, 'c', None): return dls.c
+    y = batch[-1]
+    if len(batch) > 1 and isinstance(y, Tensor) and y.is_floating_point(): return y[0].numel()
+    out = dry_run(plain_network(arch), n_in) if isinstance(arch, nn.Module) else None
+    return out.shape[-1] if isinstance(out, Tensor) else None
+
+# %% ../../nbs/training/05_learner.ipynb #d3100005
+def _sizes(dls, batch, arch=None):
+    "Input shape and number of outputs for the `batch` of `dls`"
     _check_batch(batch)
-    shape, n_out = tuple(batch[0].shape[1:]), getattr(dls, 'c', None)
+    shape = tuple(batch[0].shape[1:])
     n_in = shape if len(shape) > 1 else shape[0]
-    if not n_out and isinstance(arch, nn.Module):
-        out = dry_run(plain_network(arch), n_in)
-        n_out = out.shape[-1] if isinstance(out, Tensor) else None
+    n_out = _n_out(dls, batch, n_in, arch)
     if not n_out: raise CourseError('these DataLoaders do not say how many classes they have (dls.c): give them a vocab, or pass a model')
     return n_in, n_out
 
@@ -75,7 +82,7 @@ def sizes_of(
     dls, # Any fastai `DataLoaders`
 )->tuple: # ((C, H, W) or features, number of outputs)
     "Input shape and number of outputs that a network for `dls` must have"
-    return _sizes(dls, dls.one_batch(), None)
+    return _sizes(dls, dls.one_batch())
 
 # %% ../../nbs/training/05_learner.ipynb #583f07d2
 def _target_kind(dls, batch, n_out):
