@@ -237,3 +237,9 @@ def test_pictures_with_numbers(target, image_folder, tmp_path):
     learn = fitted(learner_for('cnn', block.dataloaders(image_folder, bs=2, num_workers=0)))
     assert type(learn.loss_func) is SquaredError and learn.history.mse.item() == pytest.approx(evaluate(learn).loss, rel=1e-4)
     assert report(learn, tmp_path/'r.pdf').path.stat().st_size > 1000
+
+
+def test_results_are_shown(capsys):
+    learn = fitted(on_arrays('mlp'))
+    with learn.quiet(): learn.show_results(max_n=2)
+    with learn.quiet(), pytest.raises(CourseError, match='dl must be a loader'): learn.get_preds(dl=[5])

@@ -16,11 +16,12 @@ import numpy as np, torch
 from .kinds import Kind, Limits, a_path, an_array, as_number, as_whole, is_row, of_kind, refused
 
 # %% ../../nbs/values/02_glossary.ipynb #06055687
+def _are_batches(v): return isinstance(v, list) and len(v) > 0 and all(isinstance(o, tuple) for o in v) # fastai's show_results
 def _has(*names): return lambda v: all(hasattr(v, o) for o in names) and not isinstance(v, type)
 
 a_learner = of_kind('a fastai `Learner`, with its data', lambda v: _has('model', 'dls', 'fit')(v) or hasattr(v, 'columns'))
 some_loaders = of_kind('fastai `DataLoaders`', _has('loaders'))
-a_loader = of_kind('a loader, such as `learn.dls.valid`', _has('dataset'))
+a_loader = of_kind('a loader, such as `learn.dls.valid`', lambda v: _has('dataset')(v) or _are_batches(v))
 a_module = of_kind('a network (an `nn.Module`)', lambda v: isinstance(v, torch.nn.Module))
 an_axes = of_kind('matplotlib axes', lambda v: hasattr(v, 'plot') or is_row(v))
 
