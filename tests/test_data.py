@@ -995,8 +995,17 @@ def test_class_names_that_look_alike_are_said(labels, words, capsys):
 @pytest.mark.parametrize('f,words', [(lambda: dls_for((rows5, three), bs=5, size=8), 'size and channels are for images'),
     (lambda: show_classes((rows5, three)),
     'show_classes needs images'), (lambda: as_examples((rows5, ['a', '', 'b']*10)), 'for 10 of 30 examples'),
-    (lambda: as_examples((rows5, set(range(30)))), 'got set')], ids=range(4))
+    (lambda: as_examples((rows5, set(range(30)))), '(set)')], ids=range(4))
 def test_requests_that_need_other_arrays(f, words): fails(words, f)
+
+
+@pytest.mark.parametrize('f,words', [(lambda: pick(three, [-1, 1, 1]), '3 whole numbers from 0'), (lambda: pick(three, [1, 1]),
+    'got [1, 1]'),
+    (lambda: pick(three, 'x'), 'counts must be'), (lambda: oversample(three, [-1]), 'whole numbers from 0 to 29'),
+    (lambda: oversample(three, []), 'at least one'),
+    (lambda: share_out(10, [0, 0]), 'not all of them 0'), (lambda: dls_for('fashion_mini', valid=[[0, 1], [2]]), 'equal rows'),
+    (lambda: dls_for((rows5, three), bs=5, augment=True), 'got rows of 5 numbers')], ids=range(8))
+def test_counts_and_positions_in_arrays(f, words): fails(words, f)
 
 
 def test_a_set_of_arrays_is_saved_as_it_is_read(tmp_path):

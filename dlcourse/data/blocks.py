@@ -157,6 +157,7 @@ def _prepare(data, size, channels, in_memory, path, download, keep_test=True):
 # %% ../../nbs/data/12_blocks.ipynb #01d556eb
 def _augmented(augment, shape):
     "The list of transforms for `augment`, on images of `shape`"
+    if augment is True and len(shape) == 1: raise CourseError('augment=True crops and flips images, got rows of ' + shape_text(shape))
     if augment is True: return [CropFlip(pad=max(1, shape[-2] // 8))]
     return [] if augment in (None, False) else list(listify(augment))
 
@@ -255,7 +256,7 @@ def block_for(
     "Make the `DataBlock` of any data; raises `CourseError` if the data is missing or an argument doesn't fit"
     if size is not None and min(listify(size)) < 1:
         raise CourseError(f'size must be a number of pixels from 1, or two of them, got {size!r}')
-    given = _prepare(data, size, channels, in_memory, path, download, keep_test=np.ndim(valid) == 0)
+    given = _prepare(data, size, channels, in_memory, path, download, keep_test=valid is None or np.isscalar(valid))
     sel = _select(given, Selection(classes, n_per_class, imbalance, label_noise, _validation(valid, given.valid), seed), valid is None)
     if oversample: sel = replace(sel, train_idx=repeated(sel.y, sel.train_idx, seed))
     y_test, test = _test_rows(sel, given.y_test, given.vocab)

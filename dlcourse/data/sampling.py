@@ -107,8 +107,11 @@ def pick(
 )->np.ndarray: # Positions, ascending, (sum of `counts`,)
     "Draw random images of each class; raises `CourseError` that names a class with too few"
     y, vocab = as_labels(y, vocab)
+    counts = as_array(counts, 'counts')
+    if counts.dtype.kind not in 'iu' or counts.shape != (len(vocab),) or (counts < 0).any():
+        raise CourseError(f'counts must be {len(vocab)} whole numbers from 0, one for each class, got {counts.tolist()}')
     order, have = _by_class(y, seed, len(vocab))
-    for i in np.flatnonzero(np.asarray(counts) > have)[:1]:
+    for i in np.flatnonzero(counts > have)[:1]:
         raise CourseError(f'class {vocab[i]!r} has {have[i]:,} images, fewer than the {counts[i]:,} asked for')
     rank = np.arange(len(y)) - np.repeat(np.cumsum(have) - have, have)
     chosen = np.zeros(len(y), bool)
@@ -193,8 +196,11 @@ def oversample(
     seed=42, # Whole number
 )->np.ndarray: # Positions, each at least once, (classes × size of the largest class,)
     "Positions in which every class is as frequent as the largest, by repeating images"
-    idx = np.arange(len(y)) if idx is None else np.asarray(idx)
-    order, have = _by_class(as_labels(np.asarray(y)[idx])[0], seed)
+    y, _ = as_labels(y)
+    idx = np.arange(len(y)) if idx is None else as_array(idx, 'idx')
+    if not idx.size or idx.dtype.kind not in 'iu' or idx.min() < 0 or idx.max() >= len(y):
+        raise CourseError(f'idx must be whole numbers from 0 to {len(y)-1:,}, at least one, got {str(idx.tolist())[:60]}')
+    order, have = _by_class(y[idx], seed)
     present = np.flatnonzero(have)
     start, n = (np.cumsum(have) - have)[present][:, None], have[present][:, None]
     return idx[order[start + np.arange(have.max()) % n]].ravel()
@@ -222,7 +228,10 @@ def share_out(
     counts, # Proportions, (C,)
 )->np.ndarray: # Whole numbers that sum to `total`, (C,)
     "Divide `total` in proportion to `counts`, by largest remainder"
-    whole, rest = np.divmod(total*np.asarray(counts), np.sum(counts))
+    counts = as_array(counts, 'counts')
+    if counts.dtype.kind not in 'iuf' or not counts.sum() > 0 or (counts < 0).any():
+        raise CourseError(f'counts must be numbers from 0, not all of them 0, got {str(counts.tolist())[:60]}')
+    whole, rest = np.divmod(total*counts, counts.sum())
     whole[np.argsort(-rest, kind='stable')[:total - whole.sum()]] += 1
     return whole
 
