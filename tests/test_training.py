@@ -1,9 +1,10 @@
 "Faults and equalities of the training room that don't belong in a lesson: Learners, then searches, then run folders"
-import functools, json, math, multiprocessing, os, re, shutil, signal, subprocess, sys, time
+import functools, json, math, multiprocessing, os, re, shutil, signal, sqlite3, subprocess, sys, time
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from fastai.callback.core import Callback, CancelBatchException
@@ -19,7 +20,8 @@ from dlcourse.data.blocks import dls_for
 from dlcourse.data.loader import MemoryDL
 from dlcourse.insight.studies import plot_history, plot_importance, plot_parallel, plot_study
 from dlcourse.files import read_tensors, write_tensors
-from dlcourse.training import checkpoints as C, runs as R, search as search_module, trials as trials_module
+from dlcourse.training import checkpoints as C, runs as R, search as search_module, storage as storage_module
+from dlcourse.training import trials as trials_module
 from dlcourse.training.callbacks import BestWeights
 from dlcourse.training.checkpoints import load_tensors, load_weights, save_tensors
 from dlcourse.training.lean import LeanLearner, sgd
@@ -28,7 +30,8 @@ from dlcourse.training.learner import learner_for
 from dlcourse.training.runs import Run, start
 from dlcourse.training.search import search, study, trainer
 from dlcourse.training.settings import Settings, schedules
-from dlcourse.training.space import narrow_space, parse_space
+from dlcourse.training.space import Choice, Range, narrow_space, parse_space
+from dlcourse.training.storage import Journal
 from dlcourse.training.windows import During, train_only
 
 
@@ -188,10 +191,14 @@ def test_spaces_refused(space, says):
 
 
 @pytest.mark.parametrize('more, says', [
-    (dict(method='gird'), "Did you mean 'grid'"), (dict(n=0), 'n must be a whole number of at least 1, or None, got 0'),
-    (dict(n=2.5), 'n must be .* got 2.5'), (dict(workers=0), 'workers must be a whole number from 1 to 256, got 0'),
+    (dict(method='gird'), "Did you mean 'grid'"), (dict(n=0), 'n must be a whole number .* got 0'),
+    (dict(n=2.5), 'n must be .* got 2.5'), (dict(workers=0), 'workers must be a whole number .* got 0'),
     (dict(seed=-1), 'seed must be .* got -1'),
-    (dict(pruner='medium'), "Did you mean 'median'"), (dict(method='grid', points=0), 'points must be .* got 0')])
+    (dict(pruner='medium'), "Did you mean 'median'"), (dict(method='grid', points=0), 'points must be .* got 0'),
+    (dict(method='grid', points=10**8), 'points must be a whole number from 1 to 10,?000'), (dict(n=10**9), 'n must be'),
+    (dict(n=True), 'n must be .* got True'), (dict(workers=True), 'workers must be .* got True'),
+    (dict(seconds=-1), 'seconds must be a number above 0'), (dict(seconds=float('nan')), 'seconds must be .* got nan'),
+    (dict(storage=5), 'storage must be a path'), (dict(storage=''), 'storage must be a path')])
 def test_arguments_refused(more, says):
     with pytest.raises(CourseError, match=says): found(SPACE, plain, **more)
 
@@ -199,6 +206,29 @@ def test_arguments_refused(more, says):
 @pytest.mark.parametrize('train', ['cnn', None, dict(arch='cnn')])
 def test_train_is_a_function(train):
     with pytest.raises(CourseError, match='train must be a function of a settings dictionary'): found(SPACE, train)
+
+
+@pytest.mark.parametrize('values', [[1, '1'], [None, 'None'], [lambda: 1, lambda: 2], [nn.NLLLoss(), nn.NLLLoss(reduction='sum')],
+                                    [torch.zeros(2), torch.zeros(2)], {1: 'a', '1': 'b'}, [1, True, 1.0, '1']])
+def test_choices_that_share_a_name_are_named_by_you(values):
+    with pytest.raises(CourseError, match='x has several choices called .*: name them in a dictionary'): found(dict(x=values), plain)
+    named = {f'choice {i}': o for i,o in enumerate(values.values() if isinstance(values, dict) else values)}
+    assert len(found(dict(x=named), lambda settings: 1.).table) == len(named)
+
+
+@pytest.mark.parametrize('values, labels', [
+    (np.array([1, 2]), ['1', '2']), (pd.Series([0.5, 1.], index=[7, 7]), ['0.5', '1.0']), (range(2, 4), ['2', '3']),
+    ([1, 1, 2], ['1', '2']),
+    ([object()], ['<object object>']), ({7: 'a'}, ['7']), (Choice({'a': 1}), ['a'])])
+def test_other_ways_to_write_choices(values, labels): assert list(parse_space(dict(x=values))['x'].values) == labels
+
+
+@pytest.mark.parametrize('value', [Range(3, 1), Range(1, 2.5, whole=True), Choice({}),
+                                   (10**400, 10**401), (10**5000, 1), (-1e308, 1e308), (1e-320, 1., 'log'), list(range(2000)),
+                                   {1, 2}, np.zeros((2, 2)), (1, 2, 'log', 4), (None, 1)])
+def test_other_values_refused(value):
+    with pytest.raises(CourseError, match='x') as e: parse_space(dict(x=value))
+    assert len(str(e.value)) < 300
 
 
 def test_grid_too_large():
@@ -290,6 +320,61 @@ def test_storage_that_is_something_else():
     assert Path('notes.txt').read_text() == 'lines\nof text'
 
 
+def test_foreign_storages_stay_as_they_are():
+    "A sentence or the right result; never an addition to what isn't ours"
+    optuna = optional('optuna', 'search')
+    journal = optuna.storages.journal
+    for name in ('mine', 'search'):
+        storage = journal.JournalStorage(journal.JournalFileBackend(name))
+        optuna.create_study(storage=storage, study_name=name).enqueue_trial({'x': 1})
+    with sqlite3.connect('sqlite') as base: base.execute('create table t (a)')
+    whole = found(SPACE, plain, n=3, storage='whole')
+    lines = Path('whole').read_text().splitlines()
+    Path('deep').write_text(lines[0] + '\n' + '['*10**5 + ']'*10**5 + '\n')
+    Path('value').write_text('\n'.join(lines).replace(f'"values":[{whole.table.value[1]}]', '"values":["high"]') + '\n')
+    Path('settings').write_text('\n'.join(lines).replace('"slot":2', '"slot":1') + '\n')
+    with open('large', 'wb') as f: f.truncate(10**10)
+    for name in ('mine', 'search', 'sqlite', 'deep', 'value', 'settings', 'large'):
+        before = os.stat(name).st_size, os.stat(name).st_mtime_ns
+        with pytest.raises(CourseError, match=f'{name}(,| is| has| holds)') as e: found(SPACE, plain, n=3, storage=name)
+        assert '\n' not in str(e.value) and (os.stat(name).st_size, os.stat(name).st_mtime_ns) == before
+
+
+def test_each_cut_of_a_storage_is_carried_on():
+    whole = found(SPACE, stepped, n=12, storage='s')
+    text = Path('s').read_bytes()
+    for end in range(0, len(text), len(text)//5):
+        Path('part').write_bytes(text[:end])
+        assert params(found(SPACE, stepped, n=12, storage='part')) == params(whole)
+
+
+@linux
+def test_storage_that_is_a_pipe():
+    os.mkfifo('pipe')
+    with pytest.raises(CourseError, match='pipe is a pipe or a device'): found(SPACE, plain, n=1, storage='pipe')
+
+
+def test_another_plan_is_another_search():
+    "A small space is tried as a whole without `n`, and at random with it"
+    few = dict(lr=[0.1, 0.2], depth=[1, 2, 3])
+    found(few, plain, n=4, storage='s')
+    with pytest.raises(CourseError, match='s holds another search: its trial .* is planned'): found(few, plain, storage='s')
+
+
+def test_locks_of_dead_processes_and_waiting(monkeypatch, capsys):
+    "A lock file that was left behind is free at once; waiting for a process that works is said, and ends"
+    for o in ('s.lock', 's.plan.lock'): Path(o).touch()
+    start = time.monotonic()
+    found(SPACE, plain, n=2, storage='s')
+    assert time.monotonic() - start < 5
+    monkeypatch.setattr(storage_module, 'waiting_time', 1.2)
+    with Journal('s').alone(), pytest.raises(CourseError, match='another process has held s.lock for 1.2 s'):
+        found(SPACE, plain, n=3, storage='s')
+    assert 'waiting for another process that writes to s' in capsys.readouterr().out
+    Path('t.lock').mkdir()
+    with pytest.raises(CourseError, match='cannot lock t: t.lock'): found(SPACE, plain, n=2, storage='t')
+
+
 def test_half_written_line():
     found(SPACE, plain, n=3, storage='s')
     with open('s', 'a') as f: f.write('{"op_code":5,"wor')
@@ -301,7 +386,7 @@ def test_damaged_storage():
     found(SPACE, plain, n=3, storage='s')
     lines = Path('s').read_text().splitlines()
     Path('s').write_text('\n'.join(lines[:3] + ['{"op_code":'] + lines[4:]) + '\n')
-    with pytest.raises(CourseError, match='s is damaged'): found(SPACE, plain, n=3, storage='s')
+    with pytest.raises(CourseError, match='s, line 4, is damaged'): found(SPACE, plain, n=3, storage='s')
 
 
 # ---- trials that fail, are pruned, are interrupted --------------------------------------------
@@ -344,14 +429,50 @@ def test_ctrl_c_keeps_what_is_finished(capsys):
     assert len(again.complete) == 6 and calls[2] in calls[3:] and params(again) == params(found(SPACE, plain, n=6))
 
 
-def test_ctrl_c_before_anything():
+def test_ctrl_c_waits_for_the_end_of_a_line():
+    done = []
+    with pytest.raises(KeyboardInterrupt), storage_module.without_interrupts():
+        signal.raise_signal(signal.SIGINT)
+        done.append('the line after Ctrl-C')
+    assert done
+
+
+def test_ctrl_c_before_anything(capsys):
     def train(settings): raise KeyboardInterrupt
-    with pytest.raises(KeyboardInterrupt): found(SPACE, train, n=3)
+    res = found(SPACE, train, n=3)
+    assert capsys.readouterr().out == 'interrupted after 0 of 3 trials: a search with a storage can be carried on\n'
+    assert list(res.table.state) == ['waiting']*3 and list(res.table)[:3] == list(SPACE) and repr(res) == '3 trials (3 waiting)'
+    with pytest.raises(CourseError, match='no trial was completed'): res.best
+    assert study('x', [1, 2], train, progress=False).runs.tolist() == [0, 0]
+
+
+def stepped(settings, report):
+    value = -(math.log10(settings['lr']) + 2)**2 - settings['depth']
+    for epoch in range(4): report(value*(1 + 1/(epoch + 1)))
+    return value
+
+
+@pytest.mark.parametrize('method, pruner, seeds', [
+    ('bayes', 'median', 10), ('bayes', 'halving', 2), ('random', 'median', 1), ('grid', 'halving', 1)])
+def test_interrupted_search_tries_what_an_uninterrupted_one_tries(method, pruner, seeds):
+    "Ctrl-C within three of the trials, at some report"
+    def interrupted(settings, report):
+        trial, steps = next(trials), []
+        def note(value):
+            steps.append(value)
+            if stops.get(trial) == len(steps): signal.raise_signal(signal.SIGINT)
+            report(value)
+        return stepped(settings, note)
+    for seed in range(seeds):
+        how = dict(method=method, n=14, seed=seed, pruner=pruner)
+        whole, trials, stops = found(SPACE, stepped, **how), iter(range(100)), {3: 1 + seed % 4, 8: 2, 9 + seed % 5: 1 + seed % 3}
+        for _ in range(4): parts = found(SPACE, interrupted, storage=f's{seed}', **how)
+        assert params(parts) == params(whole) and parts.table.state.equals(whole.table.state) and parts.best == whole.best
 
 
 # ---- several processes ------------------------------------------------------------------------
 
-def note(settings):
+def slow_trial(settings):
     with open('calls', 'a') as f: f.write(f"{settings['lr']}\n")
     time.sleep(0.02)
     return plain(settings)
@@ -359,9 +480,9 @@ def note(settings):
 
 @linux
 def test_two_searches_on_one_storage_share_the_trials():
-    team = [forked(lambda: found(SPACE, note, method='random', n=20, storage='s')) for _ in range(2)]
+    team = [forked(lambda: found(SPACE, slow_trial, method='random', n=20, storage='s')) for _ in range(2)]
     for p in team: p.join()
-    res = found(SPACE, note, method='random', n=20, storage='s')
+    res = found(SPACE, slow_trial, method='random', n=20, storage='s')
     assert [p.exitcode for p in team] == [0, 0] and len(res.complete) == 20
     assert sorted(Path('calls').read_text().split()) == sorted(map(str, res.table.lr)), 'each trial ran once'
 
@@ -398,18 +519,26 @@ def test_killed_search_is_resumed():
 
 def test_another_machine_counts_as_lost_after_silence(monkeypatch):
     monkeypatch.setattr(trials_module, '_this_process', lambda: dict(place='elsewhere', pid=1, started='1'))
-    Trial = optional('optuna', 'search').trial.Trial
-    set_user_attr = Trial.set_user_attr
-    def not_lost(self, k, v):
-        if k != 'lost': set_user_attr(self, k, v)
     def ends(settings): raise SystemExit
     with monkeypatch.context() as m, pytest.raises(SystemExit):
-        m.setattr('optuna.study.Study.tell', lambda *args, **kwargs: None)
-        m.setattr(Trial, 'set_user_attr', not_lost)
+        m.setattr(trials_module.TrialStore, 'close_own', lambda self: None)
         found(SPACE, ends, n=2, storage='s')
     assert found(SPACE, plain, n=2, storage='s').table.state.tolist() == ['running', 'complete']
     monkeypatch.setattr(trials_module, 'grace_period', -1)
     assert found(SPACE, plain, n=2, storage='s').table.state.tolist() == ['complete', 'complete']
+
+
+def test_trial_that_another_process_took_over(capsys, monkeypatch):
+    def slow(settings, report):
+        if Path('taken').exists(): return 1.
+        Path('taken').touch()
+        with monkeypatch.context() as m:
+            m.setattr(trials_module, '_is_lost', lambda t: True)
+            found(SPACE, plain, n=1, storage='s')
+        report(2.)
+    trials_module.notice.cache_clear()
+    assert found(SPACE, slow, n=1, storage='s').best_value != 1.
+    assert 'another process does it again' in capsys.readouterr().out
 
 
 # ---- training ---------------------------------------------------------------------------------
@@ -432,7 +561,11 @@ def test_test_part_is_never_read(monkeypatch):
 
 
 @pytest.mark.parametrize('make, says', [
-    (lambda: tiny(epochs=0), 'epochs must be a whole number of at least 1'), (lambda: tiny(seeds=0), 'one seed'),
+    (lambda: tiny(epochs=0), 'epochs must be a whole number'), (lambda: tiny(seeds=0), 'seeds must be a whole number from 1'),
+    (lambda: tiny(seeds='x'), 'seeds must be a number of seeds or a list'), (lambda: tiny(seeds=[]), 'seeds must be'),
+    (lambda: tiny(seeds=[0.5]), 'a seed must be'),
+    (lambda: tiny(metric=5), 'metric'), (lambda: tiny(metric='x'), "unknown metric 'x'"),
+    (lambda: tiny(seeds=10**9), 'seeds must be'),
     (lambda: tiny(schedule='one-circle'), 'one_cycle'), (lambda: tiny(dropot=1), "Did you mean 'dropout'"),
     (lambda: found(dict(widths=[[8]]), tiny()), 'widths is fixed in the trainer and searched'),
     (lambda: found(dict(kernel=[3, 5]), tiny()), 'unknown setting of mlp'),
@@ -461,18 +594,22 @@ def test_narrow_space():
     near = {k: str(v) for k,v in narrow_space(dict(lr=1e-4, depth=9, x=0.5, bs=32, norm=None), space).items()}
     assert near == dict(lr='0.0001 to 0.000562341 log', depth='7 to 9 whole', x='0.25 to 0.75', bs='16|32|64', norm='None')
     assert str(narrow_space(dict(depth=2), dict(depth=(1, 3)), share=0.1)['depth']) == '2'
-    refused = [({}, {}, 'best has no value for lr'), (dict(lr=3), {}, '3 is none of the choices 1|2'),
-               (dict(lr=1), dict(share=0), 'share must be a number above 0')]
+    refused = [({}, {}, 'best has no value for lr'), (dict(lr=3), {}, 'lr=3 is none of the choices 1|2'),
+               (dict(lr=1), dict(share=0), 'share must be a number above 0'), (dict(lr=1), dict(share='x'), 'share must be'),
+               (5, {}, 'best must be a dictionary')]
     for best, more, says in refused:
         with pytest.raises(CourseError) as e: narrow_space(best, dict(lr=[1, 2]), **more)
         assert says in str(e.value)
+    for value in (9, float('nan'), 'x', None, True, 1.5):
+        with pytest.raises(CourseError, match='is not in the range'): narrow_space(dict(lr=value), dict(lr=(1, 2)))
 
 
 def test_study():
     table = study('x', [0, 0.5, None, 'a'], lambda settings: settings['seed'] + (settings['x'] == 'a'), seeds=[1, 3], progress=False)
     assert list(table.index) == ['0', '0.5', 'None', 'a'] and table['mean'].tolist() == [2, 2, 2, 3]
     assert table['std'].round(3).tolist() == [1.414]*4
-    for values, axis, says in [((0, 1), 'x', 'must be a list of values'), ([1], 'seed', 'axis must be a setting other than seed')]:
+    for values, axis, says in [((0, 1), 'x', 'must be a list of values'), ([1], 'seed', 'axis must be a setting other than seed'),
+                               ([1], 5, 'axis must be text')]:
         with pytest.raises(CourseError, match=says): study(axis, values, plain, progress=False)
 
 

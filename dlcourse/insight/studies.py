@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from ..core import CourseError, choose
 from .curves import colors, panels, tidy
 from ..training.space import Choice
-from ..training.trials import SearchResult
+from ..training.results import SearchResult
 
 # %% ../../nbs/insight/08_studies.ipynb #fd82bc1b
 from ..values.door import check_calls
