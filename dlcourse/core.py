@@ -6,15 +6,16 @@ Docs: https://dlcourse.github.io/dlcourse/core.html.md"""
 
 # %% auto #0
 __all__ = ['notice', 'smaller_is_better', 'optional', 'import_all', 'seed_all', 'kept_rng', 'num_threads', 'part_of', 'sweep',
-           'whole_file', 'whole_folder', 'lock_for', 'light_figures', 'save_figure']
+           'whole_file', 'whole_folder', 'lock_file', 'lock_for', 'refuse_launcher', 'light_figures', 'save_figure']
 
 # %% ../nbs/00_core.ipynb #c8a87ed2
-import getpass, hashlib, importlib, os, pkgutil, random, re, shutil, tempfile
+import importlib, os, pkgutil, random, re, shutil
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 import numpy as np, torch
 from fastai.torch_core import set_seed
+from .names import one_line, terminal_text
 from .values.door import CourseError, check_calls, choose
 
 # %% ../nbs/00_core.ipynb #a1cc0002
@@ -23,7 +24,7 @@ def notice(
     text:str, # One line: the choice that was made or what was left out, with a count where there is one
 ):
     "Print `text` the first time it is given, so that a repeated call doesn't repeat it"
-    print(text)
+    print(terminal_text(text))
 
 # %% ../nbs/00_core.ipynb #d1e00001
 _costs = ('loss', 'err', 'mse', 'mae', 'mape', 'rms', 'msle', 'nll', 'entropy', 'perplexity', 'brier', 'hinge', 'zero_one', 'quadratic')
@@ -116,10 +117,14 @@ def sweep(
         else: os.unlink(o.path)
 
 # %% ../nbs/00_core.ipynb #907b58cd
+def _text_args(mode):
+    "Arguments of `open` for text that reads the same in any locale"
+    return {} if 'b' in mode else dict(encoding='utf-8', errors='backslashreplace')
+
 @contextmanager
 def whole_file(
     path, # Where the finished file goes; its folder is made
-    mode:str='w', # Mode of `open`
+    mode:str='w', # Mode of `open`; text is written as UTF-8
 ):
     "An open file that appears at `path` only when the block ends without an error; raises `CourseError` if the disk refuses"
     path = Path(path)
@@ -127,7 +132,7 @@ def whole_file(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         sweep(path.parent, path.name)
-        with open(part, mode.replace('w', 'x')) as f: yield f
+        with open(part, mode.replace('w', 'x'), **_text_args(mode)) as f: yield f
         part.replace(path)
     except OSError as e: raise CourseError(f'cannot write {path}: {e.strerror or e}') from e
     finally: part.unlink(missing_ok=True) if part.parent.is_dir() else None
@@ -150,13 +155,44 @@ def whole_folder(
     finally: shutil.rmtree(part, ignore_errors=True)
 
 # %% ../nbs/00_core.ipynb #84275db4
+def lock_file(
+    path, # A folder, or a file, which need not exist
+)->Path: # `.lock` within the folder, or `.<name>.lock` beside the file
+    "Find the file that a process holds while it works on `path`"
+    path = Path(path)
+    return path/'.lock' if path.is_dir() else path.with_name(f'.{path.name}.lock')
+
+def _lock_fault(file, e):
+    "The reason why `file` can't be a lock"
+    return f'its lock {file} is a folder: remove it' if file.is_dir() else f'{e.strerror or e} ({file})'
+
+@contextmanager
 def lock_for(
-    path, # File or folder to lock, which need not exist
-): # A `filelock.FileLock`, to be used in a `with` statement; `acquire(timeout=0)` raises `filelock.Timeout` where it is taken
-    "A lock that one process of this user on this machine can hold at a time"
+    path, # A folder, or a file, which need not exist
+    busy:str=None, # Message of the `CourseError` where another process holds the lock; by default wait for it
+):
+    "Within the block no other process holds the lock of `path`; raises `CourseError` if it can't be locked"
     from filelock import FileLock
-    name = hashlib.sha256(str(Path(path).resolve()).encode()).hexdigest()[:16]
-    return FileLock(Path(tempfile.gettempdir())/f'dlcourse-{getpass.getuser()}-{name}.lock', is_singleton=False)
+    file = lock_file(path)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(file, timeout=-1 if busy is None else 0, is_singleton=False).acquire().lock
+    except TimeoutError as e: raise CourseError(busy) from e
+    except OSError as e: raise CourseError(f'cannot lock {path}: {_lock_fault(file, e)}') from e
+    try: yield
+    finally:
+        if os.name != 'nt': file.unlink(missing_ok=True) # while it is held: whoever waits for it takes a new one
+        lock.release()
+
+# %% ../nbs/00_core.ipynb #e7a50002
+def refuse_launcher(
+    what:str, # Subject of the message
+):
+    "Raise `CourseError` in one of several processes that a launcher such as torchrun has started"
+    size = os.environ.get('WORLD_SIZE', '1')
+    if size in ('', '1'): return
+    raise CourseError(f'{what} takes one process, and a launcher such as torchrun has started {one_line(size)} (WORLD_SIZE): '
+                      'start it without the launcher, it takes one GPU if there is one')
 
 # %% ../nbs/00_core.ipynb #baba216f
 def light_figures(

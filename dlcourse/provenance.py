@@ -23,7 +23,7 @@ def git(
 ): # Its output without the line break at the end
     "Output of a git command run on the package's own repository, or None outside one"
     folder = Path(dlcourse.__file__).parent
-    try: done = subprocess.run(['git', *args], cwd=folder, capture_output=True, text=True)
+    try: done = subprocess.run(['git', *args], cwd=folder, capture_output=True, encoding='utf-8', errors='replace')
     except OSError: return None
     return done.stdout.strip() if done.returncode == 0 else None
 
@@ -40,7 +40,7 @@ def commit_and_changes(
 # %% ../nbs/01_provenance.ipynb #a3feb721
 def cpu_model()->str:
     "Name of the processor, from Linux where it tells it, otherwise from Python"
-    try: lines = Path('/proc/cpuinfo').read_text(encoding='utf-8').splitlines()
+    try: lines = Path('/proc/cpuinfo').read_text(encoding='utf-8', errors='replace').splitlines()
     except OSError: return platform.processor()
     names = [o.split(':', 1)[1].strip() for o in lines if o.startswith('model name')]
     return names[0] if names else platform.processor()

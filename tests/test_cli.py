@@ -1,5 +1,5 @@
 "The command line: the main job, what it prints and writes, errors, interruption, and its help"
-import json, os, re, resource, shlex, signal, subprocess, sys, time
+import io, json, os, re, resource, shlex, signal, subprocess, sys, time
 from pathlib import Path
 from urllib.error import URLError
 
@@ -50,6 +50,76 @@ def pictures(root, n=6, mode='L', side=8):
         (Path(root)/name).mkdir(parents=True)
         for i in range(n):
             Image.fromarray(rng.integers(low, low+90, (side, side), dtype=np.uint8)).convert(mode).save(Path(root)/name/f'{i}.png')
+
+
+# ---- odd names, places and launchers -----------------------------------------------------------
+
+ODD = ['$10-$20', '_ <b>', 'macro avg', '\x1b[2J', 'two\nlines', 'חתול', '猫', b'caf\xe9'.decode(errors='surrogateescape')]
+
+
+@pytest.fixture(scope='module')
+def odd(tmp_path_factory):
+    "A folder of classes with odd names, and a run on it"
+    root = tmp_path_factory.mktemp('odd')
+    for k,name in enumerate(ODD):
+        (root/'$a$'/name).mkdir(parents=True)
+        for i in range(5): Image.fromarray(np.full((8, 8), 30*k, np.uint8)).save(root/'$a$'/name/f'{i}.png')
+    with pytest.MonkeyPatch.context() as m:
+        m.chdir(root)
+        assert main(['train', 'mlp', '--data', '$a$', '--bs', '8', '--epochs', '1']) == 0
+    return root
+
+
+@pytest.mark.parametrize('line', ['data show $a$', 'evaluate mlp--a--1', 'predict mlp--a--1 $a$/*/0.png', 'report mlp--a--1'])
+@pytest.mark.parametrize('encoding', ['ascii', 'cp1252'])
+def test_odd_names_in_any_encoding(line, encoding, odd, monkeypatch):
+    if line.startswith('report'): pytest.importorskip('typst')
+    monkeypatch.chdir(odd)
+    out = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr(sys, 'stdout', out)
+    words = [o for w in line.split() for o in (sorted(map(str, Path().glob(w))) if '*' in w else [w])]
+    assert main(words) == 0
+    said = out.buffer.getvalue().decode(encoding)
+    assert '\x1b' not in said and out.errors == 'strict'
+    if words[0] == 'evaluate': assert sum(o.startswith('macro avg') for o in said.splitlines()) == 2
+    if words[0] == 'predict': assert len(said.splitlines()) == len(ODD)
+
+
+def test_files_of_odd_names_are_utf8(odd):
+    run = odd/'runs'/'mlp--a--1'
+    assert 'חתול' in (run/'report.csv').read_text(encoding='utf-8') and r'caf\udce9' in (run/'report.csv').read_text(encoding='utf-8')
+    assert set(json.loads((run/'metrics.json').read_text(encoding='utf-8'))['test']['classes']) == set(ODD)
+
+
+@pytest.mark.parametrize('line', ['train mlp', 'search mlp --space lr=0.1|0.2', 'reproduce mba-7'])
+def test_a_launcher_is_refused(line, run, monkeypatch):
+    monkeypatch.setenv('RANK', '0')
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    code, out, err = run(line)
+    assert (code, out, len(err)) == (2, [], 1) and 'start it without the launcher' in err[0] and names() == []
+
+
+def test_two_runs_into_one_folder(run, monkeypatch):
+    "The second, which looked before the first had written anything, is refused and leaves the first whole"
+    from dlcourse.training import runs
+    monkeypatch.setattr(runs, '_check_folder', lambda folder: None)
+    assert run(f'{MLP} --epochs 1 --out one')[0] == 0
+    before = Path('one/settings.json').read_bytes()
+    code, out, err = run(f'{MLP} --epochs 2 --out one')
+    assert code == 2 and 'one exists already' in err[0] and Path('one/settings.json').read_bytes() == before
+
+
+def test_the_name_of_the_lock_is_taken(run):
+    Path('one/.lock').mkdir(parents=True)
+    code, out, err = run(f'{MLP} --epochs 1 --out one')
+    assert code == 2 and len(err) == 1 and names() == ['one', 'one/.lock']
+
+
+def test_a_user_without_an_entry_trains_again(run, monkeypatch):
+    def unknown(*args): raise KeyError('getpwuid(): uid not found: 12345')
+    monkeypatch.setattr('pwd.getpwuid', unknown)
+    for o in ('USER', 'LOGNAME', 'LNAME', 'USERNAME', 'HOME'): monkeypatch.delenv(o, raising=False)
+    assert run(f'{MLP} --epochs 1 --out one')[0] == 0 and names('one') == FILES
 
 
 # ---- the main job ------------------------------------------------------------------------------

@@ -1,13 +1,14 @@
 "The lowest floor: names, seeds, threads, files and locks"
-import random, sys
+import io, random, sys, unicodedata
 
 import numpy as np
 import pytest
 import torch
-from filelock import Timeout
 
 from dlcourse import models
-from dlcourse.core import CourseError, choose, import_all, kept_rng, lock_for, num_threads, optional, seed_all, whole_file
+from dlcourse.core import CourseError, choose, import_all, kept_rng, lock_for, num_threads, optional
+from dlcourse.core import refuse_launcher, seed_all, whole_file
+from dlcourse.names import file_name, html_text, legend_text, one_line, plot_text, terminal_text
 
 
 def drawn(): return random.random(), np.random.rand(), torch.rand(1).item()
@@ -53,8 +54,70 @@ def test_a_file_is_whole_or_absent(tmp_path):
 
 def test_one_holder_of_a_lock(tmp_path):
     with lock_for(tmp_path):
-        with pytest.raises(Timeout): lock_for(tmp_path/'.').acquire(timeout=0)
-    lock_for(tmp_path).acquire(timeout=0).lock.release()
+        with pytest.raises(CourseError, match='taken'), lock_for(tmp_path/'.', 'taken'): pass
+    with lock_for(tmp_path, 'taken'), lock_for(tmp_path/'new'/'a.json', 'taken'):
+        assert sorted(o.name for o in tmp_path.rglob('*')) == ['.a.json.lock', '.lock', 'new']
+    assert [o.name for o in tmp_path.rglob('*')] == ['new']
+
+
+def test_a_place_that_cannot_be_locked(tmp_path):
+    (tmp_path/'.lock').mkdir()
+    with pytest.raises(CourseError, match='its lock .* is a folder: remove it'), lock_for(tmp_path): pass
+    (tmp_path/'a').write_text('')
+    with pytest.raises(CourseError, match='cannot lock'), lock_for(tmp_path/'a'/'b'): pass
+
+
+def test_text_is_written_as_utf8_in_any_locale(tmp_path, monkeypatch):
+    monkeypatch.setattr('locale.getpreferredencoding', lambda *_: 'ascii')
+    monkeypatch.setattr('locale.getencoding', lambda: 'ascii')
+    with whole_file(tmp_path/'a.txt') as f: f.write('2×2 \udcff')
+    assert f.encoding == 'utf-8' and (tmp_path/'a.txt').read_bytes() == '2×2 \\udcff'.encode()
+
+
+def test_a_launcher_is_refused(monkeypatch):
+    for size in ('', '1'):
+        monkeypatch.setenv('WORLD_SIZE', size)
+        refuse_launcher('a run')
+    monkeypatch.setenv('WORLD_SIZE', '4')
+    with pytest.raises(CourseError, match='a run takes one process, and .* torchrun has started 4'): refuse_launcher('a run')
+
+
+odd_names = ['$5', 'a$$b', '$10-$20', r'a\$b', r'\frac', '_none', '50%', '{x}', '<b>&"', "it's", 'two\nlines', 'a\tb', '\x1b[2J',
+             '\x00', '\x7f', '\u202egpj', 'חתול', 'macro avg', b'caf\xe9'.decode(errors='surrogateescape'), '猫', ' ', '']
+
+
+@pytest.mark.parametrize('name', odd_names)
+def test_a_name_is_drawn_as_it_is(name):
+    from matplotlib.figure import Figure
+    ax = Figure(figsize=(1, 1)).add_subplot()
+    ax.set_title(plot_text(name, f'→ {name}'))
+    ax.plot([1, 2], label=legend_text(name) or '-')
+    shown, math = ax.title._preprocess_math(ax.title.get_text())
+    assert (shown, math) == (f'{one_line(name)}\n→ {one_line(name)}', False)
+    assert len(ax.legend().texts) == 1
+    ax.figure.savefig(io.BytesIO(), format='svg')
+
+
+def test_names_for_tex():
+    from matplotlib import rc_context
+    with rc_context({'text.usetex': True}): assert plot_text('a_b$5%') == r'a\_b\$5\%'
+    with rc_context({'text.parse_math': False}): assert plot_text('$5-$6') == '$5-$6'
+
+
+@pytest.mark.parametrize('name', odd_names)
+@pytest.mark.parametrize('encoding', ['utf-8', 'cp1252', 'ascii'])
+def test_a_name_is_printed_in_any_encoding(name, encoding):
+    out = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    print(text := terminal_text(name, out), file=out, flush=True)
+    assert all(c == '\n' or unicodedata.category(c) not in ('Cc', 'Cs') for c in text) and '\u202e' not in text
+
+
+@pytest.mark.parametrize('name', odd_names)
+def test_a_name_becomes_a_files_name(name, tmp_path):
+    made = file_name(name)
+    assert not set(made) & set('<>:"/\\|?*$%{}\n\t\0') and made == made.strip('. ')
+    if made: (tmp_path/made).mkdir()
+    assert '<' not in html_text(name) and '"' not in html_text(name)
 
 
 def test_every_module_of_a_package_is_imported():

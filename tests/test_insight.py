@@ -351,6 +351,18 @@ def by_hand(targets, decoded, vocab):
     return Evaluation(None, None, 'valid', p, t, -p[range(len(t)), t].log(), vocab)
 
 
+def test_names_of_classes_are_never_formulas():
+    names = ['$10-$20', r'a\$b$', '<b>\n%', '_']
+    ev = by_hand([0, 1, 2, 3], [0, 1, 3, 3], names)
+    for fig in (ev.plot_confusion_matrix(), ev.per_class()):
+        fig.canvas.draw()
+        texts = [o._preprocess_math(o.get_text()) for o in fig.axes[0].get_yticklabels()]
+        assert texts == [('$10-$20', False), (r'a\$b$', False), ('<b> %', False), ('_', False)]
+    losses = {'_a': [3., 2., 1.]*3, '$x$ and $y$': [2., 1., 1.]*3}
+    texts = plot_losses(losses).axes[0].get_legend().texts
+    assert [o._preprocess_math(o.get_text()) for o in texts] == [(' _a', False), ('$x$ and $y$', False)]
+
+
 def test_a_class_that_never_occurs_and_names_that_look_like_rows():
     ev = by_hand([0, 0, 1, 1], [0, 1, 1, 1], ['accuracy', 'b', 'macro avg'])
     rep = ev.report()

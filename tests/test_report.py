@@ -336,3 +336,8 @@ def test_command_refuses(line, says, capsys):
     code = main(['report', *line.split()])
     err = capsys.readouterr().err
     assert code == 2 and says in err and err.count('\n') == 1 and not Path('report.pdf').exists()
+
+
+@pytest.mark.parametrize('abstract', ['- one\n- two', '- one\n- two\n\nand more', 'text\n\n- one'])
+def test_an_abstract_that_is_a_list(abstract, plain):
+    assert report('mlp-digits-1', 'listed.pdf', abstract=abstract).pages <= 2

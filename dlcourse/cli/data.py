@@ -9,8 +9,9 @@ __all__ = ['data_list_command', 'data_get_command', 'data_show_command', 'archs_
 
 # %% ../../nbs/cli/03_data.ipynb #c52167f6
 from pathlib import Path
-from .parsing import arg, command
+from .parsing import arg, command, say
 from .values import whole
+from ..names import file_name
 
 # %% ../../nbs/cli/03_data.ipynb #7cfa49b8
 @command('data list', examples=['dlcourse data list'])
@@ -19,7 +20,7 @@ def data_list_command(args):
     from dlcourse.data.sources import datasets, locate, source
     table = datasets()
     table['here'] = ['yes' if not source(o).remotes or locate(o) else 'no' for o in table.index]
-    print(table.rename_axis(None).to_string())
+    say(table.rename_axis(None).to_string())
 
 # %% ../../nbs/cli/03_data.ipynb #d9c1fb3c
 @command('data get', arg('name', metavar='NAME', help='a data set: see `dlcourse data list`'), examples=['dlcourse data get cifar10'])
@@ -27,8 +28,8 @@ def data_get_command(args):
     "Download a data set, unless it is on this machine"
     from dlcourse.data.sources import fetch, locate, source
     src = source(args.name)
-    if src.remotes: print(f'{src.name} is in {(locate(src.name) or fetch(src.name))/src.folder}')
-    else: print(f'{src.name} comes with the installation')
+    if src.remotes: say(f'{src.name} is in {(locate(src.name) or fetch(src.name))/src.folder}')
+    else: say(f'{src.name} comes with the installation')
 
 # %% ../../nbs/cli/03_data.ipynb #ac9e4185
 def _show_classes(ex, path):
@@ -55,12 +56,12 @@ def data_show_command(args):
     from dlcourse.data.sources import find_folder, load
     folder = find_folder(args.data)
     ex = load_folder(folder, size=args.size) if folder else load(args.data)
-    print(ex)
-    if not ex.vocab: return print(_summary(ex))
-    print(class_distribution(ex).rename_axis(None).to_string())
-    path = args.output or f'{ex.name}.png'
+    say(ex)
+    if not ex.vocab: return say(_summary(ex))
+    say(class_distribution(ex).rename_axis(None).to_string())
+    path = args.output or f'{file_name(ex.name)}.png'
     _show_classes(ex, path)
-    print(f'images and class distribution: {path}')
+    say(f'images and class distribution: {path}')
 
 # %% ../../nbs/cli/03_data.ipynb #1498e79c
 def _summary(ex):
@@ -74,4 +75,4 @@ def _summary(ex):
 def archs_command(args):
     "List the networks, with their number of parameters and smallest image; any other of torchvision or timm works too"
     from dlcourse.models.zoo import archs
-    print(archs().rename_axis(None).to_string())
+    say(archs().rename_axis(None).to_string())

@@ -11,8 +11,9 @@ __all__ = ['run_option', 'device_option', 'trained_run', 'evaluate_command', 'pr
 # %% ../../nbs/cli/05_runs.ipynb #e43dd642
 import shlex
 from pathlib import Path
-from .parsing import arg, command
+from .parsing import arg, command, say
 from .train import evaluate_run
+from ..names import one_line
 
 # %% ../../nbs/cli/05_runs.ipynb #94f733bc
 def trained_run(name, device):
@@ -36,8 +37,8 @@ def evaluate_command(args):
     "Judge a trained run: classification report, confusion matrix, curves"
     run = trained_run(args.run_name, args.device)
     ev, last = evaluate_run(run, args.part)
-    print(ev.report().round(4).to_string(na_rep=''))
-    print(last)
+    say(ev.report().round(4).to_string(na_rep=''))
+    say(last)
 
 # %% ../../nbs/cli/05_runs.ipynb #60f3a21c
 def _predictions(learn, files):
@@ -57,12 +58,12 @@ def predict_command(args):
     "Predict the class of image files: file, class, probability, and the three likeliest classes"
     learn = trained_run(args.run_name, args.device).learner()
     with learn.quiet(): probs = _predictions(learn, args.images)
-    vocab = [str(o) for o in learn.dls.vocab]
-    wide, wide_class = max(map(len, args.images)), max(map(len, vocab))
-    for file, row in zip(args.images, probs):
+    files, vocab = [*map(one_line, args.images)], [*map(one_line, learn.dls.vocab)]
+    wide, wide_class = max(map(len, files)), max(map(len, vocab))
+    for file, row in zip(files, probs):
         top = [(vocab[i], row[i].item()) for i in row.argsort(descending=True)[:3]]
         likely = ', '.join(f'{name} {p:.3f}' for name,p in top)
-        print(f'{file:{wide}}  {top[0][0]:{wide_class}}  {top[0][1]:.4f}  ({likely})')
+        say(f'{file:{wide}}  {top[0][0]:{wide_class}}  {top[0][1]:.4f}  ({likely})')
 
 # %% ../../nbs/cli/05_runs.ipynb #b79a6cc7
 @command('export', run_option, arg('-o', '--output', required=True, metavar='FILE.onnx|FOLDER',
@@ -78,10 +79,10 @@ def export_command(args):
         raise CourseError(f'--output takes a name that ends in .onnx, or a folder without an ending, not {str(out)!r}')
     learn = trained_run(args.run_name, 'cpu').learner()
     from dlcourse.insight.inference import export_folder, export_onnx
-    if onnx: print(f'ONNX program: {export_onnx(learn, out).as_posix()}')
+    if onnx: say(f'ONNX program: {export_onnx(learn, out).as_posix()}')
     else:
         script = shlex.quote((out/'predict.py').as_posix())
-        print(f'network, settings and script: {export_folder(learn, out).as_posix()} (try: python {script} IMAGE)')
+        say(f'network, settings and script: {export_folder(learn, out).as_posix()} (try: python {script} IMAGE)')
 
 # %% ../../nbs/cli/05_runs.ipynb #7e013785
 def _text_or_file(text, what):
@@ -111,4 +112,4 @@ def report_command(args):
     from dlcourse.report.pages import report
     texts = {k: _text_or_file(getattr(args, k), k) for k in ('abstract', 'observations')}
     runs = [trained_run(o, args.device) for o in args.runs]
-    print(report(runs, args.output, title=args.title, authors=args.author, date=args.date, lang=args.lang, **texts))
+    say(report(runs, args.output, title=args.title, authors=args.author, date=args.date, lang=args.lang, **texts))

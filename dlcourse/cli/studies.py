@@ -10,9 +10,10 @@ __all__ = ['Progress', 'check_writable', 'reproduce_command', 'search_command']
 # %% ../../nbs/cli/06_studies.ipynb #40112e2f
 import os, sys
 from dataclasses import replace
-from .parsing import arg, command
+from .parsing import arg, command, say
 from .train import data_options, given_options, network_options, take
 from .values import above_zero, axes, picture, whole
+from ..names import terminal_text
 
 # %% ../../nbs/cli/06_studies.ipynb #3c929133
 class Progress:
@@ -22,6 +23,7 @@ class Progress:
     def __call__(self, line):
         epoch = line.startswith('epoch ')
         if not epoch: self.trial = line
+        line = terminal_text(line)
         if self.moving: print(f'\r\x1b[K{self.trial}, {line}' if epoch else f'\r\x1b[K{line}', end='', flush=True)
         elif not epoch: print(line, flush=True)
 
@@ -31,7 +33,7 @@ class Progress:
 # %% ../../nbs/cli/06_studies.ipynb #b0ebed6a
 def _records(folder):
     from dlcourse.course.records import record_file
-    print(f"records: {record_file('', folder=folder).parent.as_posix()}")
+    say(f"records: {record_file('', folder=folder).parent.as_posix()}")
 
 # %% ../../nbs/cli/06_studies.ipynb #53c16fb3
 def _sources(ids, folder):
@@ -40,7 +42,7 @@ def _sources(ids, folder):
     own = sum(record_file(o, folder=folder).exists() for o in ids)
     published = sum(find_record(o, folder).exists() for o in ids) - own
     place = record_file('', folder=folder).parent.as_posix()
-    print(f'records: {own} in {place}' + (f', {published} that came with the package' if published else ''))
+    say(f'records: {own} in {place}' + (f', {published} that came with the package' if published else ''))
 
 # %% ../../nbs/cli/06_studies.ipynb #53c16fb4
 def _list_experiments(folder):
@@ -48,7 +50,7 @@ def _list_experiments(folder):
     table = reproduction(folder=folder)
     usual = [f'about {o.minutes:g}' if o.minutes else '' for o in experiments().values()]
     table['minutes'] = table.minutes.astype(object).where(table.minutes.notna(), usual)
-    print(table.rename(columns=dict(came_true='came true')).fillna('').to_string())
+    say(table.rename(columns=dict(came_true='came true')).fillna('').to_string())
     _sources(table.index, folder)
 
 # %% ../../nbs/cli/06_studies.ipynb #6b7c3c01
@@ -56,11 +58,11 @@ def _show_record(record):
     "Print reported and obtained figures side by side, and the verdicts"
     from dlcourse.course.records import reported_and_obtained, verdict_table
     quick = '' if record['full'] else ' (a quick run, which shows that the code works; --full measures)'
-    print(f"{record['id']}: {record['title']}{quick}")
-    print(reported_and_obtained(record).to_string())
-    for text,answer in verdict_table(record)['came true'].items(): print(f'  {answer}: {text}')
+    say(f"{record['id']}: {record['title']}{quick}")
+    say(reported_and_obtained(record).to_string())
+    for text,answer in verdict_table(record)['came true'].items(): say(f'  {answer}: {text}')
     missing = dict.fromkeys((r['variant'], r['not_measured']) for r in record['rows'] if 'not_measured' in r)
-    for variant,why in missing: print(f'  not measured: {variant} {why}')
+    for variant,why in missing: say(f'  not measured: {variant} {why}')
 
 # %% ../../nbs/cli/06_studies.ipynb #742f2db3
 def check_writable(folder):
@@ -90,8 +92,9 @@ def _check_data(names, found):
     examples=['dlcourse reproduce', 'dlcourse reproduce mba-7 --full', 'dlcourse reproduce mac --full --seeds 5'])
 def reproduce_command(args):
     "Run the course's experiments; print reported and obtained figures side by side"
-    from dlcourse.core import CourseError
+    from dlcourse.core import CourseError, refuse_launcher
     if not args.names: return _list_experiments(args.output)
+    refuse_launcher('an experiment')
     from dlcourse.course import experiment
     from dlcourse.course.records import record_file
     found = experiment.find_experiments(args.names)
@@ -104,7 +107,7 @@ def reproduce_command(args):
         try: record = experiment.reproduce(o, args.full, args.seeds, args.variant, args.device, args.output, args.again, show)
         finally: show.clear()
         _show_record(record)
-        if not show.trial: print('  nothing was left to run; --again measures anew')
+        if not show.trial: say('  nothing was left to run; --again measures anew')
     _records(args.output)
 
 # %% ../../nbs/cli/06_studies.ipynb #39bae7f0
@@ -130,7 +133,9 @@ _search_args = (
               'dlcourse search cnn --space "depth=2:4,bs=32|64,opt_func=adamw|sgd" --storage trials --workers 2'])
 def search_command(args):
     "Search settings: grid, random or Bayesian, on the validation part (needs dlcourse[search])"
+    from dlcourse.core import refuse_launcher
     from dlcourse.training.search import search, trainer
+    refuse_launcher('a search')
     given = given_options(args)
     how = take(given, 'method', 'n', 'storage', 'workers', 'seed', 'seconds')
     if given.pop('no_pruning', False): how['pruner'] = None
@@ -139,12 +144,12 @@ def search_command(args):
     if plot: check_writable(plot.parent)
     found = search(space, trainer(arch, data, **given, **fixed), progress=sys.stdout.isatty(), **how)
     waiting = found.table.state == 'waiting'
-    print(found.table[~waiting].sort_values('value', ascending=not found.maximize).to_string(float_format=_figure, na_rep=''))
+    say(found.table[~waiting].sort_values('value', ascending=not found.maximize).to_string(float_format=_figure, na_rep=''))
     if plot: _save_parallel(found, plot)
-    print(found)
+    say(found)
     if len(found.complete) > 3 and len(found.space) > 1:
-        print('what mattered:', ', '.join(f'{k} {v:.0%}' for k,v in found.importance().items()))
-    if len(found.complete): print('with the best settings:', _as_call(found, arch, data=data, **given, **fixed))
+        say('what mattered:', ', '.join(f'{k} {v:.0%}' for k,v in found.importance().items()))
+    if len(found.complete): say('with the best settings:', _as_call(found, arch, data=data, **given, **fixed))
     return 130 if waiting.any() else 0 # Ctrl-C
 
 # %% ../../nbs/cli/06_studies.ipynb #ae03a664

@@ -9,7 +9,7 @@ __all__ = ['data_options', 'take', 'given_options', 'network_options', 'settings
 
 # %% ../../nbs/cli/04_train.ipynb #4d21ae62
 import argparse, json
-from .parsing import arg, command
+from .parsing import arg, command, say
 from .values import above_zero, fraction, names, not_negative, rate, shares, tensor_file, value, whole
 
 # %% ../../nbs/cli/04_train.ipynb #70e405bb
@@ -107,7 +107,7 @@ _part_names = dict(train='training', valid='validation', test='test')
 
 def _write_text(path, text):
     from dlcourse.core import whole_file
-    with whole_file(path, 'wb') as f: f.write(text.encode())
+    with whole_file(path) as f: f.write(text)
 
 # %% ../../nbs/cli/04_train.ipynb #1fea5db4
 def _report_files(run, ev, tag):
@@ -182,7 +182,7 @@ def train_command(args):
     from dlcourse.training.runs import start
     run = args.kept = _resumed(args) if args.resume else start(settings_of(args), args.out)
     learn = run.learner()
-    print(run, flush=True)
+    say(run)
     if not run.finished or run.has('metrics.json'):
         with learn.quiet(): run.train(cbs=[TextProgress()])
-    print(evaluate_run(run)[1])
+    say(evaluate_run(run)[1])

@@ -78,7 +78,7 @@ def classifier_figures(
             e = evaluate(learn, part)
             found |= {f'{part}_accuracy': e.accuracy, f'{part}_loss': e.loss}
     report, confusion = e.report(), e.confusion_matrix()
-    found |= dict(macro_precision=report.precision['macro avg'], macro_f1=report.f1['macro avg'])
+    found |= dict(macro_precision=report.precision.iloc[-2], macro_f1=report.f1.iloc[-2])
     found |= dict(parameters=sum(p.numel() for p in learn.model.parameters()), seconds=float(learn.history.seconds.sum()))
     recall = confusion.diagonal()/confusion.sum(1).clip(1)
     return dict(found, recall=recall.tolist(), confusion=confusion.tolist(), **_curves(learn.history))

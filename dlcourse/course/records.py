@@ -17,6 +17,7 @@ import numpy as np, pandas as pd
 import dlcourse
 from matplotlib.figure import Figure
 from ..core import CourseError, choose, whole_file
+from ..names import legend_text, plot_text
 from ..insight.curves import colors, panels, tidy
 
 # %% ../../nbs/course/49_records.ipynb #babb10b1
@@ -251,7 +252,7 @@ def dots(
     for i,v in enumerate(groups.values()):
         ax.plot([i + offset]*len(v), v, 'o', color=color, alpha=0.5, markersize=4)
         if v: ax.plot(i + offset, np.mean(v), '_', color=color, markersize=14, markeredgewidth=2)
-    ax.set_xticks(range(len(groups)), groups)
+    ax.set_xticks(range(len(groups)), [plot_text(o) for o in groups])
 
 # %% ../../nbs/course/49_records.ipynb #2351fc3f
 def draw_curve(
@@ -262,7 +263,7 @@ def draw_curve(
     "Draw the figure `k` of each row against the epoch"
     for (name, some),color in zip(rows.items(), cycle(colors)):
         curves = [r['figures'][k] for r in some if k in r['figures']]
-        for i,curve in enumerate(curves): ax.plot(range(1, len(curve) + 1), curve, color=color, label=None if i else name)
+        for i,curve in enumerate(curves): ax.plot(range(1, len(curve) + 1), curve, color=color, label=None if i else legend_text(name))
     tidy(ax, k.removesuffix('_by_epoch').replace('_', ' '), 'epoch')
 
 # %% ../../nbs/course/49_records.ipynb #04083e05
@@ -274,7 +275,7 @@ def _draw_means(record, k, ax):
                 ax.errorbar(o['mean'], i, xerr=o['spread'], fmt='o', color=colors[0], capsize=3)
         said = record['reported'].get(variant, {}).get(k)
         if isinstance(said, (int, float)): ax.plot(said, i, 'x', color=colors[1])
-    ax.set_yticks(range(len(record['variants'])), record['variants'])
+    ax.set_yticks(range(len(record['variants'])), [plot_text(o) for o in record['variants']])
     ax.invert_yaxis()
     tidy(ax, '', k.replace('_', ' '))
 

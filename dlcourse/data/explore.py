@@ -10,6 +10,7 @@ __all__ = ['as_labelled', 'show_classes', 'class_distribution', 'plot_class_dist
 # %% ../../nbs/data/05_explore.ipynb #f28c105d
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
 from ..core import CourseError
+from ..names import plot_text
 from .arrays import Examples, as_examples, shape_text
 
 # %% ../../nbs/data/05_explore.ipynb #29577564
@@ -51,7 +52,8 @@ def show_classes(
     tiles = _tiles(data.x, rows)
     if ax is None: _, ax = plt.subplots(figsize=(0.7*n + 1, 0.7*len(rows)))
     ax.imshow(tiles, cmap='gray', vmin=0, vmax=255)
-    ax.set(xticks=[], yticks=(np.arange(len(rows)) + 0.5)*tiles.shape[0]/len(rows), yticklabels=data.vocab, frame_on=False)
+    ax.set(xticks=[], frame_on=False)
+    ax.set_yticks((np.arange(len(rows)) + 0.5)*tiles.shape[0]/len(rows), [plot_text(o) for o in data.vocab])
     ax.tick_params(length=0)
     return ax
 
@@ -71,7 +73,7 @@ def plot_class_distribution(
     ax=None, # Axes to draw on; new ones by default
 ): # The axes
     "Plot the `class_distribution` as bars"
-    counts = class_distribution(data)
+    counts = class_distribution(data).rename(plot_text)
     if ax is None: _, ax = plt.subplots(figsize=(max(4, 0.7*len(counts)), 3))
     counts.plot.bar(ax=ax, rot=30, xlabel='', ylabel='examples')
     plt.setp(ax.get_xticklabels(), ha='right')

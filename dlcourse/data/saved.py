@@ -8,7 +8,7 @@ Docs: https://dlcourse.github.io/dlcourse/data/saved.html.md"""
 __all__ = ['perturb', 'save_images', 'save_set', 'load_set']
 
 # %% ../../nbs/data/09_saved.ipynb #8e81973e
-import json, re
+import json
 from copy import copy
 from functools import reduce
 from pathlib import Path
@@ -17,6 +17,7 @@ from fastcore.foundation import L
 from PIL import Image
 from torch import Tensor
 from ..core import CourseError, kept_rng, whole_file, whole_folder
+from ..names import file_name, one_line
 from ..files import check_numbers, from_json, read_tensors, write_tensors
 from .arrays import Examples, as_examples
 from .sampling import as_labels
@@ -47,9 +48,9 @@ def perturb(
 # %% ../../nbs/data/09_saved.ipynb #3103e4d0
 def _folder_names(vocab):
     "File names for class names; raises `CourseError` where two would be the same"
-    names = [re.sub(r'[^\w .+-]', '-', str(o)).strip('. ') for o in vocab]
-    if len(set(names)) < len(names) or '' in names:
-        raise CourseError(f"class names must make different folder names, got {', '.join(map(str, vocab))}")
+    names = [file_name(o) for o in vocab]
+    if len({o.lower() for o in names}) < len(names) or '' in names:
+        raise CourseError(f"class names must make different folder names, also where capitals don't count, got {', '.join(map(str, vocab))}")
     return names
 
 # %% ../../nbs/data/09_saved.ipynb #20e5c5c1
@@ -87,7 +88,7 @@ def save_set(
 ):
     "Write a set of images to one file, in one step; raises `CourseError` if the disk refuses"
     ex = as_examples(ex)
-    meta = dict(vocab=json.dumps(ex.vocab), name=ex.name, about=about)
+    meta = dict(vocab=json.dumps(ex.vocab), name=one_line(ex.name), about=about)
     with whole_file(file, 'wb') as f: write_tensors(f, {k: getattr(ex, k) for k in _tensors}, meta)
 
 # %% ../../nbs/data/09_saved.ipynb #081ad09e

@@ -13,6 +13,7 @@ import matplotlib.pyplot as plt, numpy as np, pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from ..core import CourseError, choose, smaller_is_better
+from ..names import legend_text, plot_text
 
 # %% ../../nbs/insight/01_curves.ipynb #cf247fb3
 from ..values.door import check_calls
@@ -93,7 +94,7 @@ def tidy(
     whole:bool=False, # Whole numbers on the x axis
 ):
     "Give `ax` this package's look: a light grid, no box, whole ticks for epochs"
-    ax.set(title=title, xlabel=xlabel)
+    ax.set(title=plot_text(*title.split('\n')), xlabel=plot_text(xlabel))
     ax.grid(True, color='0.9', linewidth=0.8); ax.set_axisbelow(True)
     ax.spines[['top', 'right']].set_visible(False)
     if whole: ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
@@ -198,7 +199,7 @@ def plot_compare(
     ax = panels(1, ax, width=6, height=3.8)[0]
     for i,(name,o) in enumerate(_named(learners).items()):
         for style,values in _lines(history(o), metric):
-            label = name if style == '-' else None
+            label = legend_text(name) if style == '-' else None
             look = dict(color=colors[i % 7], marker='.osv^D'[i % 6], markersize=4, alpha=1 if label else 0.6)
             ax.plot(values.index, values, style, label=label, **look)
     if any(o.get_linestyle() == '--' for o in ax.lines): ax.plot([], [], '--', color='0.4', label='(training)')
@@ -269,7 +270,7 @@ def plot_losses(
     ax = panels(1, ax, width=6, height=3.8)[0]
     for i,(name,o) in enumerate(_named(runs).items()):
         losses, color = step_losses(o), colors[i % 7]
-        ax.plot(np.arange(len(losses))+1, losses, color=color, label=name)
+        ax.plot(np.arange(len(losses))+1, losses, color=color, label=legend_text(name))
         ax.axhline(_converged(losses, 0.05)['final_level'], color=color, linestyle=':', linewidth=1)
     tidy(ax, 'training loss', 'step', whole=True)
     if log: ax.set_yscale('log')

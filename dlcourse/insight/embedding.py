@@ -17,6 +17,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from torch import Tensor
 from ..core import CourseError, choose, kept_rng
+from ..names import legend_text, plot_text
 from .curves import panels
 from .outputs import class_names
 from .layers import (channel_axes, refuse_nan, class_scores, device_of, draw_indices, evaluating, find_layer, find_part,
@@ -201,7 +202,7 @@ def _palette(n):
 def _draw_points(ax, xy, acts):
     "Draw `xy` by class, and mark what is wrong"
     for c,color in enumerate(_palette(len(acts.vocab))):
-        ax.scatter(*xy[acts.targets == c].T, s=9, color=color, label=acts.vocab[c], linewidths=0)
+        ax.scatter(*xy[acts.targets == c].T, s=9, color=color, label=legend_text(acts.vocab[c]), linewidths=0)
     if acts.wrong.any(): ax.scatter(*xy[acts.wrong].T, s=22, marker='x', color='black', linewidths=0.7, label='predicted wrongly')
     ax.set(xticks=[], yticks=[])
 
@@ -223,7 +224,7 @@ def plot(self:Activations,
     for a,(k,(xy, what)) in zip(axs, placed.items()):
         _draw_points(a, xy, self)
         row = table.loc[k]
-        a.set_title(f'{k} ({what})\nsilhouette {_two(row.silhouette)}, probe {_two(row.probe)}', fontsize=9)
+        a.set_title(plot_text(f'{k} ({what})', f'silhouette {_two(row.silhouette)}, probe {_two(row.probe)}'), fontsize=9)
     if len(self.vocab) <= 20:
         look = dict(ncols=6, fontsize=8, frameon=False, markerscale=1.5)
         axs[0].figure.legend(*axs[0].get_legend_handles_labels(), loc='outside lower center', **look)

@@ -15,6 +15,7 @@ from fastcore.basics import noop, patch
 from matplotlib.figure import Figure
 from torch import Tensor
 from ..core import CourseError, choose, kept_rng
+from ..names import plot_text
 from .curves import colors, panels, tidy
 from .layers import refuse_nan, device_of, find_part, in_order, kept_state
 from .outputs import class_probabilities, class_vocab, item_losses, prediction_kind
@@ -143,13 +144,14 @@ def plot_confusion_matrix(self:Evaluation,
     values:bool|None=None, # Whether to write the values; by default up to 40 classes
 )->Figure: # The matplotlib figure
     "Draw the confusion matrix: actual class by row, predicted class by column"
-    C, K = self.confusion_matrix(), len(self.vocab or [])
+    C, names = self.confusion_matrix(), [plot_text(o) for o in self.vocab]
+    K = len(names)
     if normalize: C = _normalised(C, 'true' if normalize is True else normalize)
     side = min(14, 2 + 0.42*K)
     ax = panels(1, ax, width=side + 0.6, height=side)[0]
     ax.figure.colorbar(ax.imshow(C, cmap=cmap, vmin=0), ax=ax, shrink=0.8)
-    ax.set_xticks(range(K), self.vocab, rotation=0 if max(map(len, self.vocab)) < 3 else 90)
-    ax.set_yticks(range(K), self.vocab)
+    ax.set_xticks(range(K), names, rotation=0 if max(map(len, names)) < 3 else 90)
+    ax.set_yticks(range(K), names)
     ax.set(xlabel='predicted', ylabel='actual', title=f'{self.part}: accuracy {self.accuracy:.3f}')
     if K <= 40 if values is None else values: _write_values(ax, C)
     return ax.figure
@@ -216,7 +218,7 @@ def per_class(self:Evaluation,
     for i,r in enumerate(recall): ax.text(0.015, i, 'no items' if np.isnan(r) else f'{r:.2f}', va='center', fontsize=9)
     ax.axvline(self.accuracy, color='0.25', linestyle=':')
     tidy(ax, f'{self.part}: recall of each class (dotted: accuracy {self.accuracy:.3f})', 'recall')
-    ax.set_yticks(range(K), self.vocab); ax.invert_yaxis(); ax.set_xlim(0, 1)
+    ax.set_yticks(range(K), [plot_text(o) for o in self.vocab]); ax.invert_yaxis(); ax.set_xlim(0, 1)
     return ax.figure
 
 # %% ../../nbs/insight/02_evaluation.ipynb #9d26489d
@@ -284,7 +286,7 @@ def plot_top_losses(self:Evaluation,
         draw_image(item[0], ax)
         facts = dict(actual=o.actual, predicted=o.predicted, loss=o.loss)
         words = [f'{n}: {v:.3g}' if isinstance(v, float) else f'{n}: {v}' for n,v in facts.items()]
-        ax.set_title('\n'.join(words), fontsize=9)
+        ax.set_title(plot_text(*words), fontsize=9)
     return axs[0].figure
 
 # %% ../../nbs/insight/02_evaluation.ipynb #38fa41f2

@@ -21,6 +21,7 @@ from PIL.Image import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 from ..core import CourseError, choose, kept_rng
+from ..names import plot_text
 from .curves import panels
 from .evaluation import draw_image
 from .layers import (channel_axes, check_layers, refuse_nan, class_scores, device_of, evaluating, find_layer,
@@ -279,7 +280,7 @@ def _title(self:Explanation, k, i):
     "Name the class that map `k` of image `i` explains"
     c = int(self.classes[k, i])
     said, p = self.of[k] if self.of[k] in ('actual', 'predicted') else 'for', self.preds[i, c]
-    return f"{said}: {self.vocab[c]}\np = {p:.2f}" + ('' if self.maps[k, i].max() > 0 else ', no evidence')
+    return plot_text(f'{said}: {self.vocab[c]}', f'p = {p:.2f}' + ('' if self.maps[k, i].max() > 0 else ', no evidence'))
 
 # %% ../../nbs/insight/06_explain.ipynb #99372dcb
 @patch
@@ -294,7 +295,7 @@ def plot(self:Explanation,
     axs = iter(panels(len(self)*(K + 1), width=size, height=1.25*size, ncols=ncols or 2*(K + 1)))
     for i,image in enumerate(self.images):
         draw_image(image, ax := next(axs))
-        ax.set_title('' if self.targets is None else self.vocab[self.targets[i]], fontsize=8.5)
+        ax.set_title('' if self.targets is None else plot_text(self.vocab[self.targets[i]]), fontsize=8.5)
         for k in range(K):
             _draw_heat(ax := next(axs), image, heat[k, i])
             ax.set_title(self._title(k, i), fontsize=8.5)

@@ -254,7 +254,7 @@ here = Path(__file__).resolve().parent
 sys.path.insert(0, str(here))
 sys.dont_write_bytecode = True
 from pictures import CourseError, open_picture
-settings = json.loads((here/'settings.json').read_text())
+settings = json.loads((here/'settings.json').read_text(encoding='utf-8'))
 network = torch.export.load(here/'program.pt2').module()
 
 
@@ -289,8 +289,8 @@ def _pictures_alone():
 # %% ../../nbs/insight/05_inference.ipynb #ef87690f
 def _write_program(net, model, folder):
     "Everything that belongs into the folder"
-    (folder/'settings.json').write_text(json.dumps(net.settings, indent=1))
-    (folder/'predict.py').write_text(_reader)
+    (folder/'settings.json').write_text(json.dumps(net.settings, indent=1), encoding='utf-8')
+    (folder/'predict.py').write_text(_reader, encoding='utf-8')
     (folder/'pictures.py').write_text(_pictures_alone(), encoding='utf-8')
     save_file({k: v.detach().cpu().clone().contiguous() for k,v in model.state_dict().items()}, folder/'weights.safetensors')
     torch.export.save(_exported(torch.export.export, net), folder/'program.pt2')
@@ -306,7 +306,7 @@ def run_alone(
     "Run `predict.py` of `folder` on `files`, in a process without this package; raises `CourseError` if it fails"
     words = [str(Path(o).resolve()) for o in (Path(folder)/'predict.py', *files)]
     cwd = words[0].rpartition('predict.py')[0] or None
-    out = subprocess.run([sys.executable, '-c', _alone, *words], capture_output=True, text=True, cwd=cwd)
+    out = subprocess.run([sys.executable, '-c', _alone, *words], capture_output=True, encoding='utf-8', errors='replace', cwd=cwd)
     if out.returncode:
         raise CourseError(f'the exported program does not run by itself: {(out.stderr.strip() or "no message").splitlines()[-1]}')
     return [json.loads(o) for o in out.stdout.splitlines()]

@@ -18,6 +18,7 @@ from fastai.learner import Learner
 from fastcore.basics import listify, patch
 from torch import Tensor, nn
 from ..core import CourseError
+from ..names import html_text, plot_text
 from .curves import panels
 from .layers import device_of, evaluating, find_layer, first_batch, layer_shapes
 from .robustness import Judge
@@ -85,7 +86,7 @@ class Lesions:
         what = f'{len(self.values)} lesions of {len(self.blocks)} blocks'
         return f'{what}: accuracy {self.accuracy:.3f} before, on {self.n} examples ({self.part})'
 
-    def _repr_html_(self): return f'<p>{self!r}</p>' + self.values.round(3).to_html()
+    def _repr_html_(self): return f'<p>{html_text(repr(self))}</p>' + self.values.round(3).to_html()
 
 # %% ../../nbs/insight/11_lesions.ipynb #2247dde1
 @contextmanager
@@ -167,7 +168,7 @@ def plot(self:Lesions): # The matplotlib figure
     views = [bool(len(one)), ks != [1]]
     axes = panels(sum(views), width=5, height=3)
     if views[0]:
-        axes[0].bar(one.removed, one.accuracy)
+        axes[0].bar(one.removed.map(plot_text), one.accuracy)
         axes[0].tick_params(axis='x', rotation=90)
         axes[0].set_xlabel('block that is taken out')
     if views[1]:

@@ -21,6 +21,7 @@ from fastai.learner import Learner
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from ..core import CourseError
+from ..names import legend_text
 from ..data.transforms import AtSize
 from ..data.transforms import BatchTransform
 from .cost import flops_per_image, latency
@@ -146,7 +147,7 @@ def plot_sizes(
     axs = panels(2, ax)
     for i,(name,t) in enumerate(tables.items()):
         sizes = t.index if pd.api.types.is_numeric_dtype(t.index) else t.index.astype(str)
-        for a,xs in zip(axs, (sizes, t.flops/1e6)): a.plot(xs, t.accuracy, '.-', color=colors[i % 7], label=name)
+        for a,xs in zip(axs, (sizes, t.flops/1e6)): a.plot(xs, t.accuracy, '.-', color=colors[i % 7], label=legend_text(name))
     for a,what in zip(axs, ('size in pixels', 'million FLOPs per image')): tidy(a, 'accuracy', what)
     if len(tables) > 1: axs[0].legend(edgecolor='none', framealpha=0.85)
     return axs[0].figure

@@ -15,6 +15,7 @@ from fastai.torch_core import to_device
 from fastcore.basics import patch
 from torch import Tensor
 from ..core import CourseError, kept_rng
+from ..names import html_text, plot_text
 from .curves import panels
 from .layers import (device_of, draw_indices, evaluating, find_layer, find_part, first_batch, kept_state, layer_shapes,
                                      part_loader)
@@ -91,7 +92,7 @@ class Robustness:
     def __repr__(self):
         states = ', '.join(str(o) for o in self.values)
         return f'{len(self.values)} layers put back to {states}: accuracy {self.accuracy:.3f} before, on {self.n} examples ({self.part})'
-    def _repr_html_(self): return f'<p>{self!r}</p>' + self.values.round(3).to_html()
+    def _repr_html_(self): return f'<p>{html_text(repr(self))}</p>' + self.values.round(3).to_html()
 
     def critical(self,
         loss:float=0.1, # Share of the accuracy, above 0
@@ -146,8 +147,8 @@ def plot(self:Robustness,
     rows, columns = self.values.shape
     ax = panels(1, width=2.4 + 0.5*columns, height=1 + 0.32*rows)[0]
     image = ax.imshow(self.values.values, cmap=cmap, vmin=0, vmax=max(self.accuracy, self.values.values.max()), aspect='auto')
-    ax.set_xticks(range(columns), [str(o) for o in self.values.columns])
-    ax.set_yticks(range(rows), self.values.index)
+    ax.set_xticks(range(columns), [plot_text(o) for o in self.values.columns])
+    ax.set_yticks(range(rows), [plot_text(o) for o in self.values.index])
     ax.set_xlabel('put back to epoch')
     ax.figure.colorbar(image, ax=ax, label=f'accuracy ({self.part})')
     return ax.figure

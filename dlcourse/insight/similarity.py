@@ -18,6 +18,7 @@ from fastai.learner import Learner
 from fastcore.basics import patch
 from torch import Tensor
 from ..core import CourseError, choose, kept_rng
+from ..names import html_text, plot_text
 from .curves import panels
 from .layers import (channel_axes, device_of, draw_indices, evaluating, find_layer, find_part, kept_state, layer_shapes,
                                      main_layers, number_calls, part_loader, row_makers, to_rows, watch_layers)
@@ -237,7 +238,7 @@ class Similarity:
         how = f' in {self.batches} batches' if self.batches > 1 else ''
         return f"{self.measure} of {len(self.values)}×{self.values.shape[1]} layers on {self.n} examples ({self.part}){how}"
 
-    def _repr_html_(self): return f'<p>{self!r}</p>' + self.values.round(3).to_html()
+    def _repr_html_(self): return f'<p>{html_text(repr(self))}</p>' + self.values.round(3).to_html()
 
 # %% ../../nbs/insight/09_similarity.ipynb #fa50a36f
 @patch
@@ -256,8 +257,8 @@ def plot(self:Similarity,
     rows, columns = self.values.shape
     ax = panels(1, width=1.6 + 0.42*columns, height=1.2 + 0.36*rows)[0]
     image = ax.imshow(self.values.values, origin='lower', cmap=cmap, vmin=0, vmax=1)
-    ax.set_xticks(range(columns), self.values.columns, rotation=90)
-    ax.set_yticks(range(rows), self.values.index)
+    ax.set_xticks(range(columns), [plot_text(o) for o in self.values.columns], rotation=90)
+    ax.set_yticks(range(rows), [plot_text(o) for o in self.values.index])
     ax.set_title(f'{self.measure}, {self.n} examples', fontsize=10)
     ax.figure.colorbar(image, ax=ax, fraction=0.046)
     return ax.figure

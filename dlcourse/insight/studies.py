@@ -12,6 +12,7 @@ import math
 import matplotlib.pyplot as plt, numpy as np, pandas as pd
 from matplotlib.figure import Figure
 from ..core import CourseError, choose
+from ..names import plot_text
 from .curves import colors, panels, tidy
 from ..training.space import Choice
 from ..training.results import SearchResult
@@ -53,7 +54,7 @@ def _share(c, stored):
 def _ticks(c):
     "Positions and texts of the ticks of an axis"
     texts = c.points(3) if not isinstance(c, Choice) else list(c.values)
-    return [(_share(c, o), o if isinstance(o, str) else f'{o:.3g}') for o in texts]
+    return [(_share(c, o), plot_text(o) if isinstance(o, str) else f'{o:.3g}') for o in texts]
 
 # %% ../../nbs/insight/08_studies.ipynb #1e966e7e
 def _draw_axes(ax, space):
@@ -63,7 +64,7 @@ def _draw_axes(ax, space):
         ax.axvline(i, color='0.4', linewidth=1)
         side, shift = ends.get(i, ('left', 0.03))
         for y,text in _ticks(c): ax.text(i + shift, y, text, ha=side, va='center', fontsize=8, color='0.25', zorder=5)
-    ax.set(xticks=range(len(space)), xticklabels=list(space), yticks=[], xlim=(-0.35, len(space) - 0.65), ylim=(-0.06, 1.06))
+    ax.set(xticks=range(len(space)), xticklabels=[plot_text(o) for o in space], yticks=[], xlim=(-0.35, len(space) - 0.65), ylim=(-0.06, 1.06))
     ax.spines[:].set_visible(False)
 
 # %% ../../nbs/insight/08_studies.ipynb #15a7862a
@@ -97,7 +98,7 @@ def plot_importance(
     "Draw how much each setting mattered; raises `CourseError` for fewer than four completed trials"
     shares = result.importance()[::-1]
     ax = panels(1, ax, width=5.5, height=0.4*len(shares) + 1.1)[0]
-    ax.barh(shares.index, shares, color=colors[0])
+    ax.barh([plot_text(o) for o in shares.index], shares, color=colors[0])
     ax.bar_label(ax.containers[0], fmt=' %.2f', color='0.3')
     tidy(ax, 'importance of each setting', 'share')
     ax.margins(x=0.12)
@@ -127,9 +128,9 @@ def plot_study(
     ax.vlines(at, table.lowest, table.highest, color='0.6', linewidth=1)
     ax.errorbar(at, table['mean'], table['std'], fmt='o-' if x else 'o', color=colors[0], capsize=4, linewidth=1.2, elinewidth=2.5)
     tidy(ax, f'{table.index.name} ({int(table.runs.max())} seeds)', x or table.index.name)
-    if x is None: ax.set_xticks(at, table.index)
+    if x is None: ax.set_xticks(at, [plot_text(o) for o in table.index])
     if log: ax.set_xscale('log')
-    ax.set_ylabel(ylabel)
+    ax.set_ylabel(plot_text(ylabel))
     return ax.figure
 
 # %% ../../nbs/insight/08_studies.ipynb #15489b15

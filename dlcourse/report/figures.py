@@ -13,6 +13,7 @@ import matplotlib.pyplot as plt, numpy as np
 from matplotlib.text import Text
 from matplotlib.ticker import ScalarFormatter
 from ..core import CourseError
+from ..names import legend_text, plot_text
 from ..insight.curves import metric_names, plot_compare, plot_curves
 from .entries import Entry
 from .wording import Wording, short
@@ -38,10 +39,10 @@ def _in_language(s, say):
 
 # %% ../../nbs/report/04_figures.ipynb #1dd32338
 def _restyle(fig, size, type_size):
-    "Bring `fig` to `size` in inches with type of `type_size` points, taken as it is written"
+    "Bring `fig` to `size` in inches with type of `type_size` points"
     fig.set_size_inches(size)
     if fig.get_layout_engine(): fig.get_layout_engine().set(w_pad=0.02, h_pad=0.035)
-    for o in fig.findobj(Text): o.set(fontsize=type_size, parse_math=False)
+    for o in fig.findobj(Text): o.set(fontsize=type_size)
     for ax in fig.axes:
         ax.tick_params(labelsize=type_size, length=2, pad=1.5)
         ax.xaxis.labelpad = ax.yaxis.labelpad = 1
@@ -85,15 +86,12 @@ def _curve_measures(es):
     found = [metric_names(o.hist) for o in es]
     return [o for o in found[0] if o != 'mse' and all(o in f for f in found)][:2]
 
-# %% ../../nbs/report/04_figures.ipynb #bb628f17
-def _label(e): return f' {e.name}' if e.name.startswith('_') else e.name # matplotlib's legends leave out what begins with _
-
 # %% ../../nbs/report/04_figures.ipynb #896e2637
 def _draw_curves(es, shown):
     "The curves of `shown`: for one learner both parts, for several one learner over the other"
     if len(es) == 1: return plot_curves(es[0].learn, shown)
     fig, axs = plt.subplots(1, len(shown), layout='constrained')
-    for ax,o in zip(np.atleast_1d(axs), shown): plot_compare({_label(e): e.learn for e in es}, o, ax)
+    for ax,o in zip(np.atleast_1d(axs), shown): plot_compare({e.name: e.learn for e in es}, o, ax)
     return fig
 
 # %% ../../nbs/report/04_figures.ipynb #32a6f6ee
@@ -108,7 +106,7 @@ def curves_figure(
     if not es: return None
     fig = _draw_curves(es, shown := _curve_measures(es))
     _one_legend(fig, 6, 3 if len(es) == 1 else 4)
-    _translate(fig, say, [_label(o) for o in es])
+    _translate(fig, say, [legend_text(o.name) for o in es])
     _restyle(fig, (column, 1.75*scale) if len(es) == 1 else (page, 2.2*scale), 6.5)
     caption = say('curve_note' if len(es) == 1 else 'curves_note', say('and_').join(_in_language(o, say) for o in shown))
     first = [say('first_note', len(es), len(known))] if len(es) < len(known) else []
@@ -143,8 +141,8 @@ def _number_text(v, say):
 # %% ../../nbs/report/04_figures.ipynb #d4000001
 def _example_title(o, say):
     "Title of an image from its row `o` of `top_losses`: actual, predicted, and for classes the probability"
-    if not hasattr(o, 'p_predicted'): return f'{_number_text(o.actual, say)}\n→ {_number_text(o.predicted, say)}'
-    return f'{short(o.actual, 14)}\n→ {short(o.predicted, 12)}\n{say.number(o.p_predicted, 2)}'
+    if not hasattr(o, 'p_predicted'): return plot_text(_number_text(o.actual, say), f'→ {_number_text(o.predicted, say)}')
+    return plot_text(short(o.actual, 14), f'→ {short(o.predicted, 12)}', say.number(o.p_predicted, 2))
 
 # %% ../../nbs/report/04_figures.ipynb #dc3c807c
 def examples_figure(

@@ -32,7 +32,7 @@ template = (package_files('dlcourse')/'report'/'report.typ').read_text(encoding=
 @dataclass
 class Texts:
     "The user's texts"
-    title:str
+    title:str|None
     authors:list
     date:str
     abstract:str

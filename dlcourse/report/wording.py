@@ -14,6 +14,7 @@ from pathlib import Path
 import matplotlib, numpy as np
 from matplotlib.ft2font import FT2Font
 from ..core import CourseError, choose
+from ..names import one_line
 
 # %% ../../nbs/report/01_wording.ipynb #580d002e
 from ..values.door import check_calls
@@ -143,14 +144,15 @@ def _glyphs():
 
 # %% ../../nbs/report/01_wording.ipynb #8934bfc6
 class Printable:
-    "Make texts printable; collects in `lacking` the characters that no font has"
+    "Make texts fit for Typst; collects in `lacking` the characters that no font has"
     def __init__(self): self.lacking = set()
 
     def __call__(self,
         s:str, # Any text
     )->str:
         "`s` without control characters, and with □ for what no font has"
-        s = ''.join(c for c in str(s).expandtabs(4) if c == '\n' or c.isprintable() or c == '\xa0')
+        lines = [one_line(o) for o in re.split(r'\r\n?|\n', str(s).expandtabs(4))]
+        s = ''.join(c for c in '\n'.join(lines) if c == '\n' or c.isprintable() or c == '\xa0')
         lacking = {c for c in s if c != '\n' and ord(c) not in _glyphs()}
         self.lacking |= lacking
         return ''.join('□' if c in lacking else c for c in s)

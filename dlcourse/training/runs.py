@@ -17,7 +17,8 @@ from pathlib import Path
 import pandas as pd, torch
 from fastai.callback.core import Callback
 from fastcore.basics import patch
-from ..core import CourseError, choose, lock_for, num_threads, save_figure, seed_all, sweep, whole_file
+from ..core import CourseError, choose, lock_file, lock_for, num_threads, refuse_launcher, save_figure, seed_all, sweep, whole_file
+from ..names import file_name, one_line
 from ..provenance import cpu_model, versions
 from .callbacks import BestWeights
 from .checkpoints import frozen_names, load_tensors, load_training_state, load_weights
@@ -71,9 +72,13 @@ class Run:
         s, n = self.settings, self.settings.threads
         threads = '' if n in (None, torch.get_num_threads()) else f", {n} thread{'s' if n > 1 else ''}"
         epochs = f'{len(self.rows)} of {s.n_epochs} epochs'
-        return f"Run {self.folder.as_posix()}: {s.arch} on {Path(s.data).name}, {epochs}{threads}{' (finished)' if self.finished else ''}"
+        where = one_line(f'{self.folder.as_posix()}: {s.arch} on {Path(s.data).name}')
+        return f"Run {where}, {epochs}{threads}{' (finished)' if self.finished else ''}"
 
 # %% ../../nbs/training/09_runs.ipynb #d70fdf92
+def _there_already(folder):
+    return f'{folder} exists already: choose another folder for the run, or carry on with the run in it'
+
 def _next_free(stem):
     "Make the folder `runs/<stem>-<n>` with the first `n` that is free"
     for n in count(1):
@@ -85,13 +90,13 @@ def _is_free(folder):
     "Whether `folder` is empty, once what a killed process has left half-written is removed"
     if not folder.is_dir(): return False
     sweep(folder)
-    return not any(folder.iterdir())
+    return all(o == lock_file(folder) for o in folder.iterdir())
 
 def _check_folder(folder):
     "Raise `CourseError` if `folder` can't become a new run's"
     there = next(o for o in (folder, *folder.absolute().parents) if o.exists())
     if there == folder and not _is_free(folder):
-        raise CourseError(f'{folder} exists already: choose another folder for the run, or carry on with the run in it')
+        raise CourseError(_there_already(folder))
     if not there.is_dir(): raise CourseError(f'cannot make a folder for the run: {there} is a file ({folder})')
     if not os.access(there, os.W_OK): raise CourseError(f'cannot make a folder for the run: no permission in {there} ({folder})')
 
@@ -104,11 +109,18 @@ def _make_folder(folder, stem):
     return folder
 
 # %% ../../nbs/training/09_runs.ipynb #e352787a
+def _claim(folder, s, learn):
+    "Write the settings of a new run to `folder`, unless another process was there first"
+    with lock_for(folder, f'another process is at {folder}: choose another folder for the run'):
+        if (folder/settings_file).exists(): raise CourseError(_there_already(folder))
+        _write_settings(folder, s, learn)
+
 def start(
     settings:Settings, # Settings of the run
     folder=None, # Folder of the run; by default `runs/<arch>-<data>-<n>`
 )->Run: # Not trained yet: see `Run.train`
     "Make the Learner and the folder of a new run; raises `CourseError`, and leaves nothing, if one of them can't be made"
+    refuse_launcher('a run')
     folder = None if folder is None else Path(folder).expanduser()
     s = settings.written_out()
     _check_folder(folder or Path('runs/new'))
@@ -116,9 +128,9 @@ def start(
     learn = s.learner()
     s.epochs = s.epochs or (1 if s.fine_tune else max(5, math.ceil(150 / len(learn.dls.train))))
     above = [o for o in (Path('runs'),) if folder is None and not o.exists()]
-    folder = _make_folder(folder, f"{s.arch.replace(':', '_')}-{Path(s.data).name}")
-    try: _write_settings(folder, s, learn)
-    except CourseError: _remove([folder, *above]); raise
+    folder = _make_folder(folder, file_name(f"{s.arch.replace(':', '_')}-{Path(s.data).name}"))
+    try: _claim(folder, s, learn)
+    except CourseError: _remove_empty([folder, *above]); raise
     run = Run(folder)
     run._learn, run._made = learn, [folder, *above]
     return run
@@ -134,11 +146,17 @@ def _write_settings(folder, s, learn):
     with whole_file(folder/settings_file) as f: json.dump(dict(format=format_version, settings=asdict(s), **facts), f, indent=1)
 
 # %% ../../nbs/training/09_runs.ipynb #d0163336
-def _remove(folders):
-    "Remove the files that `start` writes, and those of `folders` that are then empty"
-    for o in (settings_file, frozen_file, 'lr_find.png'): (folders[0]/o).unlink(missing_ok=True)
+def _remove_empty(folders):
+    "Remove those of `folders` that are empty"
     for o in folders:
         if o.is_dir() and not any(o.iterdir()): o.rmdir()
+
+def _remove(folders):
+    "Remove the files that `start` writes, and those of `folders` that are then empty"
+    if not folders: return # not made by this process
+    for o in (settings_file, frozen_file, 'lr_find.png'): (folders[0]/o).unlink(missing_ok=True)
+    lock_file(folders[0]).unlink(missing_ok=True) # held by this process
+    _remove_empty(folders)
 
 # %% ../../nbs/training/09_runs.ipynb #ac3dbfe3
 def _best(rows):
@@ -288,6 +306,7 @@ def train(self:Run,
     cbs=(), # Further callbacks
 )->LeanLearner: # The trained Learner, with the weights that were kept
     "Train the remaining epochs; raises `CourseError` if it can't. Ctrl-C reports what was saved"
+    refuse_launcher('a run')
     with self._alone(), num_threads(self.settings.threads):
         if self.finished: raise CourseError(f'{self.folder} is finished ({len(self.rows)} epochs): evaluate it, or start another run')
         sweep(self.folder)
@@ -300,12 +319,7 @@ def train(self:Run,
 @contextmanager
 def _alone(self:Run):
     "Within the block no other process can train this run"
-    lock = lock_for(self.folder)
-    try: lock.acquire(timeout=0)
-    except TimeoutError as e:
-        raise CourseError(f'another process is training {self.folder}: wait for it, or start another run') from e
-    try: yield
-    finally: lock.release()
+    with lock_for(self.folder, f'another process is training {self.folder}: wait for it, or start another run'): yield
 
 # %% ../../nbs/training/09_runs.ipynb #406e8979
 @patch

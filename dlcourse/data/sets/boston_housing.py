@@ -30,7 +30,7 @@ from ...values.door import check_calls
          'segregation raises prices, and the original proportion cannot be recovered from it. scikit-learn removed the set in version 1.2 '
          'for that reason. It is here only so that an exercise of the course can be reproduced')
 def boston_housing(root):
-    with (files('dlcourse')/'data'/'files'/'boston_housing.csv').open() as f: head, *rows = csv.reader(f)
+    with (files('dlcourse')/'data'/'files'/'boston_housing.csv').open(encoding='utf-8') as f: head, *rows = csv.reader(f)
     order = np.arange(len(rows))
     np.random.RandomState(113).shuffle(order)
     table = torch.tensor([[float(o) for o in row] for row in rows])[order]
