@@ -1,27 +1,33 @@
-"Every pattern of callbacks on both Learners"
+"Every pattern of callbacks on both Learners, and what is left after an interruption"
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
-import numpy as np, pytest, torch
-from torch import nn
-from torch.utils.data import TensorDataset
+
+import numpy as np
+import pytest
+import torch
 from fastai.basics import defaults
-from fastai.callback.core import *
-from fastai.callback.core import Callback, FetchPredsCallback
+from fastai.callback.core import (Callback, CancelBackwardException, CancelBatchException, CancelEpochException, CancelFitException,
+    CancelStepException, CancelTrainException, CancelValidException, FetchPredsCallback)
+from fastai.callback.mixup import CutMix, MixUp
 from fastai.callback.schedule import ParamScheduler, SchedLin
 from fastai.callback.tracker import EarlyStoppingCallback, ReduceLROnPlateau, SaveModelCallback, TerminateOnNaNCallback
 from fastai.callback.training import GradientAccumulation, GradientClip, ShortEpochCallback
 from fastai.data.core import DataLoaders, TfmdDL
-from fastai.learner import AvgSmoothLoss, CastToTensor, Learner, Metric, Recorder
+from fastai.learner import AvgSmoothLoss, CastToTensor, Learner, Metric, Recorder, load_learner
 from fastai.losses import MSELossFlat
 from fastai.metrics import mae, mse
 from fastai.optimizer import SGD
 from fastai.torch_core import TensorBase, TensorImage, trainable_params
 from fastcore.foundation import L
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from dlcourse.core import CourseError
+from dlcourse.training.callbacks import EarlyStopping
 from dlcourse.training.lean import LeanLearner
+from dlcourse.training.learner import learner_for
 
-
-# ==== fastai's Learner without a difference ====================================================
 
 class Both:
     "What a pattern does with one kind of Learner: weights, record, table, error, and what the pattern returned"
@@ -445,3 +451,72 @@ def test_the_same_as_fastais_learner(name):
 def test_the_comparison_would_notice():
     one, other = (Both(LeanLearner).outcome(lambda b: b.fit(lr=lr) and None) for lr in (.05, .0500001))
     assert len(PATTERNS) >= 40 and one['weights'] != other['weights'] and one['table'] != other['table']
+
+
+# What a pattern can't show: what is left after an interruption, and a Learner without its record
+
+class CtrlC(Callback):
+    def after_pred(self):
+        if self.training and self.train_iter == 1: raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize('mix', [MixUp, CutMix])
+@pytest.mark.parametrize('how', ['of the learner', 'of the fit'])
+def test_after_ctrl_c_the_loss_is_the_learners(mix, how):
+    own, fits = ([mix()], []) if how == 'of the learner' else ([], [mix()])
+    learn = learner_for('mlp', data='digits', n_per_class=20, bs=32, cbs=own)
+    loss = learn.loss_func
+    with learn.quiet():
+        with pytest.raises(KeyboardInterrupt): learn.fit(1, cbs=[*fits, CtrlC()])
+        assert learn.loss_func is loss
+        learn.fit(1, cbs=fits)
+        learn.get_preds(with_loss=True)
+        with pytest.raises(KeyboardInterrupt), learn.added_cbs(CtrlC()): learn.lr_find()
+        assert learn.loss_func is loss
+
+
+def test_after_ctrl_c_torch_computes_in_its_own_types():
+    learn = learner_for('mlp', data='digits', n_per_class=20, bs=32).to_bf16()
+    with learn.quiet(), pytest.raises(KeyboardInterrupt): learn.fit(1, cbs=CtrlC())
+    assert not torch.is_autocast_enabled('cpu')
+
+
+def test_a_learner_without_recorder():
+    learn = learner_for('mlp', data='digits', n_per_class=20, bs=32)
+    learn.remove_cb(Recorder)
+    with learn.quiet():
+        learn.fit(1)
+        assert learn.n_done == 1
+        with pytest.raises(CourseError, match='add_cb'): learn.lr_find()
+        with pytest.raises(CourseError, match='EarlyStopping needs the Recorder'): learn.fit(1, cbs=EarlyStopping())
+
+
+def test_an_exported_learner_says_that_it_has_no_data(tmp_path):
+    learn = learner_for('mlp', data='digits', n_per_class=20, bs=32, path=tmp_path)
+    learn.export('e.pkl')
+    loaded = load_learner(tmp_path/'e.pkl')
+    for f in (lambda: loaded.fit(1), loaded.validate, loaded.get_preds, loaded.tta, loaded.lr_find, lambda: loaded.fine_tune(1)):
+        with loaded.quiet(), pytest.raises(CourseError, match='it was exported without'): f()
+    loaded.dls = learn.dls
+    with loaded.quiet(): loaded.fit(1)
+    assert len(loaded.history) == 1
+
+
+@pytest.mark.parametrize('kw, says', [(dict(num_it=5), 'num_it must be a whole number from 25, got 5'), (dict(num_it=0), 'got 0'),
+    (dict(num_it=-3), 'got -3'), (dict(num_it=30.5), 'got 30.5'), (dict(start_lr=0), 'start_lr must be above 0'),
+    (dict(start_lr=2, end_lr=1), 'below end_lr, got start_lr=2, end_lr=1'), (dict(start_lr=1e20, end_lr=1e30), 'begin lower with start_lr')])
+def test_rates_that_suggest_nothing(kw, says):
+    learn = Both(LeanLearner).make()
+    before = plain(list(learn.model.parameters()))
+    with learn.quiet(), pytest.raises(CourseError, match=says): learn.lr_find(**kw)
+    assert plain(list(learn.model.parameters())) == before and learn.opt is None
+
+
+def test_the_record_of_a_fit_outlives_validation_and_lr_find():
+    learn = Both(LeanLearner).fit()
+    before = plain([learn.recorder.losses, learn.recorder.values, learn.smooth_loss, learn.recorder.smooth_loss.value])
+    with learn.quiet():
+        learn.validate()
+        learn.get_preds()
+        learn.lr_find(show_plot=False)
+    assert plain([learn.recorder.losses, learn.recorder.values, learn.smooth_loss, learn.recorder.smooth_loss.value]) == before

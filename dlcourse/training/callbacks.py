@@ -42,7 +42,7 @@ class BestWeights(Callback):
 
     def before_fit(self):
         "Begin with the present weights"
-        self.run = in_training(self.learn)
+        self.run = in_training(self.learn) and self._has_record()
         if not self.run: return
         names = list(self.learn.recorder.metric_names[1:])
         if self.monitor not in names:
@@ -50,6 +50,12 @@ class BestWeights(Callback):
             raise CourseError(f'cannot watch {self.monitor!r}; this learner measures: {measured}')
         self.column, self.best, self.learn.best_epoch = names.index(self.monitor), -np.inf, None
         self.keep()
+
+    def _has_record(self):
+        "Whether there is a `Recorder` to watch; raises `CourseError` if weights are to be put back without one"
+        there = hasattr(self.learn, 'recorder')
+        if self.restore and not there: raise CourseError(f'{type(self).__name__} needs the Recorder: learn.add_cb(Recorder)')
+        return there
 
     def keep(self):
         "Copy the model's weights and buffers"

@@ -9,6 +9,7 @@ __all__ = ['adamw', 'adam', 'sgd', 'LeanLearner', 'SeedEpochs', 'EpochLog', 'giv
 
 # %% ../../nbs/training/02_lean.ipynb #6122ecf3
 import time
+from numbers import Integral
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import partial
@@ -323,7 +324,7 @@ def _untouched(learn):
 # %% ../../nbs/training/02_lean.ipynb #ea02d578
 def _check_rates(start_lr, end_lr, num_it):
     "Raise `CourseError` unless the rates rise, and are enough to suggest one"
-    if num_it < 25: raise CourseError(f'num_it must be at least 25, got {num_it!r}: fewer rates say too little for a suggestion')
+    if not isinstance(num_it, Integral) or num_it < 25: raise CourseError(f'num_it must be a whole number from 25, got {num_it!r}: fewer rates say too little for a suggestion')
     starts, ends = tuplify(start_lr), tuplify(end_lr)
     if not all(0 < a < b for a,b in zip(starts, ends)):
         raise CourseError(f'start_lr must be above 0 and below end_lr, got start_lr={start_lr!r}, end_lr={end_lr!r}')
@@ -346,6 +347,7 @@ def lr_find(self:LeanLearner, start_lr=1e-7, end_lr=10, num_it=100, show_plot=Tr
     "Suggest learning rates as fastai's `lr_find`, leaving no trace; `learn.lr_figure` keeps the plot"
     self._need_data(self.dls.train)
     _check_rates(start_lr, end_lr, num_it)
+    if not hasattr(self, 'recorder'): raise CourseError('lr_find needs the Recorder, which was removed: learn.add_cb(Recorder)')
     funcs = None if suggest_funcs is None else tuple(map(_checked, tuplify(suggest_funcs)))
     with _untouched(self), self.no_mbar():
         found = Learner.lr_find(self, start_lr, end_lr, num_it, show_plot=False, suggest_funcs=funcs, **kwargs)
