@@ -12,7 +12,7 @@ import time
 from numbers import Integral
 from contextlib import contextmanager
 from copy import deepcopy
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
 from tempfile import TemporaryDirectory
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch

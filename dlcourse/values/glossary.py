@@ -29,9 +29,10 @@ an_axes = of_kind('matplotlib axes', lambda v: hasattr(v, 'plot') or is_row(v))
 def _single(v): return isinstance(v, (str, bytes)) or not is_row(v)
 def _all(v, fits): return fits(v) if _single(v) else all(fits(o) for o in v)
 def _is_callback(v): return hasattr(v, 'run_train') and hasattr(v, 'run_valid')
+def _is_function(v): return callable(v) or hasattr(v, 'accumulate') # a fastai `Metric` needn't be called
 
 a_trainer = of_kind('a function of a settings dictionary, such as `trainer(...)` makes', callable)
-functions = of_kind('a function, or a list of them', lambda v: v is None or _all(v, callable))
+functions = of_kind('a function, or a list of them', lambda v: v is None or _all(v, _is_function))
 callbacks = of_kind("a callback, such as `EarlyStopping()`, or a list of them", lambda v: _all(v, _is_callback))
 an_optimiser = of_kind("a function that makes a fastai optimiser, such as `adamw`, without quotes", callable)
 a_loss = of_kind("a function or an `nn.Module`, such as `nn.CrossEntropyLoss()`, without quotes", callable)
