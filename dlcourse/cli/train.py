@@ -120,7 +120,7 @@ def _report_files(run, ev, tag):
 
 # %% ../../nbs/cli/04_train.ipynb #9c1577ad
 def _known_metrics(run):
-    "What `metrics.json` holds already; raises `CourseError` if it is damaged"
+    "Figures that `metrics.json` holds already; raises `CourseError` if it is damaged"
     from dlcourse.files import read_json
     path = run.folder/'metrics.json'
     return read_json(path, 'is damaged (remove it, and it is written again)') if path.exists() or path.is_symlink() else {}
