@@ -22,7 +22,7 @@ class Layout:
     figures:float=1. # Height of the figures, as a fraction
     size:float=10. # Type, in points; that of the figures stays
     examples:int=10 # Items with the largest losses
-    classes:int=10 # Rows of the table by class; 0 for no table
+    classes:int|None=10 # Rows of the table by class, at least 0; 0 for no table
     matrix:bool=True # Whether there is a confusion matrix
     learners:int=10**6 # Rows of the tables of learners
     words:int=10**6 # Words of the observations

@@ -80,10 +80,10 @@ def data(self:Contents, layout:Layout)->dict: # What JSON can hold
 
 # %% ../../nbs/report/06_pages.ipynb #9abb7104
 @patch
-def observations(self:Contents, n):
-    "The first `n` words of the observations, and a note if that is not all"
+def observations(self:Contents, words):
+    "The first `words` words of the observations, and a note if that is not all"
     text = self.texts.observations
-    cut = first_words(text, n)
+    cut = first_words(text, words)
     return paragraphs(cut) + [self.say('cut')] * (cut != text)
 
 # %% ../../nbs/report/06_pages.ipynb #44a63940

@@ -188,7 +188,7 @@ def paragraphs(
 # %% ../../nbs/report/01_wording.ipynb #edb25827
 def first_words(
     text:str, # Plain text
-    n:int, # How many words are left
+    n:int, # How many words are left, at least 0
 )->str:
     "The first `n` words of `text` with what separates them"
     ends = [m.end() for m in re.finditer(r'\S+', text)]
