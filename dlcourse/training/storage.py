@@ -68,7 +68,8 @@ def _check_lines(path):
     if start and not b'{"op_code":'.startswith(start): raise CourseError(f'{path} is not the storage of a search: choose another file')
     for i,line in enumerate(lines):
         try: change = from_json(line.decode(), f'{path}, line {i + 1},')
-        except UnicodeDecodeError as e: raise CourseError(f'{path} is damaged: line {i + 1} is not text in UTF-8; choose another file') from e
+        except UnicodeDecodeError as e:
+            raise CourseError(f'{path} is damaged: line {i + 1} is not text in UTF-8; choose another file') from e
         if not isinstance(change, dict) or type(change.get('op_code')) is not int:
             raise CourseError(f'{path} is damaged: line {i + 1} is not a change of a search; choose another file')
 
