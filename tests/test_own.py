@@ -99,7 +99,8 @@ def test_a_loader_of_files_is_whole_in_another_process(image_folder):
     (resnet18, "'resnet18'"), (partial(resnet18, weights=None), "'resnet18'"), (ResNet, "'ResNet'"), (timm.create_model, "'create_model'"),
     (own_net, r'must take \(n_in, n_out\), but own_net takes \(\)'), (nn.Conv2d, 'must take'),
     (nn.Linear, 'Linear made no network from n_in='),
-    (lambda n_in, n_out: 'net', 'must be (a network|an nn.Module)'), (lambda n_in, n_out: nn.Linear(n_in, n_out, bad=1), 'made no network')])
+    (lambda n_in, n_out: 'net', 'must be (a network|an nn.Module)'),
+    (lambda n_in, n_out: nn.Linear(n_in, n_out, bad=1), 'made no network')])
 def test_functions_that_make_no_network(arch, said, monkeypatch):
     def refuse(*args, **kwargs): raise AssertionError('a download')
     monkeypatch.setattr(torch.hub, 'load_state_dict_from_url', refuse)
