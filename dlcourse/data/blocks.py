@@ -132,16 +132,17 @@ def _fits(path, n, shape):
 def _from_folder(path, size, channels, in_memory, keep_test):
     "`Prepared` data of a folder of class folders"
     found = with_test(image_files(path)) if keep_test else image_files(path)
-    if found.note: notice(f'{path.name}: {found.note}')
+    name = path.absolute().name
+    if found.note: notice(f'{name}: {found.note}')
     (f, y), (fv, yv), (ft, yt) = map(found.subset, ('train', 'valid', 'test'))
-    files, n, shape = [*f, *fv, *ft], len(f) + len(fv), common_shape(path.name, found.files, size, channels)
+    files, n, shape = [*f, *fv, *ft], len(f) + len(fv), common_shape(name, found.files, size, channels)
     if in_memory is None: in_memory = _fits(path, len(files), shape)
     if in_memory:
         x = read_images(files, shape[1:], shape[0])
         store = MemoryStore(x[:n], torch.zeros(n), *((x[n:], torch.zeros(len(ft))) if ft else ()))
     else: store = FileStore(files, n, shape)
     valid = np.arange(len(f), n) if fv else None
-    return Prepared(path.name, store, np.concatenate([y, yv]), yt, found.vocab, valid)
+    return Prepared(name, store, np.concatenate([y, yv]), yt, found.vocab, valid)
 
 # %% ../../nbs/data/12_blocks.ipynb #6cedd97f
 def _prepare(data, size, channels, in_memory, path, download, keep_test=True):

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np, torch
 from ..core import CourseError, notice
 from .arrays import Examples, holdout
-from .layout import LeftOut, class_folders, entries, find_parts, is_picture, part_name, pictures_below, plain_name, subfolders
+from .layout import LeftOut, class_folders, entries, find_parts, is_picture, part_name, pictures_below, plain_name
 from .pictures import image_suffixes
 from .reading import common_shape, read_images
 
@@ -46,10 +46,9 @@ class ImageFiles:
 # %% ../../nbs/data/03_folders.ipynb #0172ccfc
 def _by_class(folder, left):
     "Class folders in `folder` by class name; names that differ only in how an accent is written are one"
-    found = defaultdict(list)
-    for o in subfolders(folder, left): found[plain_name(o)].append(o)
-    for o in entries(folder):
-        if not o.is_dir(): left.add('images outside of class folders' if is_picture(o) else 'files outside of class folders', o.name)
+    found, (folders, files) = defaultdict(list), entries(folder, left)
+    for o in folders: found[plain_name(o)].append(o)
+    for o in files: left.add('images outside of class folders' if is_picture(o) else 'files outside of class folders', o.name)
     return dict(sorted(found.items()))
 
 # %% ../../nbs/data/03_folders.ipynb #fbb9a036
@@ -73,7 +72,7 @@ def _class_files(folders, left, above):
 # %% ../../nbs/data/03_folders.ipynb #4c928894
 def _say_choices(root, parts, classes):
     "Say how a folder was understood, where it could be understood in another way"
-    name, first, folders = root.name, parts[0][1], [o for f in classes.values() for o in f]
+    name, first, folders = root.absolute().name, parts[0][1], [o for f in classes.values() for o in f]
     if len(parts) == 1 and first != root and part_name(first.name)[0] is None:
         notice(f'{name}: the classes are the folders in {first.relative_to(root)}')
     named = [] if len(parts) > 1 else [o for o in classes if part_name(o)[0]]
@@ -99,7 +98,7 @@ def image_files(
             if known is None: raise CourseError(f'{folders[0]} is a class that {first} does not have')
             rows += [(o, vocab.index(known), part) for o in _class_files(folders, left, (root, folder))]
     _say_choices(root, parts, classes[first])
-    left.say(root.name)
+    left.say(root.absolute().name)
     files, y, part = zip(*rows)
     return ImageFiles(list(files), np.array(y), vocab, np.array(part))
 
@@ -124,7 +123,7 @@ def load_folder(
     found = with_test(image_files(path))
     (f, y), (fv, yv), (ft, yt) = map(found.subset, ('train', 'valid', 'test'))
     files, n, y = [*f, *fv, *ft], len(f) + len(fv), torch.from_numpy(np.concatenate([y, yv, yt]))
-    name = Path(path).name
+    name = Path(path).expanduser().absolute().name
     c, *size = common_shape(name, files, size, channels)
     x = read_images(files, size, c)
     valid = torch.arange(len(f), n) if fv else None
