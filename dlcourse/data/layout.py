@@ -86,7 +86,7 @@ def entries(
     try:
         with os.scandir(folder) as entries:
             for o in entries:
-                is_folder = o.is_dir()
+                is_folder = os.path.isdir(o.path) if o.is_symlink() else o.is_dir()
                 if not is_hidden(o.name): found[not is_folder].append(o.name)
                 elif left is not None: left.add('hidden folders' if is_folder else 'hidden files', o.name)
     except OSError as e: raise CourseError(f'cannot look into the folder {folder}: {e.strerror or e}') from e

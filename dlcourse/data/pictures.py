@@ -116,21 +116,21 @@ def as_viewed(
 
 # %% ../../nbs/data/02a_pictures.ipynb #3a0a73ea
 def open_picture(
-    file, # Path of an image file, or its bytes
+    picture, # Path of an image file, or its bytes
     channels:int|None=None, # 1 for grey, 3 for colour; None to keep what the file is
 ): # A picture of Pillow, of mode 'L' or 'RGB'
     "Read one picture as a viewer shows it; raises `CourseError` with the name of the file and the reason if it can't be read"
-    return _read(file, lambda im: as_viewed(im, channels))
+    return _read(picture, lambda im: as_viewed(im, channels))
 
 # %% ../../nbs/data/02a_pictures.ipynb #7b037d10
 def picture_shape(
-    file, # Path of an image file, or its bytes
+    picture, # Path of an image file, or its bytes
 )->tuple: # (channels, height, width), upright
     "Look at the head of a file: the shape that `open_picture` would give, without decoding it; raises `CourseError` as it does"
     def shape(im):
         (w, h), is_turned = im.size, im.format != 'TIFF' and _orientation(im) > 4 # Pillow turns a TIFF itself
         return (1 if im.mode in gray_modes else 3), *((w, h) if is_turned else (h, w))
-    return _read(file, shape)
+    return _read(picture, shape)
 
 # %% ../../nbs/data/02a_pictures.ipynb #1f65a7eb
 check_calls(globals())
