@@ -504,7 +504,8 @@ def test_an_exported_learner_says_that_it_has_no_data(tmp_path):
 
 @pytest.mark.parametrize('kw, says', [(dict(num_it=5), 'num_it must be a whole number from 25, got 5'), (dict(num_it=0), 'got 0'),
     (dict(num_it=-3), 'got -3'), (dict(num_it=30.5), 'got 30.5'), (dict(start_lr=0), 'start_lr must be'),
-    (dict(start_lr=2, end_lr=1), 'below end_lr, got start_lr=2, end_lr=1'), (dict(start_lr=1e20, end_lr=1e30), 'begin lower with start_lr')])
+    (dict(start_lr=2, end_lr=1), 'below end_lr, got start_lr=2, end_lr=1'), (dict(start_lr=1e20, end_lr=1e30),
+        'begin lower with start_lr')])
 def test_rates_that_suggest_nothing(kw, says):
     learn = Both(LeanLearner).make()
     before = plain(list(learn.model.parameters()))

@@ -953,7 +953,8 @@ def test_probe_is_not_tested_on_what_it_knows():
     digit_images, digit_classes = rng.normal(size=(90, 200)), rng.permutation(np.arange(90) % 2)
     assert probe_accuracy(digit_images, digit_classes) < 0.7
     assert probe_accuracy(digit_images + 3*digit_classes[:, None], digit_classes) > 0.95
-    with pytest.raises(CourseError, match='folds must be a whole number of at least 2'): probe_accuracy(digit_images, digit_classes, folds=1)
+    with pytest.raises(CourseError, match='folds must be a whole number of at least 2'): probe_accuracy(digit_images, digit_classes,
+        folds=1)
     with pytest.raises(CourseError, match='rarest class has 2'): probe_accuracy(digit_images, np.array([0]*88 + [1]*2))
 
 
@@ -992,8 +993,10 @@ def test_plain_torch_learner():
 
 @pytest.mark.parametrize('kwargs, says', [(dict(layers='body.blok1'), "Did you mean 'body.block1'"), (dict(part='test'), 'no test part'),
     (dict(layers=[]), 'layers must be a name or a list of names'),
-                                          (dict(n=1), 'n must be a whole number of at least 2'), (dict(n=10.5), 'n must be a whole number of at least'),
-                                          (dict(ncols=0, method='pca', n=30), 'ncols must be a whole number of at least 1'), (dict(method='umap'), 'unknown method'),
+                                          (dict(n=1), 'n must be a whole number of at least 2'), (dict(n=10.5),
+                                              'n must be a whole number of at least'),
+                                          (dict(ncols=0, method='pca', n=30),
+                                              'ncols must be a whole number of at least 1'), (dict(method='umap'), 'unknown method'),
                                           (dict(n=4), 'at least five')])
 def test_embedding_of_bad_input(digit_learn, kwargs, says):
     with pytest.raises(CourseError, match=says): plot_embedding(digit_learn, **kwargs)

@@ -539,7 +539,8 @@ def test_grey_images(head):
     assert net(x).shape == (3, 5) and torch.equal(net(x), net(x.repeat(1, 3, 1, 1)))
 
 
-WRONG = [('resnet18', dict(head='fast'), "Did you mean 'fastai'"), ('resnet18', dict(dropout=1.), 'dropout must be a number from 0 to below 1'),
+WRONG = [('resnet18', dict(head='fast'), "Did you mean 'fastai'"), ('resnet18', dict(dropout=1.),
+    'dropout must be a number from 0 to below 1'),
          ('resnet18', dict(dropout='much'), "got 'much'"), ('resnet18', dict(weights='nowhere'), 'no file or folder nowhere'),
          ('resnet18', dict(weights='IMAGENET1K_V9'), "torchvision's are called IMAGENET1K_V1"),
          ('timm:resnet18', dict(head='fast'), 'unknown head'),

@@ -40,7 +40,8 @@ WRONG = {'a whole number': ['x', '', nan, inf, -inf, 1.5, True, [[]], {}, object
          'a number': ['x', '', nan, inf, -inf, True, [[]], {}, object, 1j, torch.tensor(nan), np.array([.1, .2])],
          'True or False': ['x', 'no', '', nan, inf, 5, -1, 1.5, [], {}, object], 'text': [5, nan, True, [], {}, object, b'x', 1.5],
          'a path': [5, nan, True, '', [], {}, object, -1], 'a list': [5, nan, inf, True, 'x', -1, object],
-         'a dictionary': [5, nan, True, 'x', [], object], 'a function, or': [5, nan, True, 'x'], 'a callback': [5, nan, True, 'x', object], 'a function': [5, nan, True, 'x', [], {}], 'a fastai': [5, nan, True, 'x', [], {}, object],
+         'a dictionary': [5, nan, True, 'x', [], object], 'a function, or': [5, nan, True, 'x'], 'a callback': [5, nan, True, 'x',
+             object], 'a function': [5, nan, True, 'x', [], {}], 'a fastai': [5, nan, True, 'x', [], {}, object],
          'a network': [5, nan, True, 'x', [], {}, torch.nn.ReLU], 'a device': [5, nan, True, 'gpu', 'cuda:99', '', [], {}, object],
          'an array': [5, nan, True, 'x', {}, object], "'train'": [nan, True, None, [], -1, 1.5, object]}
 
@@ -65,7 +66,8 @@ def test_bad_values_are_refused_before_the_function_begins(name):
 def test_numbers_below_their_range_are_refused(name):
     f, this = DOORS[name], [SimpleNamespace()] if '.' in DOORS[name].__qualname__ else []
     for k, rule in rules(f).items():
-        if rule.allowed[0].what.startswith(('a whole number of at least', 'a whole number from', 'a number from', 'a number above')) and not rule.allowed[1:]:
+        if rule.allowed[0].what.startswith(('a whole number of at least', 'a whole number from', 'a number from',
+            'a number above')) and not rule.allowed[1:]:
             for v in (-1, -10**30, np.int64(-5), torch.tensor(-3)):
                 with pytest.raises(CourseError, match=f'{k} must be'): f(*this, **{k: v})
 
@@ -73,14 +75,16 @@ def test_numbers_below_their_range_are_refused(name):
 @pytest.mark.parametrize('name', MODULES)
 def test_every_public_function_has_a_door(name):
     functions = [k for k,o in vars(MODULES[name]).items() if inspect.isfunction(o) and o.__module__ == name and not k.startswith('_')]
-    assert not [k for k in functions if not hasattr(vars(MODULES[name])[k], '_is_checked') and inspect.signature(vars(MODULES[name])[k]).parameters]
+    assert not [k for k in functions if not hasattr(vars(MODULES[name])[k],
+        '_is_checked') and inspect.signature(vars(MODULES[name])[k]).parameters]
 
 
 def test_numbers_of_students_have_a_range():
     named = {k: o for k,o in vars(students).items() if getattr(o, '__module__', '').startswith('dlcourse.')}
     found = [(k, p) for k,o in named.items() for f in [vars(o).get('__init__') if inspect.isclass(o) else o] if hasattr(f, '_is_checked')
              for p,r in rules(f).items() if r.allowed[0].what in ('a whole number', 'a number')]
-    assert {k for k,_ in found} <= {'BatchAffine', 'shifted', 'convergence', 'During', 'Evaluation'} # degrees, pixels and losses may be any number
+    assert {k for k,_ in found} <= {'BatchAffine', 'shifted', 'convergence', 'During',
+        'Evaluation'} # degrees, pixels and losses may be any number
 
 
 @pytest.mark.parametrize('v', [3, np.int64(3), np.uint8(3), torch.tensor(3), np.array(3)])
@@ -106,11 +110,13 @@ def test_lists_of_any_kind_are_welcome(v):
 
 @pytest.mark.parametrize('text, limits', [
     ('Share, 0 to below 1', Limits(0, 1, below=True)), ('Ends after 3 or more', Limits(3)), ('From 0 (black) to 1 (white)', Limits(0, 1)),
-    ('Any number', Limits()), ('Side, at least 9×9 pixels', None), ('1 for grey, 3 for colour; None to keep', Limits(among=(1, 3))), ('A name', None)])
+    ('Any number', Limits()), ('Side, at least 9×9 pixels', None), ('1 for grey, 3 for colour; None to keep', Limits(among=(1,
+        3))), ('A name', None)])
 def test_ranges_are_read(text, limits): assert limits_of(text) == limits
 
 
-@pytest.mark.parametrize('text, names', [("'a' or 'b'", ('a', 'b')), ("'a', 'b', or 'c' for each", ('a', 'b', 'c')), ("'a', 'b', ... or 'c'", ()),
+@pytest.mark.parametrize('text, names', [("'a' or 'b'", ('a', 'b')), ("'a', 'b', or 'c' for each", ('a', 'b', 'c')),
+    ("'a', 'b', ... or 'c'", ()),
                                          ("'a', 'b', a pruner, or None", ()), ("'a' or 'b': pooling; 'c': none", ())])
 def test_choices_are_read(text, names): assert choices_of(text) == names
 
@@ -133,4 +139,6 @@ def test_events_and_forward_have_no_door():
     assert [k for k,o in vars(Net).items() if hasattr(o, '_is_checked')] == ['sample']
 
 
-def test_kinds_in_words(): assert in_words(parameters_of(inspect.unwrap(DOORS['dlcourse.models.cnn.cnn']))['filters'].allowed).endswith('or a list of them')
+def test_kinds_in_words():
+    filters = parameters_of(inspect.unwrap(DOORS['dlcourse.models.cnn.cnn']))['filters']
+    assert in_words(filters.allowed).endswith('or a list of them')

@@ -20,8 +20,6 @@ from .run_files import first_difference
 from .settings import Rule, check_values, is_plain
 from .space import n_startup_trials
 from .storage import Journal, open_storage, without_interrupts
-
-# %% ../../nbs/training/11_trials.ipynb #b484b487
 from ..values.door import check_calls
 
 # %% ../../nbs/training/11_trials.ipynb #3e86b868
