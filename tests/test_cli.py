@@ -55,6 +55,7 @@ def pictures(root, n=6, mode='L', side=8):
 # ---- odd names, places and launchers -----------------------------------------------------------
 
 ODD = ['$10-$20', '_ <b>', 'macro avg', '\x1b[2J', 'two\nlines', 'חתול', '猫', b'caf\xe9'.decode(errors='surrogateescape')]
+if not os.path.supports_unicode_filenames and sys.getfilesystemencoding() != 'utf-8': ODD = [o for o in ODD if o.isascii()]
 
 
 @pytest.fixture(scope='module')
@@ -87,7 +88,8 @@ def test_odd_names_in_any_encoding(line, encoding, odd, monkeypatch):
 
 def test_files_of_odd_names_are_utf8(odd):
     run = odd/'runs'/'mlp--a--1'
-    assert 'חתול' in (run/'report.csv').read_text(encoding='utf-8') and r'caf\udce9' in (run/'report.csv').read_text(encoding='utf-8')
+    text = (run/'report.csv').read_text(encoding='utf-8')
+    assert all(o in text for o in ODD if o.isprintable()) and (r'caf\udce9' in text) == (ODD[-1] == 'caf\udce9')
     assert set(json.loads((run/'metrics.json').read_text(encoding='utf-8'))['test']['classes']) == set(ODD)
 
 

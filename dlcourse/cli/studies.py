@@ -148,8 +148,8 @@ def search_command(args):
     if plot: _save_parallel(found, plot)
     say(found)
     if len(found.complete) > 3 and len(found.space) > 1:
-        say('what mattered:', ', '.join(f'{k} {v:.0%}' for k,v in found.importance().items()))
-    if len(found.complete): say('with the best settings:', _as_call(found, arch, data=data, **given, **fixed))
+        say('what mattered: ' + ', '.join(f'{k} {v:.0%}' for k,v in found.importance().items()))
+    if len(found.complete): say(f'with the best settings: {_as_call(found, arch, data=data, **given, **fixed)}')
     return 130 if waiting.any() else 0 # Ctrl-C
 
 # %% ../../nbs/cli/06_studies.ipynb #ae03a664
