@@ -106,6 +106,7 @@ def fisher_ratio(
     y:np.ndarray, # Class numbers (n,)
 )->float:
     "Scatter between classes divided by scatter within them; infinite where each class is a single point, NaN where all are the same"
+    if len(x) != len(y) or not len(x): raise CourseError(f'x and y must be of the same length, at least 1, got {len(x)} and {len(y)}')
     refuse_nan(x, 'feature')
     x, classes = x.astype(np.float64), np.unique(y)
     means = np.stack([x[y == c].mean(0) for c in classes])

@@ -23,7 +23,7 @@ from .pretrained import transfer_net
 from .registry import Arch, backbones, registry
 
 # %% ../../nbs/models/07_zoo.ipynb #a233b2b2
-from ..values.door import check_calls
+from ..values.door import check_calls, check_given
 
 # %% ../../nbs/models/07_zoo.ipynb #33f47dda
 @cache
@@ -65,9 +65,9 @@ def check_args(
     arch:str, # A name that `find_arch` knows
     **kwargs, # Arguments of the architecture
 )->dict: # `kwargs` by their right names
-    "Check the names in `kwargs`; raises `CourseError` with the nearest ones for an unknown architecture or argument"
+    "Check the names and values in `kwargs`; raises `CourseError` with the nearest ones for an unknown architecture or argument"
     a = find_arch(arch)
-    return {choose(k, a.args, f'argument of {a.name}'): v for k,v in kwargs.items()}
+    return check_given(a.make, {choose(k, a.args, f'argument of {a.name}'): v for k,v in kwargs.items()})
 
 # %% ../../nbs/models/07_zoo.ipynb #f1d86e02
 def _at_least_one(n_out):

@@ -190,6 +190,7 @@ def _need_data(self:LeanLearner, dl):
 @patch
 def fit(self:LeanLearner, n_epoch, lr=None, wd=None, cbs=None, reset_opt=False, start_epoch=0):
     "Fit for `n_epoch` epochs, as `Learner.fit`"
+    if start_epoch > n_epoch: raise CourseError(f'start_epoch must be at most n_epoch={n_epoch}, got {start_epoch}')
     self._need_data(self.dls.train)
     cbs, was = L(cbs), (self.in_fit, self.fitting)
     self.in_fit, self.fault, self._starts, self._skips = True, None, start_epoch, not all(map(familiar, self.cbs + cbs))

@@ -32,7 +32,7 @@ from .losses import CrossEntropy, SquaredError
 from .transfer import TransferLearner
 
 # %% ../../nbs/training/05_learner.ipynb #cbc76a19
-from ..values.door import check_calls
+from ..values.door import check_calls, check_given
 
 # %% ../../nbs/training/05_learner.ipynb #ad9871f0
 def _names(f, *but):
@@ -170,6 +170,7 @@ def learner_for(
     if dls is not None and not isinstance(dls, DataLoaders): dls, data = None, dls
     for_data, for_learn, for_model = _split_kwargs(kwargs, dls is None)
     seeded = {} if seed is None else dict(seed=seed)
+    for_learn = check_given(TransferLearner.__init__, check_given(Learner.__init__, for_learn))
     if isinstance(arch, str): check_args(arch, **for_model)
     elif callable(arch) and not isinstance(arch, nn.Module): check_maker(arch, None, None, **for_model)
     if dls is None: dls = dls_for('fashion_mini' if data is None else data, **seeded, **for_data)

@@ -72,7 +72,8 @@ def cross_entropy(
 )->torch.Tensor:
     "−log of the probability of what is true, at most 100 as in torch; raises `CourseError` for shapes that differ"
     p, y = _pair(p, y)
-    return _reduced(nn.functional.binary_cross_entropy(p, y, reduction='none'), reduction)
+    try: return _reduced(nn.functional.binary_cross_entropy(p, y, reduction='none'), reduction)
+    except RuntimeError as e: raise CourseError(f'p and y must be from 0 to 1, got p from {p.min():g} to {p.max():g}') from e
 
 # %% ../../nbs/training/01_losses.ipynb #694e35a4
 def hinge(

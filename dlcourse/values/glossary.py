@@ -8,11 +8,11 @@ Docs: https://dlcourse.github.io/dlcourse/values/glossary.html.md"""
 __all__ = ['a_learner', 'some_loaders', 'a_loader', 'a_module', 'an_axes', 'a_trainer', 'functions', 'callbacks', 'an_optimiser',
            'a_loss', 'an_arch', 'a_piece', 'a_seed', 'a_device', 'a_move', 'a_slice', 'a_pair', 'some_data',
            'some_numbers', 'layer_names', 'some_classes', 'a_part', 'a_count', 'some_items', 'augmentation', 'a_cache',
-           'a_split', 'positive', 'not_negative', 'a_share', 'a_fraction', 'one_or_each', 'share_or_each',
-           'number_or_pair', 'counts', 'numbers', 'objects', 'glossary']
+           'a_split', 'some_counts', 'positions', 'a_colormap', 'positive', 'not_negative', 'a_share', 'a_fraction',
+           'one_or_each', 'share_or_each', 'number_or_pair', 'counts', 'numbers', 'objects', 'glossary']
 
 # %% ../../nbs/values/02_glossary.ipynb #ac134a2a
-import numpy as np, torch
+import matplotlib, numpy as np, torch
 from .kinds import Kind, Limits, a_path, an_array, as_number, as_whole, is_row, of_kind, refused
 
 # %% ../../nbs/values/02_glossary.ipynb #06055687
@@ -74,6 +74,10 @@ def _classes(v): return callable(v) and not isinstance(v, type) or hasattr(v, '_
 
 def _part(v): return v if isinstance(v, str) else as_whole(v) if as_whole(v) in Limits(0, 99) else refused(v)
 def _items(v): return as_whole(v) if as_whole(v) in Limits(1) else refused(v)
+def _low(v, least): return is_row(v) and len(v) > 0 and np.asarray(v).dtype.kind in 'iuf' and np.asarray(v).min() >= least
+def _rows(v): return np.asarray(v).ndim == 1 and np.asarray(v).dtype.kind in 'iub'
+def _split(v): return v is None or isinstance(v, str) or (_rows(v) if is_row(v) else as_number(v) >= 0)
+
 def _tfms(v): return isinstance(v, bool) or v is None or _all(v, callable)
 
 some_data = of_kind('a name, a folder or arrays', _is_object)
@@ -85,7 +89,10 @@ a_count = (int, 'at least 1')
 some_items = (Kind('a whole number of at least 1', _items), of_kind('files, images or positions', _is_object))
 augmentation = of_kind('True, a transform or a list of them', _tfms)
 a_cache = of_kind('True, False or a file', lambda v: isinstance(v, bool) or v is None or a_path.take(v) is not None)
-a_split = of_kind("a fraction, a number of images, 'test' or positions", lambda v: v is None or not _is_number(v) or as_number(v) >= 0)
+a_split = of_kind("a fraction, a number of images, 'test' or positions", _split)
+some_counts = of_kind('a list of numbers of at least 0, one of them above 0', lambda v: _low(v, 0) and np.asarray(v).max() > 0)
+positions = of_kind('a list of positions (whole numbers of at least 0)', lambda v: np.asarray(v).dtype.kind in 'iu' and _low(v, 0))
+a_colormap = of_kind("the name of a matplotlib colormap, such as 'Blues'", lambda v: not isinstance(v, str) or v in matplotlib.colormaps)
 
 # %% ../../nbs/values/02_glossary.ipynb #65d0a55f
 positive, not_negative, a_share, a_fraction = (float, 'above 0'), (float, 'at least 0'), (float, '0 to below 1'), (float, '0 to 1')
@@ -100,7 +107,7 @@ numbers = {k: a_count for k in counts.split()} | dict(copies=(int, '1 to 1000'),
     growth=((float, type(None)), 'above 0 and up to 100'), dense=(one_or_each, '1 to 1000000'), widths=(one_or_each, '1 to 1000000'),
     threads=(int, '1 to 1024'), start_epoch=(int, 'at least 0'), n_epoch=a_count, freeze_epochs=(int, 'at least 0'),
     n_cycles=a_count, cycle_len=a_count,
-    n_train=(int, 'at least 0'), n_test=(int, 'at least 0'))
+    seeds=(one_or_each, 'at least 0'), target=((int, a_module), 'at least 1'), n_train=(int, 'at least 0'), n_test=(int, 'at least 0'))
 
 # %% ../../nbs/values/02_glossary.ipynb #6d9d19d2
 numbers |= {k: positive for k in 'lr_found width height seconds tol within start_lr end_lr ratio div div_final lr_mult cycle_mult'.split()}
@@ -117,6 +124,7 @@ objects = dict(seed=a_seed, split_seed=a_seed, device=a_device, ds_idx=a_part, p
     norm=a_piece, pooling=a_piece, activation=a_piece, final_activation=a_piece, init=a_piece, head_init=a_piece, head=a_piece,
     arch=an_arch, y=an_array, p=some_numbers, path=a_path, folder=a_path, file=a_path, root=a_path, dest=a_path, storage=a_path,
     data=some_data, classes=some_classes, layers=layer_names, other_layers=layer_names, augment=augmentation, item_tfms=augmentation,
-    batch_tfms=augmentation, cache=a_cache, valid=a_split, views=functions)
+    batch_tfms=augmentation, counts=some_counts, have=some_counts, idx=positions, cmap=a_colormap, loss=a_loss,
+    cache=a_cache, valid=a_split, views=functions)
 
 glossary = numbers | {k: (v, '') for k,v in objects.items()} | dict(items=(some_items, '')) # Name -> (kinds of values, range)
