@@ -1764,7 +1764,7 @@ def test_a_block_of_ones_own():
     ((np.zeros((4, 8, 8), np.uint8), [0, 1, 0]), {}, '4 images but 3 labels'),
     ((np.zeros((4, 8, 8), np.uint8),), {}, 'data must be arrays'),
     ((np.full((4, 8, 8), -1.), [0, 1, 0, 1]), {}, 'undo their normalisation'),
-    (42, {}, 'data must be a name'),
+    (42, {}, 'data must be (a name|text)'),
 ])
 def test_bad_data_is_one_clear_error(data, kw, match):
     with pytest.raises(CourseError, match=match): dls_for(data, **kw)

@@ -7,9 +7,9 @@ Docs: https://dlcourse.github.io/dlcourse/values/glossary.html.md"""
 # %% auto #0
 __all__ = ['a_learner', 'some_loaders', 'a_loader', 'a_module', 'an_axes', 'a_trainer', 'functions', 'callbacks', 'an_optimiser',
            'a_loss', 'an_arch', 'a_piece', 'a_seed', 'a_device', 'a_move', 'a_slice', 'a_pair', 'some_data',
-           'some_numbers', 'layer_names', 'some_classes', 'a_part', 'a_count', 'some_items', 'augmentation', 'a_cache',
-           'a_split', 'some_counts', 'positions', 'a_colormap', 'positive', 'not_negative', 'a_share', 'a_fraction',
-           'one_or_each', 'share_or_each', 'number_or_pair', 'counts', 'numbers', 'objects', 'glossary']
+           'some_numbers', 'layer_names', 'some_classes', 'a_part', 'a_count', 'some_items', 'augmentation', 'a_file',
+           'a_cache', 'a_split', 'a_colormap', 'positive', 'not_negative', 'a_share', 'a_fraction', 'one_or_each',
+           'share_or_each', 'number_or_pair', 'counts', 'numbers', 'objects', 'glossary']
 
 # %% ../../nbs/values/02_glossary.ipynb #ac134a2a
 import matplotlib, numpy as np, torch
@@ -74,9 +74,7 @@ def _classes(v): return callable(v) and not isinstance(v, type) or hasattr(v, '_
 
 def _part(v): return v if isinstance(v, str) else as_whole(v) if as_whole(v) in Limits(0, 99) else refused(v)
 def _items(v): return as_whole(v) if as_whole(v) in Limits(1) else refused(v)
-def _low(v, least): return is_row(v) and len(v) > 0 and np.asarray(v).dtype.kind in 'iuf' and np.asarray(v).min() >= least
-def _rows(v): return np.asarray(v).ndim == 1 and np.asarray(v).dtype.kind in 'iub'
-def _split(v): return v is None or isinstance(v, str) or (_rows(v) if is_row(v) else as_number(v) >= 0)
+def _split(v): return v is None or isinstance(v, str) or is_row(v) or as_number(v) >= 0
 
 def _tfms(v): return isinstance(v, bool) or v is None or _all(v, callable)
 
@@ -88,10 +86,9 @@ a_part = Kind("'train' (0), 'valid' (1) or 'test' (2)", _part)
 a_count = (int, 'at least 1')
 some_items = (Kind('a whole number of at least 1', _items), of_kind('files, images or positions', _is_object))
 augmentation = of_kind('True, a transform or a list of them', _tfms)
+a_file = of_kind('a path or an open file', lambda v: isinstance(v, bytes) or hasattr(v, 'read') or a_path.take(v) is not None)
 a_cache = of_kind('True, False or a file', lambda v: isinstance(v, bool) or v is None or a_path.take(v) is not None)
 a_split = of_kind("a fraction, a number of images, 'test' or positions", _split)
-some_counts = of_kind('a list of numbers of at least 0, one of them above 0', lambda v: _low(v, 0) and np.asarray(v).max() > 0)
-positions = of_kind('a list of positions (whole numbers of at least 0)', lambda v: np.asarray(v).dtype.kind in 'iu' and _low(v, 0))
 a_colormap = of_kind("the name of a matplotlib colormap, such as 'Blues'", lambda v: not isinstance(v, str) or v in matplotlib.colormaps)
 
 # %% ../../nbs/values/02_glossary.ipynb #65d0a55f
@@ -122,9 +119,9 @@ numbers |= {k: (int, '1 to 100000') for k in 'f1 f3_in f3 f5_in f5 f_pool'.split
 objects = dict(seed=a_seed, split_seed=a_seed, device=a_device, ds_idx=a_part, part=a_part, learn=a_learner, dls=some_loaders, dl=a_loader,
     model=a_module, ax=an_axes, axs=an_axes, cbs=callbacks, metrics=functions, loss_func=a_loss, opt_func=an_optimiser, train=a_trainer,
     norm=a_piece, pooling=a_piece, activation=a_piece, final_activation=a_piece, init=a_piece, head_init=a_piece, head=a_piece,
-    arch=an_arch, y=an_array, p=some_numbers, path=a_path, folder=a_path, file=a_path, root=a_path, dest=a_path, storage=a_path,
+    arch=an_arch, y=an_array, p=some_numbers, path=a_path, folder=a_path, file=a_file, root=a_path, dest=a_path, storage=a_path,
     data=some_data, classes=some_classes, layers=layer_names, other_layers=layer_names, augment=augmentation, item_tfms=augmentation,
-    batch_tfms=augmentation, counts=some_counts, have=some_counts, idx=positions, cmap=a_colormap, loss=a_loss,
+    batch_tfms=augmentation, cmap=a_colormap, loss=a_loss,
     cache=a_cache, valid=a_split, views=functions)
 
 glossary = numbers | {k: (v, '') for k,v in objects.items()} | dict(items=(some_items, '')) # Name -> (kinds of values, range)
