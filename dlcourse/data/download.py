@@ -118,7 +118,7 @@ def download(
     urls, # Addresses of the same file, tried in turn
     dest, # Path of the file; its folder exists. A file that is already there is only checked
     sha256:str, # SHA-256 of the whole file, in hexadecimal
-    size:int=None, # Its bytes, if known: a transfer that brings more is stopped
+    size:int=None, # Its bytes, at least 1, if known: a transfer that brings more is stopped
 )->Path: # `dest`
     "Download a file, resumed and checked; raises `CourseError` that names each address and what was wrong with it"
     dest = Path(dest)

@@ -7,9 +7,9 @@ Docs: https://dlcourse.github.io/dlcourse/values/glossary.html.md"""
 # %% auto #0
 __all__ = ['a_learner', 'some_loaders', 'a_loader', 'a_module', 'an_axes', 'a_trainer', 'functions', 'callbacks', 'an_optimiser',
            'a_loss', 'an_arch', 'a_piece', 'a_seed', 'a_device', 'a_move', 'a_slice', 'a_pair', 'some_data',
-           'some_numbers', 'layer_names', 'some_classes', 'a_part', 'a_count', 'some_items', 'augmentation', 'a_file',
-           'a_cache', 'a_split', 'a_colormap', 'positive', 'not_negative', 'a_share', 'a_fraction', 'one_or_each',
-           'share_or_each', 'number_or_pair', 'counts', 'numbers', 'objects', 'glossary']
+           'some_numbers', 'layer_names', 'some_classes', 'a_part', 'a_count', 'some_items', 'augmentation',
+           'some_labels', 'a_file', 'a_cache', 'a_split', 'a_colormap', 'positive', 'not_negative', 'a_share',
+           'a_fraction', 'one_or_each', 'share_or_each', 'number_or_pair', 'counts', 'numbers', 'objects', 'glossary']
 
 # %% ../../nbs/values/02_glossary.ipynb #ac134a2a
 import matplotlib, numpy as np, torch
@@ -86,6 +86,7 @@ a_part = Kind("'train' (0), 'valid' (1) or 'test' (2)", _part)
 a_count = (int, 'at least 1')
 some_items = (Kind('a whole number of at least 1', _items), of_kind('files, images or positions', _is_object))
 augmentation = of_kind('True, a transform or a list of them', _tfms)
+some_labels = of_kind('an array', lambda v: hasattr(v, '__array__') or hasattr(v, '__iter__') and not isinstance(v, (str, bytes, dict)))
 a_file = of_kind('a path or an open file', lambda v: isinstance(v, bytes) or hasattr(v, 'read') or a_path.take(v) is not None)
 a_cache = of_kind('True, False or a file', lambda v: isinstance(v, bool) or v is None or a_path.take(v) is not None)
 a_split = of_kind("a fraction, a number of images, 'test' or positions", _split)
@@ -119,7 +120,7 @@ numbers |= {k: (int, '1 to 100000') for k in 'f1 f3_in f3 f5_in f5 f_pool'.split
 objects = dict(seed=a_seed, split_seed=a_seed, device=a_device, ds_idx=a_part, part=a_part, learn=a_learner, dls=some_loaders, dl=a_loader,
     model=a_module, ax=an_axes, axs=an_axes, cbs=callbacks, metrics=functions, loss_func=a_loss, opt_func=an_optimiser, train=a_trainer,
     norm=a_piece, pooling=a_piece, activation=a_piece, final_activation=a_piece, init=a_piece, head_init=a_piece, head=a_piece,
-    arch=an_arch, y=an_array, p=some_numbers, path=a_path, folder=a_path, file=a_file, root=a_path, dest=a_path, storage=a_path,
+    arch=an_arch, y=some_labels, p=some_numbers, path=a_path, folder=a_path, file=a_file, root=a_path, dest=a_path, storage=a_path,
     data=some_data, classes=some_classes, layers=layer_names, other_layers=layer_names, augment=augmentation, item_tfms=augmentation,
     batch_tfms=augmentation, cmap=a_colormap, loss=a_loss,
     cache=a_cache, valid=a_split, views=functions)
