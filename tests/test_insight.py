@@ -46,6 +46,7 @@ from dlcourse.insight.curves import best_epoch, compare, convergence, history, p
 from dlcourse.insight.embedding import fisher_ratio, layer_activations, plot_embedding, probe_accuracy
 from dlcourse.insight.evaluation import Evaluation, evaluate
 from dlcourse.insight.explain import cam_maps, default_layer, grad_cam, image_batch, saliency
+from dlcourse.data.pictures import open_picture
 from dlcourse.insight.inference import compare_speed, export_folder, export_onnx, fast, onnx_settings, pixel_net, run_alone, run_onnx
 from dlcourse.insight.layers import (channel_axes, draw_indices, first_batch, is_feature_map, layer_outputs, layer_shapes, layer_table,
                                      main_layers, to_rows, watch_layers, whole_numbers)
@@ -1249,6 +1250,18 @@ def test_settings_are_readable(byte_learn, folder):
     assert d['classes'] == ['0', '1'] and (d['channels'], d['height'], d['width']) == (1, 16, 16) and len(d['mean']) == len(d['std']) == 1
     assert sorted(o.name for o in folder.iterdir()) == ['pictures.py', 'predict.py', 'program.pt2', 'settings.json', 'weights.safetensors']
     assert os.listdir(folder.parent) == ['net']
+
+
+def test_exported_script_reads_pictures_as_a_viewer_shows_them(folder, tmp_path):
+    note = Image.Exif()
+    note[0x0112] = 6
+    Image.fromarray(np.linspace(0, 65535, 40*30).reshape(40, 30).astype(np.uint16)).save(tmp_path/'deep.png', exif=note)
+    open_picture(tmp_path/'deep.png').save(tmp_path/'seen.png')
+    deep, seen = run_alone(folder, [tmp_path/'deep.png', tmp_path/'seen.png'])
+    assert deep.pop('file') != seen.pop('file') and deep == seen
+    (tmp_path/'empty.png').touch()
+    with pytest.raises(CourseError, match=r'empty.png is not an image that can be read \(empty\); .*none.png .*no such file'):
+        run_alone(folder, [tmp_path/'empty.png', tmp_path/'none.png', tmp_path/'seen.png'])
 
 
 def test_weights_build_the_network_again(byte_learn, folder):
