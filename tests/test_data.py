@@ -995,7 +995,7 @@ def test_class_names_that_look_alike_are_said(labels, words, capsys):
 @pytest.mark.parametrize('f,words', [(lambda: dls_for((rows5, three), bs=5, size=8), 'size and channels are for images'),
     (lambda: show_classes((rows5, three)),
     'show_classes needs images'), (lambda: as_examples((rows5, ['a', '', 'b']*10)), 'for 10 of 30 examples'),
-    (lambda: as_examples((rows5, set(range(30)))), '(set)')], ids=range(4))
+    (lambda: as_examples((rows5, set(range(30)))), 'set')], ids=range(4))
 def test_requests_that_need_other_arrays(f, words): fails(words, f)
 
 
