@@ -260,7 +260,7 @@ def test_match_counts_only_what_trains_of_a_model():
     (lambda: match_params('mlp', 500, GREY, 10, widths=()), 'no widths to change'),
     (lambda: match_params('cnn', 10_000, GREY, 10, kernle=5), "Did you mean 'kernel'"),
     (lambda: match_params('ccn', 10_000, GREY, 10), "Did you mean 'cnn'"),
-    (lambda: match_params('cnn', -5, GREY, 10), 'within 2.0% of -5')])
+    (lambda: match_params('cnn', -5, GREY, 10), 'target must be a whole number of at least 1')])
 def test_match_refuses(call, message):
     with pytest.raises(CourseError, match=message): call()
 
