@@ -137,6 +137,7 @@ def long_tail(
 )->np.ndarray: # Images to keep by class number, (C,)
     "Class sizes with an exponential profile, as large as `have` allows; raises `CourseError` for a ratio that leaves a class empty"
     have = np.asarray(have)
+    if not len(have): raise CourseError('have must be the number of images of at least one class, got none')
     if isinstance(ratio, bool) or not ratio > 0: raise CourseError(f'ratio must be above 0, such as 100 or 0.01, got {ratio!r}')
     order = np.argsort(-have, kind='stable')
     profile = max(ratio, 1/ratio) ** -np.linspace(0, 1, len(have))
