@@ -110,7 +110,7 @@ numbers = {k: a_count for k in counts.split()} | dict(copies=(int, '1 to 1000'),
 # %% ../../nbs/values/02_glossary.ipynb #6d9d19d2
 numbers |= {k: positive for k in 'lr_found width height seconds tol within start_lr end_lr ratio div div_final lr_mult cycle_mult'.split()}
 numbers |= {k: ((float, a_slice, tuple[float, ...]), 'above 0') for k in ('lr', 'lr_max', 'base_lr')} | dict(pct_start=a_fraction)
-numbers |= {k: not_negative for k in 'wd min_delta eps minutes'.split()}
+numbers |= {k: not_negative for k in 'min_delta eps minutes'.split()} | dict(wd=(number_or_pair, 'at least 0'))
 numbers |= {k: (share_or_each, '0 to below 1') for k in ('dropout', 'dense_dropout')}
 numbers |= {k: (number_or_pair, 'any number') for k in 'degrees translate shear'.split()}
 numbers |= dict(scale=(number_or_pair, 'above 0'), amount=(number_or_pair, '0 to 1'), shift=(a_move, ''))
