@@ -150,7 +150,7 @@ class Printable:
     def __call__(self,
         s:str, # Any text
     )->str:
-        "`s` without control characters, and with □ for what no font has"
+        "`s` with codes for control characters, and with □ for what no font has"
         lines = [one_line(o) for o in re.split(r'\r\n?|\n', str(s).expandtabs(4))]
         s = ''.join(c for c in '\n'.join(lines) if c == '\n' or c.isprintable() or c == '\xa0')
         lacking = {c for c in s if c != '\n' and ord(c) not in _glyphs()}
