@@ -335,7 +335,7 @@ class TrialReporter:
         step = self.step if step is None else step
         self.trial.report(float(value), step)
         self.step = step + 1
-        if self.trial.should_prune(): raise optional('optuna', 'search').TrialPruned
+        if self.trial.should_prune(): raise optional('optuna', 'search').TrialPruned(f'pruned at report {step}')
 
     def note(self, **facts):
         "Keep `facts` with the trial"
