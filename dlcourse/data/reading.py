@@ -46,7 +46,8 @@ def find_faults(
     faults = [o for o in _each(_fault, files) if o]
     if len(faults) < 2: return CourseError(faults[0]) if faults else None
     more = f'; and {len(faults) - most_named:,} more' if len(faults) > most_named else ''
-    return CourseError(f"{len(faults):,} of {len(files):,} files can't be read, remove or replace them: {'; '.join(faults[:most_named])}{more}")
+    named = '; '.join(faults[:most_named])
+    return CourseError(f"{len(faults):,} of {len(files):,} files can't be read, remove or replace them: {named}{more}")
 
 # %% ../../nbs/data/02b_reading.ipynb #1ff699ed
 def as_size(

@@ -50,7 +50,8 @@ def _folder_names(vocab):
     "File names for class names; raises `CourseError` where two would be the same"
     names = [file_name(o) for o in vocab]
     if len({o.lower() for o in names}) < len(names) or '' in names:
-        raise CourseError(f"class names must make different folder names, also where capitals don't count, got {', '.join(map(str, vocab))}")
+        got = ', '.join(map(str, vocab))
+        raise CourseError(f"class names must make different folder names, also where capitals don't count, got {got}")
     return names
 
 # %% ../../nbs/data/09_saved.ipynb #20e5c5c1

@@ -225,7 +225,8 @@ def _converged(losses, within):
     level, t = last.mean(), np.arange(len(last)) - (len(last)-1)/2
     slope = (t * (last-level)).sum() / (t*t).sum()
     settled = bool(abs(slope) * len(last) <= within*abs(level))
-    return dict(steps=len(losses), first_step_near=_first(abs(losses - level) <= within*abs(level)), final_level=level, slope=slope, settled=settled)
+    near = _first(abs(losses - level) <= within*abs(level))
+    return dict(steps=len(losses), first_step_near=near, final_level=level, slope=slope, settled=settled)
 
 # %% ../../nbs/insight/01_curves.ipynb #963e635e
 def _common_level(levels, within):
@@ -248,8 +249,8 @@ def convergence(
     runs, # A fitted `Learner`, a history, a list of losses, or a dictionary of name -> any of these
     within:float=0.05, # How near is near, as a fraction of the level
     level:float=None, # Training loss that all runs are to reach; by default the highest final level, and `within` of it more
-)->pd.DataFrame: # One row a run: steps, first step near its own final level (from 1), that level, the common level and the first step there, slope per step, settled
-    "Measure whether, how fast and to what level the training loss of the last fit converged; raises `CourseError` for fewer than five steps"
+)->pd.DataFrame: # One row a run: steps, first step near its own final level, common level and first step there, slope, settled
+    "Measure how fast and to what level the training loss of the last fit converged; raises `CourseError` for fewer than five steps"
     runs = _named(runs if isinstance(runs, dict) else {'loss': runs})
     _check_units(runs)
     losses = [step_losses(o) for o in runs.values()]

@@ -201,7 +201,8 @@ def _numbers(o, vocab, scores, y):
     o = choose(o, [*vocab, 'actual', 'predicted'], 'class')
     if o in vocab: return torch.full((n,), vocab.index(o), device=scores.device)
     if o == 'predicted': return (scores[:, 0] > 0).long() if scores.shape[1] == 1 else scores.argmax(1)
-    if y is None: raise CourseError("these images come without one class each, so there is no actual class: ask of 'predicted' or name a class")
+    if y is None:
+        raise CourseError("these images come without one class each, so there is no actual class: ask of 'predicted' or name a class")
     return y.to(scores.device)
 
 # %% ../../nbs/insight/06_explain.ipynb #2c9abb46

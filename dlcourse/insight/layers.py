@@ -304,7 +304,7 @@ def find_layer(
 # %% ../../nbs/insight/00_layers.ipynb #2bf3bfb2
 def layer_table(
     learn:Learner, # Any fastai `Learner`
-)->pd.DataFrame: # By name, in the order they finish: kind of module, shape for one item, whether it is a feature map, where its channels are
+)->pd.DataFrame: # By name, in the order they finish: kind of module, shape for one item, whether it is a map, where its channels are
     "The layers of `learn.model` that can be named"
     one, model = part_loader(learn, 'valid', 1)[0], plain_network(learn.model)
     with kept_state(learn, one): x = next(iter(one))[0].as_subclass(Tensor)

@@ -64,7 +64,8 @@ def _draw_axes(ax, space):
         ax.axvline(i, color='0.4', linewidth=1)
         side, shift = ends.get(i, ('left', 0.03))
         for y,text in _ticks(c): ax.text(i + shift, y, text, ha=side, va='center', fontsize=8, color='0.25', zorder=5)
-    ax.set(xticks=range(len(space)), xticklabels=[plot_text(o) for o in space], yticks=[], xlim=(-0.35, len(space) - 0.65), ylim=(-0.06, 1.06))
+    ax.set(xticks=range(len(space)), xticklabels=[plot_text(o) for o in space], yticks=[])
+    ax.set(xlim=(-0.35, len(space) - 0.65), ylim=(-0.06, 1.06))
     ax.spines[:].set_visible(False)
 
 # %% ../../nbs/insight/08_studies.ipynb #15a7862a

@@ -325,7 +325,8 @@ def _untouched(learn):
 # %% ../../nbs/training/02_lean.ipynb #ea02d578
 def _check_rates(start_lr, end_lr, num_it):
     "Raise `CourseError` unless the rates rise, and are enough to suggest one"
-    if not isinstance(num_it, Integral) or num_it < 25: raise CourseError(f'num_it must be a whole number from 25, got {num_it!r}: fewer rates say too little for a suggestion')
+    if not isinstance(num_it, Integral) or num_it < 25:
+        raise CourseError(f'num_it must be a whole number from 25, got {num_it!r}: fewer rates say too little for a suggestion')
     starts, ends = tuplify(start_lr), tuplify(end_lr)
     if not all(0 < a < b for a,b in zip(starts, ends)):
         raise CourseError(f'start_lr must be above 0 and below end_lr, got start_lr={start_lr!r}, end_lr={end_lr!r}')

@@ -60,7 +60,7 @@ def _check_batch(batch):
 
 # %% ../../nbs/training/05_learner.ipynb #e62fb9fc
 def _n_out(dls, batch, n_in, arch):
-    "Number of outputs for the `batch` of `dls`: as the data say, as many as an item has numbers, or what a network that exists gives; or None"
+    "Number of outputs for the `batch` of `dls`: as the data say, as many as an item has numbers, or as a given network has; or None"
     if getattr(dls, 'c', None): return dls.c
     y = batch[-1]
     if len(batch) > 1 and isinstance(y, Tensor) and y.is_floating_point(): return y[0].numel()
