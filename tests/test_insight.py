@@ -738,7 +738,7 @@ def test_stock_learners_and_files(files):
     with pytest.raises(CourseError, match='broken.png|cannot be read|can be read'): grad_cam(photo_learn, [files/'broken.png'])
     (files/'broken.png').unlink()
     with pytest.raises(CourseError, match='nowhere.png'): grad_cam(photo_learn, 'nowhere.png')
-    with pytest.raises(CourseError, match='without targets'): grad_cam(photo_learn, get_image_files(files)[:1], of='actual')
+    with pytest.raises(CourseError, match='no actual class'): grad_cam(photo_learn, get_image_files(files)[:1], of='actual')
 
 
 def test_image_file_with_our_learner(photo_learn, files):

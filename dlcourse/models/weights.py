@@ -80,7 +80,7 @@ def _check_stored(file):
 # %% ../../nbs/models/04e_weights.ipynb #df55b2b1
 def _loaded(file):
     "The content of `file`, without running any code in it"
-    if file.suffix == '.safetensors': return read_tensors(file, 'cannot be read as weights')[0]
+    if file.suffix == '.safetensors': return read_tensors(file, 'cannot be read as weights: it is damaged or incomplete')[0]
     if zipfile.is_zipfile(file): _check_stored(file)
     return torch.load(file, map_location='cpu', weights_only=True)
 
