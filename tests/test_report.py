@@ -279,7 +279,7 @@ def test_nothing_in_it(given):
     (dict(title='t'*201), 'the title may have at most 200 characters; 201 were given'),
     (dict(abstract='a ' * 251), 'at most 250 words; 251'),
     (dict(authors=['a']*13), 'at most 12 authors'), (dict(authors='a'*81), 'at most 80 characters'),
-    (dict(observations=3), 'observations must be a text, got a int'),
+    (dict(observations=3), 'observations must be text, got 3'),
     (dict(authors=[1]), 'author 1 must be a text'), (dict(date=3), 'date must be a text or a datetime.date'),
     (dict(learners='mlp-digit-1'), "Did you mean 'mlp-digits-1'"),
     (dict(learners=3), 'got a int'), (dict(learners=[None]), 'got a NoneType'), (dict(learners='.'), 'is not a run folder')])
