@@ -4,6 +4,7 @@ Loops are timed in one process, one contestant after the other in each round, in
 imports and set-up in fresh processes, in seconds on the wall. A ratio is the median over the rounds of ours divided by the peer's
 in the same round; its spread is the two quartiles. Targets are upper bounds."""
 import argparse, json, os, sys, time
+from types import SimpleNamespace
 
 from .measure import RESULTS, ROOT
 
@@ -87,14 +88,21 @@ def write(results, path):
     print(f'written to {path}')
 
 
+def record(rows, groups, module, began, output, **how):
+    "Print the rows of another module of this suite, and write them with what was run where"
+    from .measure import rounded
+    print(table(rows))
+    start, load, kept = began
+    options = SimpleNamespace(device='cpu', starts=1, quick=False, keeps_memory=kept, **how)
+    about = dict(run_facts(options, start, load), command=' '.join([f'python -m benchmarks.{module}', *sys.argv[1:]]))
+    write(dict(rows=rows, groups=groups, provenance=rounded(about)), output)
+
+
 def main(args=None):
     options = arguments(args)
-    os.environ.update(OMP_NUM_THREADS=str(options.threads), MKL_NUM_THREADS=str(options.threads))
-    start, load = time.time(), list(os.getloadavg())
+    from .measure import begin, rounded
+    start, load, options.keeps_memory = begin(options.threads)
     import torch
-    from .measure import keep_memory, rounded
-    options.keeps_memory = keep_memory()
-    torch.set_num_threads(options.threads)
     if options.device == 'cuda' and not torch.cuda.is_available():
         sys.exit('there is no GPU that torch can use here: measure with --device cpu')
     rows, groups = [], {}

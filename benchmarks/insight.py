@@ -4,12 +4,11 @@
 
 Grad-CAM at the last feature map, found automatically, for the predicted class of 64 images, against one forward pass of the same network
 on the same batch without gradients. The weights are random; the images are those that come with the package."""
-import argparse, os, sys, time
-from pathlib import Path
+import argparse
 from types import SimpleNamespace
 
-from .__main__ import run_facts, table, write
-from .measure import RESULTS, compare, interleaved, keep_memory, rounded, silent
+from .__main__ import record
+from .measure import RESULTS, begin, compare, interleaved, silent
 
 N, TARGET = 64, 1.1
 NETS = {'cnn': dict(size=28), 'residual': dict(size=28), 'mobilenet_v2': dict(size=96, frozen=True)}
@@ -47,17 +46,11 @@ def arguments(args=None):
 
 def main(args=None):
     options = arguments(args)
-    os.environ.update(OMP_NUM_THREADS=str(options.threads), MKL_NUM_THREADS=str(options.threads))
-    start, load = time.time(), list(os.getloadavg())
-    import torch
-    kept = keep_memory()
-    torch.set_num_threads(options.threads)
-    o = SimpleNamespace(device='cpu', warm_up=2, repeats=options.repeats, starts=1, threads=options.threads, quick=False, keeps_memory=kept)
+    began = begin(options.threads)
+    o = SimpleNamespace(device='cpu', warm_up=2, repeats=options.repeats)
     rows = [row(arch, o, **kwargs).plain() for arch,kwargs in NETS.items()]
-    print(table(rows))
-    about = dict(run_facts(o, start, load), command=' '.join(['python -m benchmarks.insight', *sys.argv[1:]]))
-    Path(options.output).parent.mkdir(exist_ok=True)
-    write(dict(rows=rows, groups={'grad-cam': dict(images=N, networks=NETS)}, provenance=rounded(about)), options.output)
+    record(rows, {'grad-cam': dict(images=N, networks=NETS)}, 'insight', began, options.output, repeats=options.repeats,
+           threads=options.threads)
 
 
 if __name__ == '__main__': main()

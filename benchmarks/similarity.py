@@ -6,13 +6,11 @@ Kornblith et al. (2019) train networks that differ in nothing but their first we
 is most like it. A good measure finds the layer at the same depth. Here ten convolutional networks of eight layers are trained on
 Fashion-MNIST, all pairs are compared in both directions on 1,000 validation images, and the share of layers that are found is kept for
 each measure. The second part times CKA of all pairs of twenty layers on 2,000 examples against the plain form with whole matrices."""
-import argparse, os, sys, time
+import argparse, time
 from itertools import combinations
-from pathlib import Path
-from types import SimpleNamespace
 
-from .__main__ import run_facts, table, write
-from .measure import RESULTS, compare, keep_memory, rounded, silent
+from .__main__ import record
+from .measure import RESULTS, begin, compare, rounded
 
 WIDTHS = [16, 16, 32, 32, 48, 48, 64, 64]
 
@@ -94,25 +92,17 @@ def arguments(args=None):
 
 def main(args=None):
     options = arguments(args)
-    os.environ.update(OMP_NUM_THREADS=str(options.threads), MKL_NUM_THREADS=str(options.threads))
-    start, load = time.time(), list(os.getloadavg())
-    import numpy as np, torch
-    kept = keep_memory()
-    torch.set_num_threads(options.threads)
+    began = begin(options.threads)
+    import numpy as np
     learners, found = trained(options), {}
     for measure in ('cka', 'svcca', 'procrustes'):
         shares, seconds = share_found(learners, measure)
         found[measure] = dict(mean=float(np.mean(shares)), lowest=min(shares), pairs=len(shares), seconds=seconds)
         print(measure, found[measure], flush=True)
-    rows = [speed().plain()]
-    print(table(rows))
-    o = SimpleNamespace(device='cpu', warm_up=0, repeats=3, starts=1, threads=options.threads, quick=False, keeps_memory=kept)
-    about = dict(run_facts(o, start, load), command=' '.join(['python -m benchmarks.similarity', *sys.argv[1:]]))
     accuracies = [float(o.history.accuracy.iloc[-1]) for o in learners]
     counterparts = dict(found=rounded(found), accuracies=accuracies, widths=WIDTHS, images=1000)
-    groups = {'cka': dict(layers=20, examples=2000), 'counterparts': counterparts}
-    Path(options.output).parent.mkdir(exist_ok=True)
-    write(dict(rows=rows, groups=groups, provenance=rounded(about)), options.output)
+    record([speed().plain()], {'cka': dict(layers=20, examples=2000), 'counterparts': counterparts}, 'similarity', began, options.output,
+           repeats=2, threads=options.threads)
 
 
 if __name__ == '__main__': main()
