@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np, torch
 from ..core import CourseError, notice
 from .arrays import Examples, holdout
-from .layout import LeftOut, class_folders, entries, find_parts, is_picture, part_name, pictures_below, plain_name
+from .layout import LeftOut, class_folders, entries, find_parts, is_picture, part_name, pictures_below, folder_name
 from .pictures import image_suffixes
 from .reading import common_shape, read_images
 
@@ -47,7 +47,7 @@ class ImageFiles:
 def _by_class(folder, left):
     "Class folders in `folder` by class name; names that differ only in how an accent is written are one"
     found, (folders, files) = defaultdict(list), entries(folder, left)
-    for o in folders: found[plain_name(o)].append(o)
+    for o in folders: found[folder_name(o)].append(o)
     for o in files: left.add('images outside of class folders' if is_picture(o) else 'files outside of class folders', o.name)
     return dict(sorted(found.items()))
 
@@ -57,8 +57,8 @@ def match_class(
     vocab:list, # Class names
 )->str|None: # One of them, or None
     "Find the class that a folder's name means: the same name, or the only one that differs in case, spaces, `-` and `_` alone"
-    def key(o): return re.sub(r'[\s_-]', '', plain_name(o)).casefold()
-    if plain_name(name) in vocab: return plain_name(name)
+    def key(o): return re.sub(r'[\s_-]', '', folder_name(o)).casefold()
+    if folder_name(name) in vocab: return folder_name(name)
     same = [o for o in vocab if key(o) == key(name)]
     return same[0] if len(same) == 1 else None
 
@@ -77,7 +77,7 @@ def _say_choices(root, parts, classes):
         notice(f'{name}: the classes are the folders in {first.relative_to(root)}')
     named = [] if len(parts) > 1 else [o for o in classes if part_name(o)[0]]
     if named: notice(f'{name}: {", ".join(named)} is read as a class, as the folders beside it are')
-    inner = {tuple(plain_name(o) for o in class_folders(f)) for f in folders}
+    inner = {tuple(folder_name(o) for o in class_folders(f)) for f in folders}
     if len(inner) == 1 and len(min(inner)) > 1:
         notice(f'{name}: the classes are {", ".join(classes)}; the folders within them ({", ".join(min(inner))}) are not told apart')
 

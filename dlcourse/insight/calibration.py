@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np, pandas as pd, torch
 from fastai.learner import Learner
 from fastcore.basics import patch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 from ..core import CourseError
 from .curves import panels
@@ -114,7 +114,6 @@ class Tempered(nn.Module):
         temperature:float, # Above 0
     ):
         super().__init__()
-        if not temperature > 0: raise CourseError(f'temperature must be above 0, got {temperature}')
         self.model, self.temperature = model, temperature
 
     def forward(self, *xs): return self.model(*xs)/self.temperature

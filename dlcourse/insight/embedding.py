@@ -12,7 +12,7 @@ import warnings
 from dataclasses import dataclass
 import numpy as np, pandas as pd, torch
 from fastai.learner import Learner
-from fastcore.basics import listify, patch
+from fastcore.basics import patch
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -20,8 +20,9 @@ from ..core import CourseError, choose, kept_rng
 from ..names import legend_text, plot_text
 from .curves import panels
 from .outputs import class_names
-from .layers import (channel_axes, refuse_nan, class_scores, device_of, draw_indices, evaluating, find_layer, find_part,
-                                     kept_state, layer_shapes, main_layers, number_calls, part_loader, row_makers, to_rows, watch_layers)
+from .layers import (refuse_nan, class_scores, device_of, draw_indices, evaluating, find_layer, find_part,
+                                     kept_state, layer_shapes, main_layers, number_calls, part_loader, predicted_classes, row_makers,
+                                     to_rows, watch_layers)
 from ..models.own import plain_network
 
 # %% ../../nbs/insight/07_embedding.ipynb #15eefa89
@@ -97,7 +98,7 @@ def layer_activations(
     vocab = class_names(learn, scores)
     if y.numel() != len(scores):
         raise CourseError(f'layer_activations needs one class for each example, not targets of shape {tuple(y.shape)}')
-    preds = scores.argmax(1) if scores.shape[1] > 1 else (scores[:, 0] > 0).long()
+    preds = predicted_classes(scores)
     return Activations(features, y.reshape(-1).long().numpy(), preds.numpy(), np.array(idxs), vocab, find_part(learn, part)[1])
 
 # %% ../../nbs/insight/07_embedding.ipynb #0b4e1e29

@@ -14,11 +14,11 @@ from fastai.learner import Learner
 from fastai.torch_core import to_device
 from fastcore.basics import patch
 from fastprogress.fastprogress import progress_bar
-from torch import Tensor, nn
-from ..core import CourseError, choose, kept_rng
+from torch import nn
+from ..core import CourseError, choose
 from .curves import panels
-from .layers import device_of, draw_indices, evaluating, find_part, kept_state, part_loader
-from ..training.kept import KeepWeights, copied, unchanged
+from .layers import device_of, evaluating, read_part
+from ..training.kept import KeepWeights, differing, unchanged
 
 # %% ../../nbs/insight/12_landscape.ipynb #6965cdfa
 from ..values.door import check_calls
@@ -49,18 +49,10 @@ class LossOf:
         seed:int, # Seed of the draw
         batchnorm:str='kept', # 'kept' or 'batch'
     ):
-        if not isinstance(learn, Learner):
-            raise CourseError(f'a landscape needs a Learner, which knows data and loss, not a {type(learn).__name__}')
         self.model, self.loss_func, self.batchnorm = learn.model, learn.loss_func, choose(batchnorm, ('kept', 'batch'), 'batchnorm')
-        self.part = find_part(learn, part)[1]
-        with kept_rng(), kept_state(learn, find_part(learn, part)[0]):
-            dl, self.idxs = part_loader(learn, part, draw_indices(learn, part, n, seed), bs=250)
-            self.batches = [self._tensors(b) for b in dl]
-
-    def _tensors(self, b):
-        b = (b,) if isinstance(b, Tensor) else tuple(b)
-        if len(b) < 2: raise CourseError(f'a loss needs targets, and the {self.part} part has none')
-        return to_device(tuple(o.as_subclass(Tensor) if isinstance(o, Tensor) else o for o in b), device_of(self.model))
+        self.part, self.idxs, batches = read_part(learn, part, n, seed)
+        if len(batches[0]) < 2: raise CourseError(f'a loss needs targets, and the {self.part} part has none')
+        self.batches = [to_device(b, device_of(self.model)) for b in batches]
 
     def __call__(self)->float:
         "Mean loss of the network as it is now"
@@ -126,10 +118,10 @@ def _on_device(model, state): return {k: v.detach().to(device_of(model), copy=Tr
 # %% ../../nbs/insight/12_landscape.ipynb #b3975331
 def _weights_of(learn, other):
     "Weights and buffers of the other network; raises `CourseError` if they don't fit `learn`"
-    state, own = other.model.state_dict() if isinstance(other, Learner) else other, learn.model.state_dict()
+    state = other.model.state_dict() if isinstance(other, Learner) else other
     if not isinstance(state, dict): raise CourseError(f'other must be a Learner or a dictionary of weights, not a {type(other).__name__}')
-    odd = [k for k in {**own, **state} if k not in own or k not in state or own[k].shape != state[k].shape]
-    if odd: raise CourseError(f'a line needs two networks of one architecture; they differ in {odd[0]}')
+    odd = differing(learn.model, state)
+    if odd: raise CourseError(f'a line needs two networks of one architecture; they differ in {odd}')
     return state
 
 # %% ../../nbs/insight/12_landscape.ipynb #448a5906
@@ -260,7 +252,7 @@ def trajectory(
 # %% ../../nbs/insight/12_landscape.ipynb #3ad6f178
 def _principal_plane(learn, kept, names):
     "Path on the plane, its two directions (2, parameters), and the share of variance along each; the trained network is the origin"
-    if not isinstance(kept, KeepWeights) or len(kept.epochs) < 3:
+    if len(kept.epochs) < 3:
         raise CourseError('a path needs a KeepWeights that has kept three epochs or more; fit longer with it among the callbacks')
     def flat(state): return torch.cat([_weights_of(learn, state)[k].flatten().to('cpu', torch.float64) for k in names])
     end = flat(learn.model.state_dict())

@@ -155,7 +155,8 @@ def _erasable(learn, blocks):
     x = first_batch(learn)[0][:2].to(device_of(learn.model))
     found = layer_shapes(learn.model, x)
     names = [find_layer(o, found) for o in listify(blocks)]
-    odd = [o for o in names if o not in _inputs_of(learn.model, x, names)]
+    same_shape = _inputs_of(learn.model, x, names)
+    odd = [o for o in names if o not in same_shape]
     if odd or not names:
         raise CourseError(f"{' and '.join(odd) or 'an empty list'} can't be erased: the output of a block must have the shape of its input")
     return names

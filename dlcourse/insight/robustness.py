@@ -14,12 +14,11 @@ from fastai.learner import Learner
 from fastai.torch_core import to_device
 from fastcore.basics import patch
 from torch import Tensor
-from ..core import CourseError, kept_rng
+from ..core import CourseError
 from ..names import html_text, plot_text
 from .curves import panels
-from .layers import (device_of, draw_indices, evaluating, find_layer, find_part, first_batch, kept_state, layer_shapes,
-                                     part_loader)
-from ..training.kept import KeepWeights, copied, unchanged
+from .layers import device_of, evaluating, find_layer, first_batch, layer_shapes, predicted_classes, read_part
+from ..training.kept import KeepWeights, copied, differing, unchanged
 
 # %% ../../nbs/insight/10_robustness.ipynb #b4549aa3
 from ..values.door import check_calls
@@ -33,16 +32,14 @@ class Judge:
         n:int, # Examples, at most
         seed:int, # Seed of the draw
     ):
-        self.model, self.part = learn.model, find_part(learn, part)[1]
-        with kept_rng(), kept_state(learn, find_part(learn, part)[0]):
-            dl, self.idxs = part_loader(learn, part, draw_indices(learn, part, n, seed), bs=250)
-            self.batches = [self._pair(b) for b in dl]
+        self.model = learn.model
+        self.part, self.idxs, batches = read_part(learn, part, n, seed)
+        self.batches = [self._pair(b) for b in batches]
 
     def _pair(self, b):
-        b = (b,) if isinstance(b, Tensor) else tuple(b)
         if len(b) != 2 or not isinstance(b[1], Tensor) or b[1].is_floating_point() or b[1].numel() != len(b[1]):
             raise CourseError('counting right answers needs one input and one class for each example')
-        return to_device((b[0].as_subclass(Tensor), b[1].as_subclass(Tensor).reshape(-1)), device_of(self.model))
+        return to_device((b[0], b[1].reshape(-1)), device_of(self.model))
 
     def accuracy(self)->float: # 0 to 1
         "Share of right answers of the network as it is now"
@@ -53,7 +50,7 @@ class Judge:
         out = self.model(x)
         if not isinstance(out, Tensor) or out.ndim != 2:
             raise CourseError('counting right answers needs one row of scores for each example')
-        return out.argmax(1) if out.shape[1] > 1 else (out[:, 0] > 0).long()
+        return predicted_classes(out)
 
 # %% ../../nbs/insight/10_robustness.ipynb #59c1c9d6
 def weight_layers(
@@ -113,30 +110,29 @@ def layer_robustness(
     seed:int=42, # Seed of the draw of examples and of 'random'
 )->Robustness:
     "Accuracy with one layer at a time put back; raises `CourseError` for epochs that were not kept or other weights than those"
-    if not isinstance(kept, KeepWeights):
-        raise CourseError(f'kept must be the KeepWeights that watched the training, got {type(kept).__name__}')
     to = kept.epochs if isinstance(to, str) and to == 'all' else [to] if isinstance(to, (str, int)) else list(to)
     states = {o: shuffled(kept.state(0), seed) if o == 'random' else kept.state(o) for o in to}
     for o in states.values(): _check_fits(learn, o)
     names, judge = weight_layers(learn, layers), Judge(learn, part, n, seed)
-    with unchanged(learn.model): values = [[_with_layer(judge, name, o) for o in states.values()] for name in names]
+    with unchanged(learn.model): values = [_with_layer(judge, name, states.values()) for name in names]
     return Robustness(pd.DataFrame(values, pd.Index(names, name='layer'), list(states)), judge.accuracy(), len(judge.idxs), judge.part)
 
 # %% ../../nbs/insight/10_robustness.ipynb #8d20f980
 def _check_fits(learn, state):
     "Raise `CourseError` unless `state` has the tensors of the network"
-    now = learn.model.state_dict()
-    odd = [k for k in {**now, **state} if k not in now or k not in state or now[k].shape != state[k].shape]
-    if odd: raise CourseError(f'these weights are those of another network: {odd[0]} differs')
+    odd = differing(learn.model, state)
+    if odd: raise CourseError(f'these weights are those of another network: {odd} differs')
 
 # %% ../../nbs/insight/10_robustness.ipynb #875acd78
-def _with_layer(judge, name, state):
-    "Accuracy with the layer `name` from `state`; afterwards the layer is as before"
-    module = judge.model.get_submodule(name)
+def _with_layer(judge, name, states):
+    "Accuracy with the layer `name` from each of `states`; afterwards the layer is as before"
+    module, found = judge.model.get_submodule(name), []
     before = copied(module)
-    module.load_state_dict({k: state[f'{name}.{k}'] for k in before})
-    try: return judge.accuracy()
-    finally: module.load_state_dict(before)
+    for state in states:
+        module.load_state_dict({k: state[f'{name}.{k}'] for k in before})
+        found.append(judge.accuracy())
+    module.load_state_dict(before)
+    return found
 
 # %% ../../nbs/insight/10_robustness.ipynb #ac2b9d3a
 @patch

@@ -21,7 +21,7 @@ from ..core import CourseError, choose, kept_rng
 from ..names import html_text, plot_text
 from .curves import panels
 from .layers import (channel_axes, device_of, draw_indices, evaluating, find_layer, find_part, kept_state, layer_shapes,
-                                     main_layers, number_calls, part_loader, row_makers, to_rows, watch_layers)
+                                     main_layers, number_calls, part_loader, plain_batch, row_makers, to_rows, watch_layers)
 from ..models.own import plain_network
 
 # %% ../../nbs/insight/09_similarity.ipynb #d0b05edf
@@ -280,9 +280,9 @@ def _batches(model, names, dl, makers):
     device = device_of(model)
     with torch.no_grad(), evaluating(model), watch_layers(model, makers, makers) as seen:
         for b in dl:
-            x, *y = (b,) if isinstance(b, Tensor) else tuple(b)
+            x, *y = plain_batch(b)
             seen.clear()
-            model(x.as_subclass(Tensor).to(device))
+            model(x.to(device))
             found = number_calls(seen)
             yield {k: found[k] for k in names}, to_rows(x, pool=False), y
 
@@ -319,7 +319,7 @@ def _matrix(xs, ys, measure):
 
 # %% ../../nbs/insight/09_similarity.ipynb #8ebf6faf
 def _collected(nets, names, dls, makers):
-    "Features of all examples at once, and the number of batches they count as"
+    "Features of all examples at once, for one or both networks"
     kept = [{k: [] for k in o} for o in names]
     for found in _in_step(nets, names, dls, makers):
         for net,new in zip(kept, found):
@@ -370,8 +370,6 @@ def similarity(
 )->Similarity:
     "Similarity of layers for the same examples; raises `CourseError` for unknown names, or if both networks see other examples"
     nets, measure = [learn] if other is None else [learn, other], choose(measure, measures, 'measure')
-    for o in nets:
-        if not isinstance(o, Learner): raise CourseError(f'similarity needs a Learner, which knows its data, and not a {type(o).__name__}')
     with kept_rng(), ExitStack() as kept:
         for o in nets: kept.enter_context(kept_state(o, find_part(o, part)[0]))
         if len({len(find_part(o, part)[0].dataset) for o in nets}) > 1: _differ()

@@ -62,7 +62,6 @@ def block_net(
     "The block of seven parts, repeated, between a first convolution and an average of the map"
     c,*_ = image_shape(n_in, 1, 'a network of blocks')
     filters, = block_filters(filters, 1, 1)
-    if not 1 <= blocks <= 200: raise CourseError(f'blocks must be a whole number from 1 to 200, got {blocks}')
     def block(): return seven_part_block(filters, kernel, activation, norm, dropout)
     body = chain(stem=conv_layer(c, filters, kernel, None, None), pool=nn.MaxPool2d(2),
                  **{f'block{i+1}': Skip(block()) if skip else block() for i in range(blocks)},
@@ -94,7 +93,6 @@ def doubling_mlp(
 )->nn.Sequential: # (N, *n_in) -> (N, n_out)
     "The network of item `pcs-7.3`; with `cure=None` it can be built, but not run"
     if cure is not None: cure = choose(cure, ('projection', 'widths'), 'cure')
-    if not 1 <= blocks <= 10: raise CourseError(f'blocks must be a whole number from 1 to 10, got {blocks}')
     layers = dict(first=dense_layer(n_features(n_in), d))
     for i in range(blocks):
         block = UnequalBlock(d, cure)

@@ -75,7 +75,6 @@ def snapshot_ensemble(
     how:str='mean', # 'mean' of the probabilities, or 'vote'
 )->Learner: # For answers; `learn` itself is left with the weights of the last cycle
     "Train in cycles, and let the networks at their ends answer as one; raises `CourseError` for fewer than two cycles"
-    if cycles < 2: raise CourseError(f'an ensemble needs two cycles or more, got {cycles}')
     kept = KeepWeights(every=epochs)
     learn.fit(cycles*epochs, cbs=[kept, cosine_cycles(lr, cycles)])
     return ensemble([_with_weights(learn, kept.state((i + 1)*epochs)) for i in range(cycles)], how)
