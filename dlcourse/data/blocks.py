@@ -255,8 +255,6 @@ def block_for(
     seed:int=42, # Seed of the selection
 )->ExampleBlock: # A `DataBlock`; `dataloaders()` builds from it
     "Make the `DataBlock` of any data; raises `CourseError` if the data is missing or an argument doesn't fit"
-    if size is not None and min(listify(size)) < 1:
-        raise CourseError(f'size must be a number of pixels from 1, or two of them, got {size!r}')
     given = _prepare(data, size, channels, in_memory, path, download, keep_test=valid is None or np.isscalar(valid))
     sel = _select(given, Selection(classes, n_per_class, imbalance, label_noise, _validation(valid, given.valid), seed), valid is None)
     if oversample: sel = replace(sel, train_idx=repeated(sel.y, sel.train_idx, seed))

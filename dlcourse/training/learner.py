@@ -149,6 +149,23 @@ def _check_loss(loss_func, y, n_out):
         name, fault = getattr(loss_func, '__name__', type(loss_func).__name__), str(e).splitlines()[0]
         raise CourseError(f'loss_func must take {pair}, got {name} ({fault}): leave it out for the usual loss of these data') from e
 
+# %% ../../nbs/training/05_learner.ipynb #7a10c0e1
+def _check_arch(arch, for_model):
+    "Raise `CourseError` for an unknown name or arguments that the network doesn't take, before any data is read"
+    if isinstance(arch, str): check_args(arch, **for_model)
+    elif callable(arch) and not isinstance(arch, nn.Module): check_maker(arch, None, None, **for_model)
+
+# %% ../../nbs/training/05_learner.ipynb #7a10c0e2
+def _network(dls, arch, loss_func, label_smoothing, **for_model):
+    "Network, loss and usual metrics for `dls`; raises `CourseError` where they don't fit together"
+    batch = dls.one_batch()
+    n_in, n_out = _sizes(dls, batch, arch)
+    model = model_for(arch, n_in, n_out, **for_model)
+    if loss_func is not None and isinstance(arch, str): _check_loss(loss_func, batch[-1], n_out)
+    loss, metrics = _default_loss(_target_kind(dls, batch, n_out), label_smoothing)
+    _check_network(model, n_in, dls, not isinstance(arch, str), loss_func or loss)
+    return model, loss_func or loss, metrics
+
 # %% ../../nbs/training/05_learner.ipynb #6686bf0b
 def learner_for(
     arch='cnn', # A name of `archs()`, torchvision or timm, several joined by `+`, a module, or a function of input shape and outputs
@@ -171,20 +188,14 @@ def learner_for(
     for_data, for_learn, for_model = _split_kwargs(kwargs, dls is None)
     seeded = {} if seed is None else dict(seed=seed)
     for_learn = check_given(TransferLearner.__init__, check_given(Learner.__init__, for_learn))
-    if isinstance(arch, str): check_args(arch, **for_model)
-    elif callable(arch) and not isinstance(arch, nn.Module): check_maker(arch, None, None, **for_model)
+    _check_arch(arch, for_model)
     if dls is None: dls = dls_for('fashion_mini' if data is None else data, **seeded, **for_data)
     if seed is not None: seed_all(seed, dls)
     if isinstance(arch, nn.Module): arch = compiled_in_place(arch)
-    batch = dls.one_batch()
-    n_in, n_out = _sizes(dls, batch, arch)
-    model = model_for(arch, n_in, n_out, **_with_weights(arch, pretrained), **for_model)
-    if loss_func is not None and isinstance(arch, str): _check_loss(loss_func, batch[-1], n_out)
-    loss, default_metrics = _default_loss(_target_kind(dls, batch, n_out), label_smoothing)
-    _check_network(model, n_in, dls, not isinstance(arch, str), loss_func or loss)
+    model, loss, default_metrics = _network(dls, arch, loss_func, label_smoothing, **_with_weights(arch, pretrained), **for_model)
     cbs = listify(cbs) + _default_callbacks(cbs, early_stopping) + ([] if seed is None else [SeedEpochs(seed)])
     metrics = default_metrics if metrics is None else metrics
-    shared = dict(loss_func=loss_func or loss, opt_func=opt_func, metrics=metrics, cbs=cbs, **for_learn)
+    shared = dict(loss_func=loss, opt_func=opt_func, metrics=metrics, cbs=cbs, **for_learn)
     if isinstance(model, TransferNet): return _transfer_learner(dls, model, pretrained, frozen, **shared)
     if 'cache' in for_learn:
         raise CourseError('cache needs a pretrained network (any torchvision or timm name): this network has no frozen part')
