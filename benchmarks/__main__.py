@@ -6,6 +6,7 @@ in the same round; its spread is the two quartiles. Targets are upper bounds."""
 import argparse, json, os, sys, time
 from types import SimpleNamespace
 
+from dlcourse.cli.parsing import lenient_output, say
 from .measure import RESULTS, ROOT
 
 GROUPS = {'import': 'start-up: dlcourse --help, dlcourse.all, torch, fastai.vision.all',
@@ -91,7 +92,7 @@ def write(results, path):
 def record(rows, groups, module, began, output, **how):
     "Print the rows of another module of this suite, and write them with what was run where"
     from .measure import rounded
-    print(table(rows))
+    say(table(rows))
     start, load, kept = began
     options = SimpleNamespace(device='cpu', starts=1, quick=False, keeps_memory=kept, **how)
     about = dict(run_facts(options, start, load), command=' '.join([f'python -m benchmarks.{module}', *sys.argv[1:]]))
@@ -115,4 +116,5 @@ def main(args=None):
     if options.output: write(results, options.output)
 
 
-if __name__ == '__main__': main()
+if __name__ == '__main__':
+    with lenient_output(): main()

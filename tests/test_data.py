@@ -26,6 +26,7 @@ from PIL import Image, ImageOps, features
 
 from dlcourse.core import CourseError, notice, seed_all
 from dlcourse.data import download as download_module, sources
+from dlcourse.names import to_disk
 from dlcourse.data.arrays import Examples, as_examples
 from dlcourse.data.blocks import block_for, dls_for
 from dlcourse.data.catalogue import Source, catalogue
@@ -430,6 +431,7 @@ def test_shipped_images_are_those_of_fashion_mnist():
 # --- folders of images ---
 
 def picture(path, mode='RGB', size=(6, 4), value=100):
+    path = Path(to_disk(str(path)))
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new(mode, size, value if mode in ('L', 'I;16') else (value,)*len(mode)).save(path)
     return path

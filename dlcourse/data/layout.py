@@ -13,6 +13,7 @@ import os, re, unicodedata
 from collections import Counter
 from pathlib import Path
 from ..core import CourseError, notice
+from ..names import from_disk
 from .labels import plain_name
 from .pictures import image_suffixes
 
@@ -34,7 +35,7 @@ def folder_name(
     path, # Path of a folder
 )->str:
     "The name of a folder, accents composed"
-    return plain_name(Path(path).name)
+    return plain_name(from_disk(Path(path).name))
 
 # %% ../../nbs/data/02c_layout.ipynb #ee187f49
 part_words = dict(train='train training trn treino treinamento', valid='valid validation validate val dev validacao',
@@ -48,7 +49,7 @@ def part_name(
     name:str, # Name of a folder
 )->tuple: # ('train', 'valid' or 'test', rest of the name); or (None, '')
     "Tell which part of a data set a folder's name stands for"
-    plain = unicodedata.normalize('NFD', re.sub(r'(?<=[a-z])(?=[A-Z])', ' ', name))
+    plain = unicodedata.normalize('NFD', re.sub(r'(?<=[a-z])(?=[A-Z])', ' ', from_disk(name)))
     tokens = re.findall('[a-z]+', ''.join(o for o in plain if not unicodedata.combining(o)).casefold())
     found = [_part.fullmatch(o) for o in tokens]
     parts = [_words[o[1]] for o in found if o]

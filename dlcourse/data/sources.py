@@ -54,9 +54,14 @@ def datasets(
 # %% ../../nbs/data/04_sources.ipynb #d3ac94af
 def fastai_data(
 )->Path: # `~/.fastai/data`, unless fastai's settings say otherwise
-    "fastai's data folder; raises `CourseError` if fastai's settings cannot be written or read"
+    "fastai's data folder, which need not exist; raises `CourseError` if there is no home folder, or fastai's settings cannot be read"
     from fastai.data.external import fastai_path
-    with disk_errors("open fastai's settings (set FASTAI_HOME to a folder that can be written)"): return Path(fastai_path('data'))
+    try: home = Path(os.environ.get('FASTAI_HOME', '~/.fastai')).expanduser()
+    except RuntimeError as e: raise CourseError('this user has no home folder: set FASTAI_HOME to a folder for data sets') from e
+    try: return Path(fastai_path('data'))
+    except OSError as e:
+        if not (home/'config.ini').exists(): return home/'data' # fastai would write its settings first; to look needs none
+        raise CourseError(f"cannot read fastai's settings {home/'config.ini'}: {e.strerror}") from e
 
 # %% ../../nbs/data/04_sources.ipynb #0b084857
 def data_folders(
