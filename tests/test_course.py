@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from dlcourse.core import CourseError, num_threads
-from dlcourse.course import experiment as ex, records as rc
+from dlcourse.course import experiment as ex, intervals as iv, records as rc
 from dlcourse.course.experiment import NotMeasured, Trial, experiments, find_experiments, recorded, reproduce
 from dlcourse.course.mac import hyperparameters, imbalance, looking, pair, perturbed, recipe, similar_size, stopping, views
 from dlcourse.course.mba.architectures import three_nets, ways
@@ -124,13 +124,33 @@ def test_mean_spread_and_verdicts(tmp_path):
     assert rc.verdict_table(record)['came true'].tolist() == ['yes', 'yes', 'not measured', 'no']
 
 
+@pytest.mark.parametrize('how, verdict', [({}, 'inside'), (dict(tolerance=dict(acc=0.01)), 'outside'), (dict(not_comparable='other data'), 'not comparable'),
+                                          (dict(not_comparable=dict(b='other data')), 'inside')])
+def test_a_reported_figure_is_held_against_the_obtained_one(tmp_path, how, verdict):
+    e = exp(lambda t: dict(acc=0.5 + t.seed/50), reported=dict(a=dict(acc=0.5)), **how)
+    record = ex.reproduce(e, full=True, folder=tmp_path)
+    table = rc.reported_and_obtained(record)
+    assert table.verdict.tolist() == [verdict, ''] and table['95 % interval'].tolist() == ['0.52 to 0.54']*2
+    assert 'verdict' not in rc.reported_and_obtained(dict(record, reported={}))
+
+
+def test_intervals_of_many_values():
+    values = np.random.default_rng(0).normal(5, 2, 400)
+    low, high = iv.interval(values)
+    assert low == pytest.approx(values.mean() - 1.96*values.std()/20, abs=0.02) and high == pytest.approx(values.mean() + 1.96*values.std()/20, abs=0.02)
+    assert iv.size_interval(1., 50)[1] == 1 and iv.size_interval(1., 50)[0] == pytest.approx(0.9287, abs=1e-3)
+    assert iv.interval([]) is None and not iv.paired([1., 2., 3.], [1., 2., 3.]).is_clear
+    with pytest.raises(CourseError, match='same seeds'): iv.paired([1, 2], [1])
+    with pytest.raises(CourseError): iv.size_interval(1.2, 50)
+
+
 def test_not_measured_is_said_and_tried_again(tmp_path):
     def run(t):
         if t.variant == 'b' and not (tmp_path/'weights').exists(): raise ex.NotMeasured('weights are missing: put them there')
         return simple(t)
     record = ex.reproduce(exp(run, reported=dict(b=dict(acc=9))), full=True, folder=tmp_path)
     assert [r.get('not_measured') for r in record['rows']] == [None, None] + 2*['weights are missing: put them there']
-    assert rc.reported_and_obtained(record).loc[('b', 'acc')].tolist() == [9, 'not measured', 0]
+    assert rc.reported_and_obtained(record).loc[('b', 'acc')].tolist() == [9, 'not measured', '', 0, 'not measured']
     (tmp_path/'weights').touch()
     assert all('figures' in r for r in ex.reproduce(exp(run), full=True, folder=tmp_path)['rows'])
 

@@ -10,11 +10,11 @@ from dlcourse.course.records import find_record, read_record, verdicts, write_re
 
 
 def update(exp):
-    "Write the verdicts of `exp`, and its title; returns whether anything changed"
+    "Write the verdicts of `exp`, its title, tolerances and what can't be compared; returns whether anything changed"
     file = find_record(exp.id)
     if not file.exists(): return False
     record = read_record(file)
-    new = dict(record, title=exp.title, verdicts=verdicts(exp.expects, record['rows']))
+    new = dict(record, title=exp.title, verdicts=verdicts(exp.expects, record['rows']), tolerance=exp.tolerance, not_comparable=exp.not_comparable)
     if new == record: return False
     write_record({k: v for k,v in new.items() if k not in ('schema', 'checksum')}, file)
     return True

@@ -92,7 +92,9 @@ class Experiment:
     run:object # Function of a `Trial` that returns a dictionary of figures: numbers, or lists of numbers (curves)
     variants:tuple=('',) # Variants to compare; each is run by itself
     seeds:object=3 # Number of seeds of a full run, or a dictionary of numbers by variant
-    reported:dict=field(default_factory=dict) # Variant -> figure -> what the document says
+    reported:dict=field(default_factory=dict) # Variant -> figure -> what the document or paper says
+    tolerance:dict=field(default_factory=dict) # Figure -> difference to the reported value that counts as the same
+    not_comparable:object='' # Reason why nothing can be held against what was reported, or a dictionary of reasons by variant
     expects:dict=field(default_factory=dict) # Sentence -> function of `Results` that returns whether it is true
     needs:tuple=() # Data sets that a full run loads
     minutes:float=None # Approximate time of a full run on two cores
@@ -223,7 +225,8 @@ def record_of(
 )->dict: # A record, to be given to `write_record`
     "The record of an experiment from its rows"
     return dict(id=exp.id, title=exp.title, full=full, variants=list(exp.variants), seeds=max(seeds.values()),
-                trials=sum(seeds.values()), reported=exp.reported, rows=rows, summary=summary(rows),
+                trials=sum(seeds.values()), reported=exp.reported, tolerance=exp.tolerance,
+                not_comparable=exp.not_comparable, rows=rows, summary=summary(rows),
                 verdicts=verdicts(exp.expects, rows) if full else [], command=_command(exp, full, seeds),
                 seconds=float(sum(r['seconds'] for r in rows)))
 

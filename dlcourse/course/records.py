@@ -7,7 +7,8 @@ Docs: https://dlcourse.github.io/dlcourse/course/records.html.md"""
 # %% auto #0
 __all__ = ['schema', 'results_folder', 'record_file', 'published_folder', 'find_record', 'checksum', 'write_record',
            'read_record', 'summary', 'values', 'Results', 'verdicts', 'verdict_table', 'figure_text', 'mean_text',
-           'reported_and_obtained', 'obtained_table', 'by_class', 'mean_line', 'dots', 'draw_curve', 'draw_record']
+           'tolerance_of', 'reason_not_comparable', 'verdict', 'reported_and_obtained', 'obtained_table', 'by_seed',
+           'paired_difference', 'both_intervals', 'by_class', 'mean_line', 'dots', 'draw_curve', 'draw_record']
 
 # %% ../../nbs/course/49_records.ipynb #dc9de155
 import hashlib, json, os, statistics
@@ -18,6 +19,7 @@ import dlcourse
 from matplotlib.figure import Figure
 from ..core import CourseError, choose, whole_file
 from ..names import legend_text, plot_text
+from .intervals import Difference, interval, interval_text, paired, size_interval
 from ..insight.curves import colors, panels, tidy
 
 # %% ../../nbs/course/49_records.ipynb #babb10b1
@@ -185,18 +187,52 @@ def _chosen(record, found, figures):
     keys = [k for k in found if k[1] in figures]
     return sorted(keys, key=lambda k: (record['variants'].index(k[0]), list(figures).index(k[1])))
 
+# %% ../../nbs/course/49_records.ipynb #fcec7bb7
+def tolerance_of(
+    record:dict, # A record
+    figure:str, # Name of a figure
+    reported:float, # Reported value
+)->float: # Largest difference that counts as the same
+    "Tolerance of a reported figure: the experiment's own, else 0.05 for values from 0 to 1, and a tenth of others"
+    own = (record.get('tolerance') or {}).get(figure)
+    return own if own is not None else 0.05 if 0 <= reported <= 1 else abs(reported)/10
+
+# %% ../../nbs/course/49_records.ipynb #9d74795e
+def reason_not_comparable(
+    record:dict, # A record
+    variant:str, # One of its variants
+)->str: # Empty if its figures can be held against the reported ones
+    "Reason why figures of a variant can't be held against the reported ones"
+    reasons = record.get('not_comparable') or ''
+    return reasons if isinstance(reasons, str) else reasons.get(variant, '')
+
+# %% ../../nbs/course/49_records.ipynb #ef194a4a
+def verdict(
+    record:dict, # A record
+    variant:str, # One of its variants
+    figure:str, # Name of a figure
+)->str: # Empty where nothing was reported
+    "Hold the mean of a figure against the reported one: 'inside', 'outside', 'not comparable' or 'not measured'"
+    said, found = record['reported'].get(variant, {}).get(figure), values(record, variant, figure)
+    if not isinstance(said, (int, float)): return ''
+    if not found: return 'not measured'
+    if reason_not_comparable(record, variant): return 'not comparable'
+    return 'inside' if abs(statistics.mean(found) - said) <= tolerance_of(record, figure, said) else 'outside'
+
 # %% ../../nbs/course/49_records.ipynb #2fb21512
 def reported_and_obtained(
     record:dict, # A record
     figures=None, # Only these, in this order
-)->pd.DataFrame: # By variant and figure: reported, obtained (mean ± standard deviation), seeds
-    "Reported and obtained figures, side by side"
+)->pd.DataFrame: # By variant and figure: reported, obtained (mean ± standard deviation), 95 % interval, seeds, verdict
+    "Reported and obtained figures, side by side; the verdict is there if anything was reported"
     said = {(p, k): v for p,d in record['reported'].items() for k,v in d.items()}
     got = {(o['variant'], o['figure']): o for o in record['summary']}
     keys = _chosen(record, dict.fromkeys([*got, *said]), figures)
-    rows = [(said.get(k, ''), mean_text(got[k]) if k in got else 'not measured', got[k]['n'] if k in got else 0) for k in keys]
+    rows = [(said.get(k, ''), mean_text(got[k]) if k in got else 'not measured', interval_text(interval(values(record, *k))),
+             got[k]['n'] if k in got else 0, verdict(record, *k)) for k in keys]
     index = pd.MultiIndex.from_arrays([[k[i] for k in keys] for i in (0, 1)], names=['variant', 'figure'])
-    return pd.DataFrame(rows, index=index, columns=['reported', 'obtained', 'seeds'])
+    table = pd.DataFrame(rows, index=index, columns=['reported', 'obtained', '95 % interval', 'seeds', 'verdict'])
+    return table if any(table.verdict) else table.drop(columns='verdict')
 
 # %% ../../nbs/course/49_records.ipynb #f4dc8adb
 def obtained_table(
@@ -208,6 +244,45 @@ def obtained_table(
     variants = [p for p in record['variants'] if not got or any((p, k) in got for k in figures)]
     missing = '' if got else 'not measured'
     return pd.DataFrame([[got.get((p, k), missing) for k in figures] for p in variants], variants, figures)
+
+# %% ../../nbs/course/49_records.ipynb #4a8a4a04
+def by_seed(
+    record:dict, # A record
+    variant:str, # One of its variants
+    figure:str, # Name of a figure
+)->dict: # Seed -> value
+    "Values of a figure by seed; raises `CourseError` for an unknown variant"
+    choose(variant, record['variants'], 'variant')
+    found = {r['seed']: r.get('figures', {}).get(figure) for r in record['rows'] if r['variant'] == variant}
+    return {k: v for k,v in found.items() if v is not None}
+
+# %% ../../nbs/course/49_records.ipynb #0adddd02
+def paired_difference(
+    record:dict, # A record
+    first:str, # One of its variants
+    second:str, # Another one
+    figure:str, # Name of a figure
+)->Difference: # First minus second over the seeds that both have
+    "Compare two variants seed by seed; raises `CourseError` if they have no seed in common"
+    a, b = by_seed(record, first, figure), by_seed(record, second, figure)
+    both = sorted(a.keys() & b.keys())
+    if not both: raise CourseError(f'{first!r} and {second!r} have no seed in common with a figure {figure!r}: measure both')
+    return paired([a[o] for o in both], [b[o] for o in both])
+
+# %% ../../nbs/course/49_records.ipynb #50669985
+def both_intervals(
+    record:dict, # A record whose rows have `confusion`
+    figure:str='test_accuracy', # A share of right answers
+)->pd.DataFrame: # By variant: obtained, interval over seeds, number of test examples, interval for their number; empty without any
+    "Interval of an accuracy over the seeds, and the one for the size of the test set"
+    table = {}
+    for p in record['variants']:
+        found, counts = values(record, p, figure), values(record, p, 'confusion')
+        if not (found and counts): continue
+        n, mean = int(np.sum(counts[0])), statistics.mean(found)
+        table[p] = (figure_text(mean), interval_text(interval(found)), f'{n:,}', interval_text(size_interval(mean, n)))
+    columns = ['obtained', 'over seeds', 'test examples', 'for their number']
+    return pd.DataFrame.from_dict(table, orient='index', columns=columns).rename_axis('variant')
 
 # %% ../../nbs/course/49_records.ipynb #614d9688
 def _scores(confusion):
