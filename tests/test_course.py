@@ -13,6 +13,7 @@ from dlcourse.core import CourseError, num_threads
 from dlcourse.course import experiment as ex, intervals as iv, records as rc
 from dlcourse.course.experiment import NotMeasured, Trial, experiments, find_experiments, recorded, reproduce
 from dlcourse.course.mac import hyperparameters, imbalance, looking, pair, perturbed, recipe, similar_size, stopping, views
+from dlcourse.course.pcs import graphs
 from dlcourse.course.mba.architectures import three_nets, ways
 from dlcourse.course.mba.boston import DecayRate, epochs_for, house_net
 from dlcourse.course.mba.losses import four, logistic_probabilities, points, truth
@@ -717,3 +718,26 @@ def test_images_that_want_gradients_get_them():
     x = torch.randn(1, 3, 48, 48, requires_grad=True)
     with net.quickly(): net(x).sum().backward()
     assert x.grad.abs().sum() > 0
+
+
+# Computational graphs -------------------------------------------------------
+
+@pytest.mark.parametrize('variant', graphs.expressions)
+def test_formulas_of_the_three_graphs(variant):
+    values = graphs.random_values(variant, 3, 4)
+    graph = graphs.graph_of(graphs.expressions[variant], **values)
+    formulas = graphs.by_formula(variant, values)
+    assert set(formulas) == set(values)
+    assert graphs.largest_difference(graph, lambda o: graphs.autograd_derivative(graph, o), formulas.get) < 1e-12
+
+
+def test_random_expression_repeats_itself():
+    first, again, other = (graphs.random_expression(s)(torch.tensor(.5), torch.tensor(.7))['g'] for s in (1, 1, 2))
+    assert first == again != other
+
+
+def test_ladder_and_small_change():
+    f = graphs.ladder(5)
+    graph = graphs.graph_of(f, b=0.5)
+    assert graphs.count_paths(graph, 'b') == 32
+    assert graphs.by_a_small_change(f, dict(b=0.5), 'b') == pytest.approx(graphs.path_sum(graph, 'b').item(), rel=1e-6)

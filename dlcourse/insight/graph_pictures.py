@@ -60,7 +60,7 @@ def _heights(graph, layers, rounds=12):
     y = {o: -i + (len(column) - 1)/2 for column in columns for i,o in enumerate(column)}
     for i in range(rounds):
         for column in columns if i % 2 else columns[::-1]:
-            y |= _spread({o: sum(map(y.get, near[o]))/len(near[o]) if near[o] else y[o] for o in column})
+            y |= _spread({o: sum(map(y.get, near[o]))/len(near[o]) if near[o] else y[o] for o in column[::-1]})
     return y
 
 # %% ../../nbs/insight/14a_graph_pictures.ipynb #472204bb
@@ -121,11 +121,12 @@ def _on_paths(graph, source):
         if e.target in before and e.jacobian is not None: before.add(e.source)
     return {e for e in graph.edges if e.source in after & before and e.target in after & before}
 
-# %% ../../nbs/insight/14a_graph_pictures.ipynb #c3622f94
+# %% ../../nbs/insight/14a_graph_pictures.ipynb #5f7e4024
 def _layer_width(graph):
     "Inches for one layer, more where texts are long"
     texts = [derivative_text(e.jacobian) for e in graph.edges if e.jacobian is not None]
-    return 1.45 if max(map(len, texts), default=0) <= 6 else 2
+    longest = max(map(len, texts), default=0)
+    return 1.45 if longest <= 6 else 2 if longest <= 13 else 2.2
 
 # %% ../../nbs/insight/14a_graph_pictures.ipynb #4dffb6c9
 def draw_graph(
