@@ -1,5 +1,5 @@
 "The data room: catalogue, downloads, folders, samples, transforms, loaders; faults and equalities that don't belong in a lesson"
-import errno, gzip, hashlib, io, json, os, pickle, re, runpy, stat, subprocess, sys, tarfile, threading, time, warnings, zipfile
+import errno, gzip, hashlib, io, itertools, json, os, pickle, re, runpy, stat, subprocess, sys, tarfile, threading, time, warnings, zipfile
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import replace
@@ -37,6 +37,7 @@ from dlcourse.data.folders import image_files, load_folder
 from dlcourse.data.pictures import as_viewed, open_picture, picture_shape
 from dlcourse.data.reading import read_images
 from dlcourse.data.loader import MemoryDL
+from dlcourse.data.core_sets import covering_radius, diverse, herding, k_center
 from dlcourse.data.sampling import (as_labels, choose_classes, class_counts, class_number, class_weights, imbalance, imbalance_counts,
     label_noise, long_tail, n_per_class, oversample, pick, renumber, share_out, stratified_split, valid_counts)
 from dlcourse.data.saved import load_set, perturb, save_images, save_set
@@ -1779,3 +1780,47 @@ def test_shrinking_either_side_smooths(size):
     if size[1] == 28: x = x.transpose(2, 3)
     y = AtSize(size).apply(x.byte())
     assert y.shape[2:] == size and (y[..., 2:-2, 2:-2] - 127.5).abs().max() < 40
+
+
+# ---- core sets ----
+
+CORE_SETS = [k_center, herding, diverse]
+cloud = np.random.default_rng(1).normal(size=(60, 4))
+
+
+@pytest.mark.parametrize('choose', CORE_SETS)
+def test_core_set_is_what_was_asked_for(choose):
+    chosen = choose(cloud, 20)
+    assert len(set(chosen.tolist())) == 20 and set(chosen) <= set(range(60))
+    np.random.seed(7), torch.manual_seed(7)
+    assert np.array_equal(chosen, choose(cloud, 20)) and np.array_equal(chosen[:6], choose(cloud, 6))
+    assert sorted(choose(cloud, 60)) == list(range(60)) and len(choose(cloud, 1)) == 1
+
+
+@pytest.mark.parametrize('choose', CORE_SETS)
+def test_core_set_of_equal_examples_has_no_example_twice(choose): assert sorted(choose(np.ones((5, 2)), 5)) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize('choose', CORE_SETS)
+def test_core_set_refuses(choose):
+    for k in (0, -1): fails(f'k must be a whole number of at least 1, got {k}', choose, cloud, k)
+    fails('k must be from 1 to 60, the number of examples, got 61', choose, cloud, 61)
+    fails('data must hold finite numbers only, got NaN', choose, np.array([[1., np.nan]]), 1)
+    fails('data must be rows of numbers', choose, ['a', 'b'], 1)
+
+
+@pytest.mark.parametrize('choose', [k_center, diverse])
+def test_core_set_keeps_its_first_example(choose):
+    assert choose(cloud, 9, start=17)[0] == 17
+    fails('start must be a position from 0 to 59, got 60', choose, cloud, 2, start=60)
+
+
+def test_core_sets_of_examples_are_those_of_their_rows():
+    ex = load('digits')
+    assert np.array_equal(k_center(ex, 9), k_center(ex.x.flatten(1), 9))
+
+
+def test_k_center_is_within_twice_the_smallest_radius():
+    few = cloud[:11]
+    best = min(covering_radius(few, list(o)) for o in itertools.combinations(range(11), 3))
+    assert best <= covering_radius(few, k_center(few, 3)) <= 2*best

@@ -140,6 +140,7 @@ VISIBLE = [Path(o) for o in '''
     course/tp1/03_ninety_four.ipynb
     course/05_command_line.ipynb
     course/pcs/03_more_features.ipynb
+    course/pcs/04_core_sets.ipynb
     course/pcs/07_graphs.ipynb
 '''.split()]
 # Model chapters that are finished

@@ -34,7 +34,7 @@ pcs-1.2 | means, class means, the sample farthest from its class |
 pcs-1.3 | a feature space with its means |
 pcs-1.4 | the same in more than four dimensions |
 pcs-1.5 | regression with more features than samples | course/pcs/03_more_features
-pcs-1.6 | few samples, chosen instead of drawn |
+pcs-1.6 | few samples, chosen instead of drawn | course/pcs/04_core_sets data/07a_core_sets
 pcs-2.1 | a network whose layer i has k to the power of i neurons | models/02_mlp
 pcs-2.2 | a linear projection as a network of one layer |
 pcs-2.3 | random labels |
