@@ -140,6 +140,7 @@ VISIBLE = [Path(o) for o in '''
     course/tp1/03_ninety_four.ipynb
     course/05_command_line.ipynb
     course/pcs/07_graphs.ipynb
+    course/pcs/13_similarity.ipynb
 '''.split()]
 # Model chapters that are finished
 IN_FORM = [o for o in MODEL_CHAPTERS if o in VISIBLE and any(c.source.startswith('## Exercises') for c in read(o).cells)]

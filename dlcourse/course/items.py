@@ -45,7 +45,7 @@ pcs-3.4 | an activation of our own |
 pcs-3.5 | a loss of our own | training/01_losses
 pcs-3.6 | search over hyper-parameters, and predicted results | training/12_search
 pcs-4.1 | neurons spread over more layers: latency, storage | insight/03_cost
-pcs-4.2 | similarity of representations | insight/09_similarity
+pcs-4.2 | similarity of representations | course/pcs/13_similarity insight/09_similarity insight/08a_alignment
 pcs-4.3 | several layers joined for a simple classifier | insight/07a_probes
 pcs-4.4 | how well each layer separates the classes | insight/07_embedding
 pcs-4.5 | robust and critical layers | insight/10_robustness training/13_kept
