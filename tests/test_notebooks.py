@@ -111,7 +111,8 @@ def test_links_between_notebooks(nb):
 
 # What must hold of the form of a chapter ------------------------------------
 
-MODEL_CHAPTERS = [Path('course/tp1/01_cifar10.ipynb'), Path('course/mba/04_boston.ipynb'), Path('course/mac/05_perturbed.ipynb')]
+MODEL_CHAPTERS = [Path('course/tp1/01_cifar10.ipynb'), Path('course/mba/04_boston.ipynb'), Path('course/mac/05_perturbed.ipynb'),
+                  Path('course/pcs/01_leak.ipynb'), Path('course/pcs/02_feature_space.ipynb')]
 # Pages whose code a reader sees whole: a chapter that is finished gets a line here
 VISIBLE = [Path(o) for o in '''
     course/01_data.ipynb
@@ -141,6 +142,8 @@ VISIBLE = [Path(o) for o in '''
     course/05_command_line.ipynb
     course/pcs/07_graphs.ipynb
     course/pcs/13_similarity.ipynb
+    course/pcs/01_leak.ipynb
+    course/pcs/02_feature_space.ipynb
 '''.split()]
 # Model chapters that are finished
 IN_FORM = [o for o in MODEL_CHAPTERS if o in VISIBLE and any(c.source.startswith('## Exercises') for c in read(o).cells)]

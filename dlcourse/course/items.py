@@ -29,10 +29,10 @@ mac-4d | more complex images, on a GPU | course/mac/08_harder data/04_sources
 mac-4e | Grad-CAM for a chosen output | course/mac/11_looking_inside insight/06_explain
 mac-4f | a study over every hyper-parameter | course/mac/09_hyperparameters models/03_cnn
 mac-report | source code and a report of two pages | report/06_pages
-pcs-1.1 | a leak between training and test data, found and mended |
-pcs-1.2 | means, class means, the sample farthest from its class |
-pcs-1.3 | a feature space with its means |
-pcs-1.4 | the same in more than four dimensions |
+pcs-1.1 | a leak between training and test data, found and mended | course/pcs/01_leak
+pcs-1.2 | means, class means, the sample farthest from its class | course/pcs/02_feature_space
+pcs-1.3 | a feature space with its means | course/pcs/02_feature_space
+pcs-1.4 | the same in more than four dimensions | course/pcs/02_feature_space
 pcs-1.5 | regression with more features than samples |
 pcs-1.6 | few samples, chosen instead of drawn |
 pcs-2.1 | a network whose layer i has k to the power of i neurons | models/02_mlp
