@@ -21,6 +21,7 @@ from dlcourse.course.mba.architectures import three_nets, ways
 from dlcourse.course.mba.boston import DecayRate, epochs_for, house_net
 from dlcourse.course.mba.losses import four, logistic_probabilities, points, truth
 from dlcourse.course.mba.optimisers import adam_rule, by_hand_and_torch, rank_correlation, sgd_rule
+from dlcourse.course.pcs.projections import compare_layer, fitted_models, widths_of
 from dlcourse.course.pcs import feature_space, leak
 from dlcourse.course.tp1.cifar10 import l2_adam
 from dlcourse.course.tp1.eurosat import images
@@ -764,7 +765,8 @@ def test_terms_are_named_once():
 
 
 @pytest.mark.parametrize('text, term, there', [
-    ('Over-fitting', 'over-fitting', True), ('an overfitting model', 'over-fitting', True), ('player', 'layer', False), ('Data sets', 'data set', True)])
+    ('Over-fitting', 'over-fitting', True), ('an overfitting model', 'over-fitting', True), ('player', 'layer', False),
+    ('Data sets', 'data set', True)])
 def test_names_term(text, term, there): assert names_term(text, term) == there
 
 
@@ -799,3 +801,18 @@ def test_pca_keeps_means_in_the_middle():
     points, means, mean = feature_space.place(X, y, 'pca')
     np.testing.assert_allclose(feature_space.class_means(points, y), means, atol=1e-9)
     np.testing.assert_allclose(points.mean(0), mean, atol=1e-9)
+
+
+# ---- pcs: projections ----
+
+def test_shapes_of_a_pair_have_the_same_layers():
+    assert widths_of('k=2 growing') == [2**i for i in range(1, 9)] and widths_of('k=2 shrinking') == widths_of('k=2 growing')[::-1]
+    assert widths_of('k=16 shrinking') == [256, 16]
+
+
+@pytest.mark.parametrize('name', fitted_models())
+def test_layer_gives_what_the_model_gives(name):
+    rng = np.random.default_rng(1)
+    x, y = rng.normal(3, 2, (80, 30)), np.arange(80) % 10
+    found = compare_layer(fitted_models()[name](x, y), x)
+    assert found['difference'] < 1e-5 < found['without_bias']

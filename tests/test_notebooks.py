@@ -142,6 +142,7 @@ VISIBLE = [Path(o) for o in '''
     course/05_command_line.ipynb
     course/pcs/07_graphs.ipynb
     course/pcs/13_similarity.ipynb
+    course/pcs/05_projections.ipynb
     course/pcs/01_leak.ipynb
     course/pcs/02_feature_space.ipynb
 '''.split()]

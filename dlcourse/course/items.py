@@ -35,8 +35,8 @@ pcs-1.3 | a feature space with its means | course/pcs/02_feature_space
 pcs-1.4 | the same in more than four dimensions | course/pcs/02_feature_space
 pcs-1.5 | regression with more features than samples |
 pcs-1.6 | few samples, chosen instead of drawn |
-pcs-2.1 | a network whose layer i has k to the power of i neurons | models/02_mlp
-pcs-2.2 | a linear projection as a network of one layer |
+pcs-2.1 | a network whose layer i has k to the power of i neurons | course/pcs/05_projections models/02_mlp
+pcs-2.2 | a linear projection as a network of one layer | course/pcs/05_projections models/04h_linear
 pcs-2.3 | random labels |
 pcs-3.1 | computational graphs | course/pcs/07_graphs insight/14_graphs
 pcs-3.2 | a partial derivative read off a graph | course/pcs/07_graphs insight/14a_graph_pictures
