@@ -23,6 +23,7 @@ from dlcourse.course.mba.losses import four, logistic_probabilities, points, tru
 from dlcourse.course.mba.optimisers import adam_rule, by_hand_and_torch, rank_correlation, sgd_rule
 from dlcourse.course.pcs.projections import compare_layer, fitted_models, widths_of
 from dlcourse.course.pcs import feature_space, leak
+from dlcourse.course.pcs.blocks import first_over_last, gradient_by_block, residual_mlp, sigmoid_learner, sum_fails
 from dlcourse.course.tp1.cifar10 import l2_adam
 from dlcourse.course.tp1.eurosat import images
 from dlcourse.data.blocks import dls_for
@@ -30,6 +31,7 @@ from dlcourse.data.loader import renormalized
 from dlcourse.insight.embedding import layer_activations
 from dlcourse.insight.explain import Explanation
 from dlcourse.models.blocks import count_params
+from dlcourse.models.skips import doubling_mlp
 from dlcourse.models.views import as_is, mirrored
 from dlcourse.models.zoo import model_for, size_of
 from dlcourse.training.learner import learner_for
@@ -300,6 +302,7 @@ def test_whole_numbers_are_written_out(tmp_path):
 SOME = {'mac-3c': ['NN 30', 'CNN 300'], 'mac-3d': ['NN stopped', 'CNN to the end'], 'mac-4a': ['NN clean', 'CNN noise'],
         'mac-4b': ['NN oversampling', 'CNN class weights', 'NN 2 classes'], 'mac-4d': ['CNN CIFAR-10', 'NN EuroSAT'],
         'mac-4f': ['CNN kernel size', 'NN optimiser'], 'mba-8': ['2', '32'], 'tp1-1.5': ['2'],
+        'pcs-7.1': ['1', '4'], 'pcs-7.2': ['plain deep', 'skips deep'],
         'tp1-2.1': ['mobilenet_v2, scratch', 'squeezenet1_1, frozen', 'mobilenet_v2, fine-tuned'],
         'tp1-2.2': ['mobilenet_v2+squeezenet1_1, late'],
         'pcs-1.1': ['scaling SVM leak', 'selection SVM Pipeline', 'selection boosting leak'], 'pcs-1.4': ['blobs pca', 'digits tsne']}
@@ -816,3 +819,33 @@ def test_layer_gives_what_the_model_gives(name):
     x, y = rng.normal(3, 2, (80, 30)), np.arange(80) % 10
     found = compare_layer(fitted_models()[name](x, y), x)
     assert found['difference'] < 1e-5 < found['without_bias']
+
+
+# ---- pcs: blocks ----
+
+@pytest.mark.parametrize('way, low, high', [('plain', 0, 1e-4), ('sum', 0.1, 10), ('concatenation', 0.1, 100)])
+def test_gradient_that_reaches_the_first_layer(way, low, high):
+    dls = dls_for((torch.rand(40, 1, 4, 4), torch.arange(40) % 2), seed=1)
+    torch.manual_seed(1)
+    learn = sigmoid_learner(way, dls, 1, width=8)
+    before = [p.clone() for p in learn.model.parameters()]
+    assert low < first_over_last(learn) < high
+    assert all(torch.equal(a, b) for a,b in zip(before, learn.model.parameters()))
+
+
+def test_a_residual_mlp_has_the_parameters_of_a_plain_one():
+    assert count_params(residual_mlp(6, 3, [5]*4)) == count_params(model_for('mlp', 6, 3, widths=[5]*4))
+
+
+def test_one_gradient_for_each_block():
+    dls = dls_for((torch.rand(40, 1, 8, 8), torch.arange(40) % 2), seed=1)
+    found = gradient_by_block(learner_for('block_net', dls, seed=1, blocks=3, filters=2))
+    assert len(found) == 3 and min(found) > 0
+
+
+@pytest.mark.parametrize('cure, fails', [(None, True), ('projection', False), ('widths', False)])
+def test_the_sum_fails_without_a_cure(cure, fails): assert sum_fails(doubling_mlp(4, 3, cure=cure), torch.rand(2, 4)) == fails
+
+
+def test_other_errors_are_not_taken_for_a_sum_that_fails():
+    assert not sum_fails(doubling_mlp(4, 3, cure='widths'), torch.rand(2, 5))

@@ -145,6 +145,7 @@ VISIBLE = [Path(o) for o in '''
     course/pcs/05_projections.ipynb
     course/pcs/01_leak.ipynb
     course/pcs/02_feature_space.ipynb
+    course/pcs/22_blocks.ipynb
 '''.split()]
 # Model chapters that are finished
 IN_FORM = [o for o in MODEL_CHAPTERS if o in VISIBLE and any(c.source.startswith('## Exercises') for c in read(o).cells)]

@@ -57,10 +57,10 @@ pcs-6.2 | inference at any image size | insight/04_resolution
 pcs-6.3 | predicting the best image size | insight/04_resolution
 pcs-6.4 | a classifier without a fully connected layer | models/03_cnn
 pcs-6.5 | loss landscapes | insight/12_landscape
-pcs-7.1 | a block of six components, repeated | models/04g_skips
-pcs-7.2 | the same with skip connections | models/04g_skips
-pcs-7.3 | a residual sum of unequal shapes, mended | models/04g_skips
-pcs-7.4 | every hidden layer joined to the output | models/04g_skips
+pcs-7.1 | a block of six components, repeated | course/pcs/22_blocks models/04g_skips
+pcs-7.2 | the same with skip connections | course/pcs/22_blocks models/04g_skips
+pcs-7.3 | a residual sum of unequal shapes, mended | course/pcs/22_blocks models/04g_skips
+pcs-7.4 | every hidden layer joined to the output | course/pcs/22_blocks models/04g_skips
 pcs-7.5 | erasing residual blocks | insight/11_lesions
 mba-1 | four losses on ten points | course/mba/01_losses
 mba-2 | how to choose a loss | course/mba/01_losses
