@@ -16,7 +16,7 @@ from dlcourse.course.experiment import NotMeasured, Trial, experiments, find_exp
 from dlcourse.course.mac import hyperparameters, imbalance, looking, pair, perturbed, recipe, similar_size, stopping, views
 from dlcourse.course import glossary
 from dlcourse.course.glossary import names_term, terms
-from dlcourse.course.pcs import graphs
+from dlcourse.course.pcs import graphs, more_features
 from dlcourse.course.mba.architectures import three_nets, ways
 from dlcourse.course.mba.boston import DecayRate, epochs_for, house_net
 from dlcourse.course.mba.losses import four, logistic_probabilities, points, truth
@@ -849,3 +849,18 @@ def test_the_sum_fails_without_a_cure(cure, fails): assert sum_fails(doubling_ml
 
 def test_other_errors_are_not_taken_for_a_sum_that_fails():
     assert not sum_fails(doubling_mlp(4, 3, cure='widths'), torch.rand(2, 5))
+
+
+# ---- more features than samples ----
+
+def test_relu_features_of_more_begin_with_those_of_fewer():
+    x = np.random.default_rng(1).standard_normal((5, 3))
+    few, many = more_features.relu_features(x, 4, 2), more_features.relu_features(x, 9, 2)
+    assert few.shape == (5, 3) and np.array_equal(few, many[:, :3]) and (many >= 0).all()
+
+
+def test_minimum_norm_fits_exactly_from_as_many_features_as_samples():
+    rng = np.random.default_rng(1)
+    data = rng.standard_normal((20, 6)), rng.choice([-1., 1.], 20), rng.standard_normal((9, 6)), rng.choice([-1., 1.], 9)
+    below, at, above = (more_features.errors_of(more_features.chosen_by_cv('minimum norm', 1), data, m)[0] for m in (10, 20, 60))
+    assert below > 1e-3 and max(at, above) < 1e-12

@@ -140,6 +140,7 @@ VISIBLE = [Path(o) for o in '''
     course/tp1/02_eurosat.ipynb
     course/tp1/03_ninety_four.ipynb
     course/05_command_line.ipynb
+    course/pcs/03_more_features.ipynb
     course/pcs/07_graphs.ipynb
     course/pcs/13_similarity.ipynb
     course/pcs/05_projections.ipynb

@@ -33,7 +33,7 @@ pcs-1.1 | a leak between training and test data, found and mended | course/pcs/0
 pcs-1.2 | means, class means, the sample farthest from its class | course/pcs/02_feature_space
 pcs-1.3 | a feature space with its means | course/pcs/02_feature_space
 pcs-1.4 | the same in more than four dimensions | course/pcs/02_feature_space
-pcs-1.5 | regression with more features than samples |
+pcs-1.5 | regression with more features than samples | course/pcs/03_more_features
 pcs-1.6 | few samples, chosen instead of drawn |
 pcs-2.1 | a network whose layer i has k to the power of i neurons | course/pcs/05_projections models/02_mlp
 pcs-2.2 | a linear projection as a network of one layer | course/pcs/05_projections models/04h_linear
