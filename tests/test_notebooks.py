@@ -139,6 +139,9 @@ VISIBLE = [Path(o) for o in '''
     course/tp1/02_eurosat.ipynb
     course/tp1/03_ninety_four.ipynb
     course/05_command_line.ipynb
+    course/pcs/08_schedule.ipynb
+    course/pcs/09_activation.ipynb
+    course/pcs/10_loss.ipynb
 '''.split()]
 # Model chapters that are finished
 IN_FORM = [o for o in MODEL_CHAPTERS if o in VISIBLE and any(c.source.startswith('## Exercises') for c in read(o).cells)]
