@@ -14,6 +14,7 @@ from dlcourse.core import CourseError, num_threads
 from dlcourse.course import experiment as ex, intervals as iv, records as rc
 from dlcourse.course.experiment import NotMeasured, Trial, experiments, find_experiments, recorded, reproduce
 from dlcourse.course.mac import hyperparameters, imbalance, looking, pair, perturbed, recipe, similar_size, stopping, views
+from dlcourse.course.pcs import graphs
 from dlcourse.course.mba.architectures import three_nets, ways
 from dlcourse.course.mba.boston import DecayRate, epochs_for, house_net
 from dlcourse.course.mba.losses import four, logistic_probabilities, points, truth
@@ -127,8 +128,9 @@ def test_mean_spread_and_verdicts(tmp_path):
     assert rc.verdict_table(record)['came true'].tolist() == ['yes', 'yes', 'not measured', 'no']
 
 
-@pytest.mark.parametrize('how, verdict', [({}, 'inside'), (dict(tolerance=dict(acc=0.01)), 'outside'), (dict(not_comparable='other data'), 'not comparable'),
-                                          (dict(not_comparable=dict(b='other data')), 'inside')])
+@pytest.mark.parametrize('how, verdict', [
+    ({}, 'inside'), (dict(tolerance=dict(acc=0.01)), 'outside'), (dict(not_comparable='other data'), 'not comparable'),
+    (dict(not_comparable=dict(b='other data')), 'inside')])
 def test_a_reported_figure_is_held_against_the_obtained_one(tmp_path, how, verdict):
     e = exp(lambda t: dict(acc=0.5 + t.seed/50), reported=dict(a=dict(acc=0.5)), **how)
     record = ex.reproduce(e, full=True, folder=tmp_path)
@@ -139,8 +141,8 @@ def test_a_reported_figure_is_held_against_the_obtained_one(tmp_path, how, verdi
 
 def test_intervals_of_many_values():
     values = np.random.default_rng(0).normal(5, 2, 400)
-    low, high = iv.interval(values)
-    assert low == pytest.approx(values.mean() - 1.96*values.std()/20, abs=0.02) and high == pytest.approx(values.mean() + 1.96*values.std()/20, abs=0.02)
+    half = 1.96*values.std()/20
+    assert iv.interval(values) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.02)
     assert iv.size_interval(1., 50)[1] == 1 and iv.size_interval(1., 50)[0] == pytest.approx(0.9287, abs=1e-3)
     assert iv.interval([]) is None and not iv.paired([1., 2., 3.], [1., 2., 3.]).is_clear
     with pytest.raises(CourseError, match='same seeds'): iv.paired([1, 2], [1])
@@ -764,3 +766,26 @@ def test_images_that_want_gradients_get_them():
     x = torch.randn(1, 3, 48, 48, requires_grad=True)
     with net.quickly(): net(x).sum().backward()
     assert x.grad.abs().sum() > 0
+
+
+# Computational graphs -------------------------------------------------------
+
+@pytest.mark.parametrize('variant', graphs.expressions)
+def test_formulas_of_the_three_graphs(variant):
+    values = graphs.random_values(variant, 3, 4)
+    graph = graphs.graph_of(graphs.expressions[variant], **values)
+    formulas = graphs.by_formula(variant, values)
+    assert set(formulas) == set(values)
+    assert graphs.largest_difference(graph, lambda o: graphs.autograd_derivative(graph, o), formulas.get) < 1e-12
+
+
+def test_random_expression_repeats_itself():
+    first, again, other = (graphs.random_expression(s)(torch.tensor(.5), torch.tensor(.7))['g'] for s in (1, 1, 2))
+    assert first == again != other
+
+
+def test_ladder_and_small_change():
+    f = graphs.ladder(5)
+    graph = graphs.graph_of(f, b=0.5)
+    assert graphs.count_paths(graph, 'b') == 32
+    assert graphs.by_a_small_change(f, dict(b=0.5), 'b') == pytest.approx(graphs.path_sum(graph, 'b').item(), rel=1e-6)

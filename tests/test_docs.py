@@ -18,7 +18,7 @@ SYMBOLS = docs_entries.symbols(ROOT, cfg.nbs_path, cfg.lib_path)
 def flat(contents): return [p for o in contents for p in (flat(o['contents']) if isinstance(o, dict) else [o])]
 def put(path, text):
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
+    path.write_text(text, encoding='utf-8')
 
 
 def test_sidebar_has_every_notebook_once():
@@ -72,7 +72,7 @@ def test_project_for_the_renderer(tmp_path, rename, name):
     docs_stage.stage(cache, tmp_path/'to', fake, rename, ROOT)
     there = {o.relative_to(tmp_path/'to').as_posix() for o in (tmp_path/'to').rglob('*') if o.is_file()}
     assert there == {'index.ipynb', name, 'styles.css', 'data/pic.png', 'nbdev.yml', '_quarto.yml', 'functions.qmd'}
-    site = yaml.safe_load((tmp_path/'to'/'_quarto.yml').read_text())
+    site = yaml.safe_load((tmp_path/'to'/'_quarto.yml').read_text(encoding='utf-8'))
     assert site['website']['sidebar']['contents'] == ['index.ipynb', dict(section='Data', contents=[name])]
     assert dict(text='Functions A–Z', href='functions.qmd') in site['website']['navbar']['left']
     assert site['metadata-files'] == ['nbdev.yml'] and set(site['format']) == {'html', 'commonmark'}
@@ -89,7 +89,7 @@ def test_links_to_ourselves_become_relative(tmp_path, link, local):
     put(tmp_path/'core.html', '<h3 id="b">b</h3>')
     put(tmp_path/'data'/'a.html', f'<a class="x" href="https://our.org/site/{link}" id="i">t</a>{rest}')
     docs.localise(tmp_path, 'https://our.org/site')
-    assert (tmp_path/'data'/'a.html').read_text() == local + rest
+    assert (tmp_path/'data'/'a.html').read_text(encoding='utf-8') == local + rest
 
 
 def test_broken_links_are_found(tmp_path):
@@ -109,7 +109,7 @@ def test_broken_links_are_found(tmp_path):
 def test_quarto_files():
     "`nbs/_quarto.yml` leads to the one at the top, and `nbs/nbdev.yml` says what pyproject.toml says"
     assert os.readlink(cfg.nbs_path/'_quarto.yml') == '../_quarto.yml'
-    text = (cfg.nbs_path/'nbdev.yml').read_text()
+    text = (cfg.nbs_path/'nbdev.yml').read_text(encoding='utf-8')
     said = (f'title: "{cfg.title}"', f'site-url: "{cfg.doc_url}"', cfg.description, f'output-dir: {cfg.doc_path.name}', cfg.git_url)
     for o in said: assert o in text
 
@@ -250,11 +250,11 @@ def test_search_has_an_entry_for_each_function(tmp_path, package):
     put(tmp_path/'search.json', json.dumps(old))
     put(tmp_path/'site_libs'/'fuse'/'fuse.min.js', 'old')
     docs_search.add_search(tmp_path, package.values(), {'room/01_a.ipynb': 'The page'})
-    got = json.loads((tmp_path/'search.json').read_text())
+    got = json.loads((tmp_path/'search.json').read_text(encoding='utf-8'))
     href = 'room/a.html#learner_for'
     assert got[0] == dict(objectID=href, href=href, title='learner_for', section='The page', text='Build a Learner')
     assert len(got) == len(package) + 1 and got[-1] == old[0]
-    assert 'window.Fuse' in (tmp_path/'site_libs'/'fuse'/'fuse.min.js').read_text()
+    assert 'window.Fuse' in (tmp_path/'site_libs'/'fuse'/'fuse.min.js').read_text(encoding='utf-8')
 
 
 @pytest.mark.parametrize('name', ['dls_for', 'grad_cam', 'learner_for', 'datasets'])
@@ -276,13 +276,13 @@ def test_faults_are_found(tmp_path):
 def test_pages_are_mended(tmp_path):
     put(tmp_path/'a'/'b.html', '<meta property="og:image" content="https://our.org/site/a/card.png"><svg alt="A house">')
     docs.mend_pages(tmp_path, 'https://our.org/site')
-    text = (tmp_path/'a'/'b.html').read_text()
+    text = (tmp_path/'a'/'b.html').read_text(encoding='utf-8')
     assert text == '<meta property="og:image" content="https://our.org/site/card.png"><svg role="img" aria-label="A house">'
 
 
 def test_frame():
     "Both themes, folded rooms, a favicon, a card"
-    site = yaml.safe_load((ROOT/'_quarto.yml').read_text())
+    site = yaml.safe_load((ROOT/'_quarto.yml').read_text(encoding='utf-8'))
     assert site['format']['html']['theme'] == dict(light='cosmo', dark='darkly')
     assert site['website']['sidebar']['collapse-level'] == 1
     for o in ('favicon', 'image'): assert (cfg.nbs_path/site['website'][o]).exists()
@@ -301,7 +301,7 @@ def contrast(a, b):
 
 def test_contrasts():
     "Text on the navigation bar and in the list of results"
-    css = (cfg.nbs_path/'styles.css').read_text()
+    css = (cfg.nbs_path/'styles.css').read_text(encoding='utf-8')
     bar = re.search(r'\.navbar \{ background-color: (#\w{6})', css)[1]
     assert contrast(bar, '#ffffff') >= 4.5
     quiet = re.search(r'search-result-text, \.search-none\) \{ color: (#\w{6})', css)[1]

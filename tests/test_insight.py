@@ -2,6 +2,7 @@
 import json, os, random, shutil, subprocess, sys
 from copy import deepcopy
 from functools import partial
+from itertools import combinations
 from pathlib import Path
 
 import matplotlib
@@ -50,6 +51,8 @@ from dlcourse.data.pictures import open_picture
 from dlcourse.insight.inference import compare_speed, export_folder, export_onnx, fast, onnx_settings, pixel_net, run_alone, run_onnx
 from dlcourse.insight.layers import (channel_axes, draw_indices, first_batch, is_feature_map, layer_outputs, layer_shapes, layer_table,
                                      main_layers, to_rows, watch_layers, whole_numbers)
+from dlcourse.insight.graph_pictures import draw_graph
+from dlcourse.insight.graphs import autograd_derivative, count_paths, graph_of, path_sum, path_table, paths, totals
 from dlcourse.insight.lesions import lesions, residual_blocks
 from dlcourse.insight.landscape import loss_line, loss_surface, random_direction, trajectory
 from dlcourse.insight.layers import (draw_indices, first_batch, is_feature_map, layer_outputs, layer_shapes, layer_table, main_layers,
@@ -612,6 +615,14 @@ def test_first_batch_leaves_no_trace_and_keeps_order():
     assert torch.equal(first_batch(learn, 'train')[0], x[:64]) and torch.equal(numbers, torch.get_rng_state())
     with pytest.raises(CourseError, match='no test part'): first_batch(learn, 'test')
     with pytest.raises(CourseError, match='whole number'): draw_indices(learn, 'valid', 1, 0)
+
+
+def test_a_learner_without_a_validation_part():
+    learn = tensor_learner()
+    learn.dls = DataLoaders(learn.dls.train)
+    assert torch.equal(first_batch(learn)[0], x[:64]) and len(layer_table(learn)) and len(gradient_norms(learn))
+    assert loss_line(learn, points=2, part='train', progress=False).part == 'train'
+    with pytest.raises(CourseError, match='no valid part: these DataLoaders hold train'): loss_line(learn, points=2)
 
 
 def test_figures_have_a_ground(): assert plot_curves(tensor_learner(1)).get_facecolor() == (1, 1, 1, 1)
@@ -1936,3 +1947,81 @@ def test_two_classes_from_one_probability():
     p = torch.rand(50, 1)
     y = torch.randint(0, 2, (50,))
     assert calibration(p, y).ece == pytest.approx(calibration(torch.cat([1 - p, p], 1), y).ece)
+
+
+# Computational graphs -------------------------------------------------------
+
+@pytest.mark.parametrize('f, values', [
+    (lambda a, b, c: 2*(a - b) + c, dict(a=3, b=1, c=5)),
+    (lambda x, w, b: x @ w + b, dict(x=[1, 2, 3], w=[0.5, -1, 2], b=1)),
+    (lambda x, w, b: x @ w + b, dict(x=torch.rand(2, 3), w=torch.rand(3, 4), b=torch.rand(4))),
+    (lambda x, m, s, g, d: (x - m)/s*g + d, dict(x=[1, 2, 6], m=3, s=2, g=[1, 2, 3], d=1)),
+    (lambda a: a*a*a, dict(a=2)),
+    (lambda a: 1 - a/2 + 3**a + 1/a, dict(a=2)),
+    (lambda x: (x.clone().mul_(2)[0]*x[1]).exp(), dict(x=[1, 2])),
+    (lambda x: torch.stack([p*q for p,q in zip(x.unbind(), x.flip(0).unbind())]), dict(x=[1, 2, 3])),
+    (lambda x: x.relu().sum() + x.T.contiguous().view(-1)[0], dict(x=[[1., -2.], [3., 4.]])),
+    (lambda x, y: F.cross_entropy(x, y), dict(x=torch.rand(2, 3), y=torch.tensor([0, 2]))),
+    (lambda a: a, dict(a=[1, 2]))])
+def test_sum_over_paths_is_autograd(f, values):
+    graph = graph_of(f, **values)
+    sums = totals(graph)
+    for o in graph.inputs:
+        by_paths, by_autograd = path_sum(graph, o.name), autograd_derivative(graph, o.name)
+        assert by_paths.shape == by_autograd.shape == (*graph.output.shape, *o.shape)
+        assert torch.allclose(by_paths, by_autograd, rtol=1e-5) and by_autograd.abs().sum() > 0
+        assert torch.allclose(sums[o].reshape(by_autograd.shape), by_autograd, rtol=1e-5)
+
+
+def test_graph_of_an_unused_input():
+    graph = graph_of(lambda a, b: 2*a, a=1, b=3)
+    assert path_sum(graph, 'b').item() == autograd_derivative(graph, 'b').item() == 0 and count_paths(graph, 'b') == 0
+    assert len(path_table(graph, 'b')) == 2 and len(draw_graph(graph, 'b').patches) == 6
+    plt.close('all')
+
+
+def test_graph_keeps_the_value_from_before_a_change_in_place():
+    graph = graph_of(lambda x: x.mul(3).add_(1).mul_(2), x=1)
+    assert [o.value.item() for o in graph.vertices if o.op not in ('input', 'constant')] == [3, 4, 8]
+
+
+def test_graph_of_a_network_has_its_parameters():
+    net = nn.Linear(2, 1).double()
+    graph = graph_of(lambda x: net(x), x=[[1., 2.]])
+    assert {o.name for o in graph.inputs} == {'x', 'leaf 1', 'leaf 2'}
+
+
+@pytest.mark.parametrize('f, values, message', [
+    (lambda a: a.detach()*2, dict(a=1), 'depends on none of a'), (lambda a: a.mul_(2), dict(a=1), 'clone'),
+    (lambda a: a*2, dict(b=1), 'names of the expression'), (lambda a: 3, dict(a=1), 'must return a tensor'),
+    (lambda a: {}, dict(a=1), 'must return a tensor'), (lambda a: a*2, dict(a='one'), 'a must be a number'),
+    (lambda a: a*2, dict(a=torch.tensor(1j)), 'a must be real'), (lambda a: a[:, None]*a, dict(a=torch.ones(200)), 'smaller tensors')])
+def test_graphs_refused(f, values, message):
+    with pytest.raises(CourseError, match=message): graph_of(f, **values)
+
+
+def test_graph_that_autograd_refuses():
+    def spoiled(a):
+        h = a*2
+        y = h.exp()
+        y.mul_(3)
+        return y*h
+    with pytest.raises(CourseError, match='autograd refuses'): graph_of(spoiled, a=1)
+
+
+def test_unknown_vertex_and_too_many_paths():
+    def ladder(b):
+        for _ in range(12): b = b.sin() + b.cos()
+        return b
+    graph = graph_of(ladder, b=1)
+    with pytest.raises(CourseError, match='unknown vertex'): path_sum(graph, 'z')
+    with pytest.raises(CourseError, match='4,096 paths'): paths(graph, 'b')
+    with pytest.raises(CourseError, match='hard to read'): draw_graph(graph, most=20)
+
+
+def test_boxes_of_a_graph_are_apart():
+    graph = graph_of(lambda a, b, c, d: (a*b + c*d)*(a - d) + b/c, a=1, b=2, c=3, d=4)
+    ax = draw_graph(graph, 'a', with_totals=True)
+    boxes = [o.get_bbox() for o in ax.patches if hasattr(o, 'get_bbox')]
+    assert len(boxes) == len(graph.vertices) and not [1 for p,q in combinations(boxes, 2) if p.overlaps(q)]
+    plt.close('all')

@@ -139,6 +139,7 @@ VISIBLE = [Path(o) for o in '''
     course/tp1/02_eurosat.ipynb
     course/tp1/03_ninety_four.ipynb
     course/05_command_line.ipynb
+    course/pcs/07_graphs.ipynb
     course/pcs/08_schedule.ipynb
     course/pcs/09_activation.ipynb
     course/pcs/10_loss.ipynb

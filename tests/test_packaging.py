@@ -101,7 +101,8 @@ def elsewhere(dist, tmp_path_factory):
     (root/'empty').mkdir()
     env = {k: v for k,v in os.environ.items() if not k.startswith(('DLCOURSE', 'PYTHON'))}
     def run(*args):
-        out = subprocess.run([python, *map(str, args)], env=dict(env, MPLBACKEND='agg'), cwd=root/'empty', capture_output=True, text=True)
+        out = subprocess.run([python, *map(str, args)], env=dict(env, MPLBACKEND='agg'), cwd=root/'empty', capture_output=True,
+                             encoding='utf-8')
         assert out.returncode == 0, out.stdout + out.stderr
         return out.stdout
     return run, root/'empty', site/'dlcourse'

@@ -12,7 +12,8 @@ from docs_entries import Links, entry, index_page
 FIRST = ['index.ipynb', 'getting_started.ipynb', 'items.ipynb']
 ROOMS = {'course': 'Lessons', 'course/mac': 'MAC: plain and convolutional', 'course/mba': 'MBA: losses, optimisers, architectures',
          'course/tp1': 'TP1: CIFAR-10 and transfer', 'course/pcs': 'PCS: foundations to residual networks',
-         'datasets': 'Data sets', 'data': 'Data', 'models': 'Models', 'training': 'Training', 'insight': 'Insight', 'report': 'Report', 'cli': 'Command line'}
+         'datasets': 'Data sets', 'data': 'Data', 'models': 'Models', 'training': 'Training', 'insight': 'Insight', 'report': 'Report',
+         'cli': 'Command line'}
 # How the house is built: these pages, by their plain names, and the pages of `course` that are numbered from 50 on
 BUILT = ['architecture', 'how_to_add', 'course/experiment', 'course/records', 'course/reproduction', 'benchmarks']
 BUILT_TITLE = 'How it is built'

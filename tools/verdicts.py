@@ -14,7 +14,8 @@ def update(exp):
     file = find_record(exp.id)
     if not file.exists(): return False
     record = read_record(file)
-    new = dict(record, title=exp.title, verdicts=verdicts(exp.expects, record['rows']), tolerance=exp.tolerance, not_comparable=exp.not_comparable)
+    new = dict(record, title=exp.title, verdicts=verdicts(exp.expects, record['rows']), tolerance=exp.tolerance,
+               not_comparable=exp.not_comparable)
     if new == record: return False
     write_record({k: v for k,v in new.items() if k not in ('schema', 'checksum')}, file)
     return True
