@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from fastai.callback.schedule import SchedCos
+from fastcore.nbio import read_nb
 from matplotlib.figure import Figure
 from torch import nn
 
@@ -14,6 +15,8 @@ from dlcourse.core import CourseError, num_threads
 from dlcourse.course import experiment as ex, intervals as iv, records as rc
 from dlcourse.course.experiment import NotMeasured, Trial, experiments, find_experiments, recorded, reproduce
 from dlcourse.course.mac import hyperparameters, imbalance, looking, pair, perturbed, recipe, similar_size, stopping, views
+from dlcourse.course import glossary
+from dlcourse.course.glossary import names_term, terms
 from dlcourse.course.pcs import graphs
 from dlcourse.course.mba.architectures import three_nets, ways
 from dlcourse.course.mba.boston import DecayRate, epochs_for, house_net
@@ -30,7 +33,8 @@ from dlcourse.models.blocks import act_layer, count_params
 from dlcourse.models.views import as_is, mirrored
 from dlcourse.models.zoo import model_for, size_of
 from dlcourse.training.learner import learner_for
-from dlcourse.training.losses import BinaryLoss, Brier, EvenLoss, MultiHinge, RivalLoss, cross_entropy, hinge, quadratic, zero_one
+from dlcourse.training.losses import (
+    BinaryLoss, Brier, EvenLoss, MultiHinge, RivalLoss, cross_entropy, hinge, quadratic, zero_one)
 from dlcourse.training.schedules import SchedRipple
 from dlcourse.training.transfer import concat_tables, feature_table
 
@@ -789,3 +793,23 @@ def test_ladder_and_small_change():
     graph = graphs.graph_of(f, b=0.5)
     assert graphs.count_paths(graph, 'b') == 32
     assert graphs.by_a_small_change(f, dict(b=0.5), 'b') == pytest.approx(graphs.path_sum(graph, 'b').item(), rel=1e-6)
+
+
+# Glossary -------------------------------------------------------------------
+
+@pytest.mark.parametrize('term', terms())
+def test_terms_occur_on_their_pages(term):
+    portuguese, sentence, page = terms()[term]
+    file = ROOT/'nbs'/f'{page}.ipynb'
+    assert portuguese and sentence[0].isupper() and sentence.endswith('.') and file.exists()
+    assert names_term('\n'.join(o.source for o in read_nb(file).cells), term), f'{page} does not use the term'
+
+
+def test_terms_are_named_once():
+    rows = [o.partition('|')[0].strip().lower() for o in glossary.TERMS.strip().splitlines()]
+    assert len(rows) == len(set(rows)) >= 80
+
+
+@pytest.mark.parametrize('text, term, there', [
+    ('Over-fitting', 'over-fitting', True), ('an overfitting model', 'over-fitting', True), ('player', 'layer', False), ('Data sets', 'data set', True)])
+def test_names_term(text, term, there): assert names_term(text, term) == there

@@ -29,6 +29,7 @@ from dlcourse.models.blocks import (act_layer, chain, conv_layer, count_params, 
 from dlcourse.models.cnn import cnn, cnn_base
 from dlcourse.models.fusion import FusionBody, Rescale, fusion_net
 from dlcourse.models.heads import fastai_head, linear_head
+from dlcourse.models.linear import linear_from
 from dlcourse.models.mlp import affordable, mlp, power_widths, spread_widths
 from dlcourse.models.nets import all_conv, inception, residual
 from dlcourse.models.pretrained import TransferNet, transfer_net, transfer_splitter
@@ -1044,3 +1045,34 @@ def test_the_same_answers_sooner_and_elsewhere(learn, tmp_path):
 @pytest.mark.parametrize('n', [1, 2, 65])
 def test_few_images_give_finite_filters(n):
     assert whitening_filters(torch.zeros(n, 3, 8, 8)).isfinite().all()
+
+
+# ---- linear models as a layer ----
+
+def test_linear_from():
+    "Scalers in every mode, an intercept that is left out, nested pipelines and one without steps"
+    from sklearn.decomposition import PCA
+    from sklearn.linear_model import LinearRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+    rng = np.random.default_rng(1)
+    x = rng.normal(5, 3, (40, 6))
+    x[:, 2] = 1
+    y = x @ rng.normal(size=(6, 2)) + rng.normal(size=(40, 2))
+    for mean,std in [(True, True), (False, True), (True, False), (False, False)]:
+        scaler = StandardScaler(with_mean=mean, with_std=std)
+        for model in (scaler, make_pipeline(make_pipeline(scaler, 'passthrough'), PCA(3), LinearRegression(fit_intercept=mean))):
+            model.fit(x, y)
+            right = model.predict(x) if hasattr(model, 'predict') else model.transform(x)
+            layer = linear_from(model, torch.float64)
+            assert np.abs(layer(torch.from_numpy(x)).detach().numpy() - right).max() < 1e-10
+    with pytest.raises(CourseError, match='at least one step'): linear_from(make_pipeline('passthrough'))
+    with pytest.raises(CourseError, match='got a PCA without weights: call fit first'): linear_from(make_pipeline(PCA()))
+    with pytest.raises(CourseError, match='estimator must be StandardScaler, .* got Linear:'): linear_from(torch.nn.Linear(2, 2))
+
+
+def test_linear_from_draws_no_random_numbers():
+    from sklearn.decomposition import PCA
+    pca, state = PCA(2).fit(np.random.default_rng(1).normal(size=(9, 4))), torch.get_rng_state()
+    linear_from(pca)
+    assert torch.equal(torch.get_rng_state(), state)

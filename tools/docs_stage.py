@@ -9,7 +9,7 @@ from nbdev.config import nbpath2html
 
 from docs_entries import Links, entry, index_page
 
-FIRST = ['index.ipynb', 'getting_started.ipynb', 'items.ipynb']
+FIRST = ['index.ipynb', 'getting_started.ipynb', 'items.ipynb', 'glossary.ipynb']
 ROOMS = {'course': 'Lessons', 'course/mac': 'MAC: plain and convolutional', 'course/mba': 'MBA: losses, optimisers, architectures',
          'course/tp1': 'TP1: CIFAR-10 and transfer', 'course/pcs': 'PCS: foundations to residual networks',
          'datasets': 'Data sets', 'data': 'Data', 'models': 'Models', 'training': 'Training', 'insight': 'Insight', 'report': 'Report',

@@ -85,7 +85,8 @@ schedule_expectations = {
         lambda r: clearly_better(r, 'ripple', 'cosine', 'early_accuracy'),
     'At the end there is no clear difference between the ripple and the cosine.': lambda r: no_clear_difference(r, 'ripple', 'cosine'),
     'At the end there is no clear difference between the ripple and one-cycle.': lambda r: no_clear_difference(r, 'ripple', 'one-cycle'),
-    'One-cycle is used with a larger rate than the constant schedule, on average.': lambda r: r['one-cycle']['rate'] > r['constant']['rate']}
+    'One-cycle is used with a larger rate than the constant schedule, on average.':
+        lambda r: r['one-cycle']['rate'] > r['constant']['rate']}
 
 # %% ../../../nbs/course/pcs/08_schedule.ipynb #39e5825e
 def draw_schedules(
