@@ -22,6 +22,7 @@ from dlcourse.course.mba.architectures import three_nets, ways
 from dlcourse.course.mba.boston import DecayRate, epochs_for, house_net
 from dlcourse.course.mba.losses import four, logistic_probabilities, points, truth
 from dlcourse.course.mba.optimisers import adam_rule, by_hand_and_torch, rank_correlation, sgd_rule
+from dlcourse.course.pcs import feature_space, leak
 from dlcourse.course.pcs.schedule import differences_to
 from dlcourse.course.tp1.cifar10 import l2_adam
 from dlcourse.course.tp1.eurosat import images
@@ -303,7 +304,8 @@ SOME = {'mac-3c': ['NN 30', 'CNN 300'], 'mac-3d': ['NN stopped', 'CNN to the end
         'mac-4b': ['NN oversampling', 'CNN class weights', 'NN 2 classes'], 'mac-4d': ['CNN CIFAR-10', 'NN EuroSAT'],
         'mac-4f': ['CNN kernel size', 'NN optimiser'], 'mba-8': ['2', '32'], 'tp1-1.5': ['2'],
         'tp1-2.1': ['mobilenet_v2, scratch', 'squeezenet1_1, frozen', 'mobilenet_v2, fine-tuned'],
-        'tp1-2.2': ['mobilenet_v2+squeezenet1_1, late']}
+        'tp1-2.2': ['mobilenet_v2+squeezenet1_1, late'],
+        'pcs-1.1': ['scaling SVM leak', 'selection SVM Pipeline', 'selection boosting leak'], 'pcs-1.4': ['blobs pca', 'digits tsne']}
 IDS = list(experiments())
 
 
@@ -813,3 +815,36 @@ def test_terms_are_named_once():
 @pytest.mark.parametrize('text, term, there', [
     ('Over-fitting', 'over-fitting', True), ('an overfitting model', 'over-fitting', True), ('player', 'layer', False), ('Data sets', 'data set', True)])
 def test_names_term(text, term, there): assert names_term(text, term) == there
+
+
+# ---- pcs: foundations ----
+
+def test_only_the_leak_finds_something_in_noise():
+    X, y = leak.noise(1, 50, 2000)
+    prepare, model = leak.SelectKBest(k=50), leak.classifiers['1-NN']
+    assert leak.leaky_accuracy(prepare, model, X, y) > 0.8 > leak.clean_accuracy(prepare, model, X, y)
+
+
+def test_noise_has_classes_of_one_size():
+    X, y = leak.noise(3, 60, 4, classes=3)
+    assert X.shape == (60, 4) and np.bincount(y).tolist() == [20, 20, 20]
+
+
+@pytest.mark.parametrize('m', [1, 2, 7])
+def test_means_and_farthest_samples_are_those_of_the_definition(m):
+    X, y = feature_space.blobs(2, m, (9, 1, 4))
+    order = np.random.default_rng(0).permutation(len(y))
+    means, far = feature_space.loops(X[order], y[order])
+    np.testing.assert_allclose(feature_space.class_means(X[order], y[order]), means)
+    assert feature_space.farthest_samples(X[order], y[order]).tolist() == far.tolist()
+
+
+def test_of_two_farthest_samples_the_first_is_taken():
+    assert feature_space.farthest_samples(np.array([[0.], [2.], [5.]]), np.array([0, 0, 1])).tolist() == [0, 2]
+
+
+def test_pca_keeps_means_in_the_middle():
+    X, y = feature_space.blobs(1, 6)
+    points, means, mean = feature_space.place(X, y, 'pca')
+    np.testing.assert_allclose(feature_space.class_means(points, y), means, atol=1e-9)
+    np.testing.assert_allclose(points.mean(0), mean, atol=1e-9)

@@ -29,10 +29,10 @@ mac-4d | more complex images, on a GPU | course/mac/08_harder data/04_sources
 mac-4e | Grad-CAM for a chosen output | course/mac/11_looking_inside insight/06_explain
 mac-4f | a study over every hyper-parameter | course/mac/09_hyperparameters models/03_cnn
 mac-report | source code and a report of two pages | report/06_pages
-pcs-1.1 | a leak between training and test data, found and mended |
-pcs-1.2 | means, class means, the sample farthest from its class |
-pcs-1.3 | a feature space with its means |
-pcs-1.4 | the same in more than four dimensions |
+pcs-1.1 | a leak between training and test data, found and mended | course/pcs/01_leak
+pcs-1.2 | means, class means, the sample farthest from its class | course/pcs/02_feature_space
+pcs-1.3 | a feature space with its means | course/pcs/02_feature_space
+pcs-1.4 | the same in more than four dimensions | course/pcs/02_feature_space
 pcs-1.5 | regression with more features than samples |
 pcs-1.6 | few samples, chosen instead of drawn |
 pcs-2.1 | a network whose layer i has k to the power of i neurons | models/02_mlp
@@ -45,7 +45,7 @@ pcs-3.4 | an activation of our own | course/pcs/09_activation models/00_activati
 pcs-3.5 | a loss of our own | course/pcs/10_loss training/01_losses
 pcs-3.6 | search over hyper-parameters, and predicted results | training/12_search
 pcs-4.1 | neurons spread over more layers: latency, storage | insight/03_cost
-pcs-4.2 | similarity of representations | insight/09_similarity
+pcs-4.2 | similarity of representations | course/pcs/13_similarity insight/09_similarity insight/08a_alignment
 pcs-4.3 | several layers joined for a simple classifier | insight/07a_probes
 pcs-4.4 | how well each layer separates the classes | insight/07_embedding
 pcs-4.5 | robust and critical layers | insight/10_robustness training/13_kept
