@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fastai.callback.schedule import SchedCos
 from fastcore.nbio import read_nb
 from matplotlib.figure import Figure
 from torch import nn
@@ -24,6 +25,7 @@ from dlcourse.course.mba.optimisers import adam_rule, by_hand_and_torch, rank_co
 from dlcourse.course.pcs.projections import compare_layer, fitted_models, widths_of
 from dlcourse.course.pcs import feature_space, leak
 from dlcourse.course.pcs.blocks import first_over_last, gradient_by_block, residual_mlp, sigmoid_learner, sum_fails
+from dlcourse.course.pcs.schedule import differences_to
 from dlcourse.course.tp1.cifar10 import l2_adam
 from dlcourse.course.tp1.eurosat import images
 from dlcourse.data.blocks import dls_for
@@ -32,10 +34,13 @@ from dlcourse.insight.embedding import layer_activations
 from dlcourse.insight.explain import Explanation
 from dlcourse.models.blocks import count_params
 from dlcourse.models.skips import doubling_mlp
+from dlcourse.models.blocks import act_layer, count_params
 from dlcourse.models.views import as_is, mirrored
 from dlcourse.models.zoo import model_for, size_of
 from dlcourse.training.learner import learner_for
-from dlcourse.training.losses import BinaryLoss, Brier, MultiHinge, cross_entropy, hinge, quadratic, zero_one
+from dlcourse.training.losses import (
+    BinaryLoss, Brier, EvenLoss, MultiHinge, RivalLoss, cross_entropy, hinge, quadratic, zero_one)
+from dlcourse.training.schedules import SchedRipple
 from dlcourse.training.transfer import concat_tables, feature_table
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -719,6 +724,51 @@ def test_copies_and_pickles_leave_the_fast_copy_behind():
         for other in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
             assert other._copy == (None, None) and torch.allclose(other(x), expected, atol=1e-5)
     assert not [k for k in net.state_dict() if 'copy' in k]
+
+
+# ---- pcs-3.3 to 3.5: a schedule, an activation and losses of our own ----
+
+def test_ripple_stays_in_its_range_and_follows_the_cosine():
+    for start, end, rests, dip in [(1., 0., 1, 1.), (0.1, 0.01, 3, 0.9), (0.01, 0.1, 5, 0.5)]:
+        f, cos = SchedRipple(start, end, rests, dip), SchedCos(start, end)
+        at = [f(i/300) for i in range(301)]
+        assert min(start, end) - 1e-9 <= min(at) and max(at) <= max(start, end) + 1e-9
+        assert [f(i/rests) for i in range(rests + 1)] == pytest.approx([cos(i/rests) for i in range(rests + 1)])
+    for wrong in (dict(rests=0), dict(dip=1.5), dict(dip=-0.1)):
+        with pytest.raises(CourseError): SchedRipple(1., 0., **wrong)
+
+
+def test_soft_gate_is_known_by_name_and_never_flat():
+    x = torch.linspace(-1e4, 1e4, 2001, dtype=torch.float64, requires_grad=True)
+    slope, = torch.autograd.grad(act_layer('softgate')(x).sum(), x)
+    assert slope.min() > 0 and slope.max() < 1.2
+
+
+@pytest.mark.parametrize('loss', [RivalLoss, EvenLoss])
+def test_own_losses_reduce_alike_and_stay_finite(loss):
+    x, y = torch.randn(9, 4)*50, torch.randint(4, (9,))
+    x.requires_grad_()
+    each = loss(reduction='none')(x, y)
+    assert each.shape == (9,) and torch.allclose(each.mean(), loss()(x, y)) and torch.allclose(each.sum(), loss(reduction='sum')(x, y))
+    loss()(x, y).backward()
+    assert x.grad.isfinite().all() and torch.equal(loss().decodes(x), x.argmax(1))
+    with pytest.raises(CourseError, match='reduction'): loss(reduction='median')(x, y)
+
+
+def test_even_loss_pulls_at_the_neglected_class_and_knows_one_class():
+    x = torch.tensor([[3., 0]]*7 + [[3., 0]], requires_grad=True)
+    y = torch.tensor([0]*7 + [1])
+    pull = {f: torch.autograd.grad(f(x, y), x)[0][7].norm() for f in (EvenLoss(0.), EvenLoss(1.))}
+    assert list(pull.values())[1] > list(pull.values())[0]
+    assert torch.allclose(EvenLoss(5.)(x[:7], y[:7]), nn.functional.cross_entropy(x[:7], y[:7]))
+
+
+def test_differences_say_what_is_not_measured():
+    record = dict(variants=['a', 'b'], rows=[dict(variant=v, seed=s, figures=dict(acc=s/10 + (v == 'a')*(1 + s/100)))
+                                             for v in 'ab' for s in (1, 2, 3)])
+    table = differences_to(record, 'a', ['b'], 'acc')
+    assert table['ours minus theirs'].tolist() == ['+1.0200'] and table.clear.tolist() == ['yes']
+    assert differences_to(dict(record, rows=[]), 'a', ['b'], 'acc').iloc[0, 0] == 'not measured'
 
 
 def test_images_that_want_gradients_get_them():

@@ -147,6 +147,9 @@ VISIBLE = [Path(o) for o in '''
     course/pcs/01_leak.ipynb
     course/pcs/02_feature_space.ipynb
     course/pcs/22_blocks.ipynb
+    course/pcs/08_schedule.ipynb
+    course/pcs/09_activation.ipynb
+    course/pcs/10_loss.ipynb
 '''.split()]
 # Model chapters that are finished
 IN_FORM = [o for o in MODEL_CHAPTERS if o in VISIBLE and any(c.source.startswith('## Exercises') for c in read(o).cells)]
