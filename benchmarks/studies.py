@@ -122,7 +122,8 @@ def main(args=None):
     o = SimpleNamespace(device='cpu', warm_up=1, repeats=options.repeats, threads=options.threads)
     rows = [f(o).judge().plain() for f in (robustness_row, surface_row, features_row, memory_row)]
     facts = dict(layers=LAYERS, epochs=EPOCHS, points=POINTS, images=IMAGES, many=MANY, chunks=CHUNKS)
-    record(rows, {'studies': facts}, 'studies', began, options.output, repeats=options.repeats, threads=options.threads)
+    record(rows, dict.fromkeys(('robustness', 'landscape', 'features'), facts), 'studies', began, options.output,
+           repeats=options.repeats, threads=options.threads)
 
 
 if __name__ == '__main__': main()

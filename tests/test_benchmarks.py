@@ -57,6 +57,15 @@ def test_recorded_explanations():
     for row in results['rows']: assert row['target'] == 1.1 and row['met'] == (row['ratio'] <= 1.1)
 
 
+@pytest.mark.parametrize('name', ['bench-studies', 'bench-similarity'])
+def test_recorded_studies(name):
+    results = json.loads((ROOT/'results'/'benchmarks'/f'{name}.json').read_text(encoding='utf-8'))
+    holds_the_schema(results)
+    for row in results['rows']:
+        value = row['ours'] if row['ratio'] is None else row['ratio']
+        assert row['met'] == (value <= row['target'])
+
+
 def test_help_without_torch():
     show = "import sys, benchmarks.__main__ as m; m.arguments([]); assert not {'torch', 'fastai'} & sys.modules.keys()"
     assert subprocess.run([sys.executable, '-c', show], cwd=ROOT, capture_output=True).returncode == 0

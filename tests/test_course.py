@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fastai.callback.schedule import SchedCos
 from fastcore.nbio import read_nb
 from matplotlib.figure import Figure
 from torch import nn
@@ -21,6 +22,10 @@ from dlcourse.course.mba.architectures import three_nets, ways
 from dlcourse.course.mba.boston import DecayRate, epochs_for, house_net
 from dlcourse.course.mba.losses import four, logistic_probabilities, points, truth
 from dlcourse.course.mba.optimisers import adam_rule, by_hand_and_torch, rank_correlation, sgd_rule
+from dlcourse.course.pcs.projections import compare_layer, fitted_models, widths_of
+from dlcourse.course.pcs import feature_space, leak
+from dlcourse.course.pcs.blocks import first_over_last, gradient_by_block, residual_mlp, sigmoid_learner, sum_fails
+from dlcourse.course.pcs.schedule import differences_to
 from dlcourse.course.tp1.cifar10 import l2_adam
 from dlcourse.course.tp1.eurosat import images
 from dlcourse.data.blocks import dls_for
@@ -28,10 +33,14 @@ from dlcourse.data.loader import renormalized
 from dlcourse.insight.embedding import layer_activations
 from dlcourse.insight.explain import Explanation
 from dlcourse.models.blocks import count_params
+from dlcourse.models.skips import doubling_mlp
+from dlcourse.models.blocks import act_layer, count_params
 from dlcourse.models.views import as_is, mirrored
 from dlcourse.models.zoo import model_for, size_of
 from dlcourse.training.learner import learner_for
-from dlcourse.training.losses import BinaryLoss, Brier, MultiHinge, cross_entropy, hinge, quadratic, zero_one
+from dlcourse.training.losses import (
+    BinaryLoss, Brier, EvenLoss, MultiHinge, RivalLoss, cross_entropy, hinge, quadratic, zero_one)
+from dlcourse.training.schedules import SchedRipple
 from dlcourse.training.transfer import concat_tables, feature_table
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -298,8 +307,10 @@ def test_whole_numbers_are_written_out(tmp_path):
 SOME = {'mac-3c': ['NN 30', 'CNN 300'], 'mac-3d': ['NN stopped', 'CNN to the end'], 'mac-4a': ['NN clean', 'CNN noise'],
         'mac-4b': ['NN oversampling', 'CNN class weights', 'NN 2 classes'], 'mac-4d': ['CNN CIFAR-10', 'NN EuroSAT'],
         'mac-4f': ['CNN kernel size', 'NN optimiser'], 'mba-8': ['2', '32'], 'tp1-1.5': ['2'],
+        'pcs-7.1': ['1', '4'], 'pcs-7.2': ['plain deep', 'skips deep'],
         'tp1-2.1': ['mobilenet_v2, scratch', 'squeezenet1_1, frozen', 'mobilenet_v2, fine-tuned'],
-        'tp1-2.2': ['mobilenet_v2+squeezenet1_1, late']}
+        'tp1-2.2': ['mobilenet_v2+squeezenet1_1, late'],
+        'pcs-1.1': ['scaling SVM leak', 'selection SVM Pipeline', 'selection boosting leak'], 'pcs-1.4': ['blobs pca', 'digits tsne']}
 IDS = list(experiments())
 
 
@@ -715,6 +726,51 @@ def test_copies_and_pickles_leave_the_fast_copy_behind():
     assert not [k for k in net.state_dict() if 'copy' in k]
 
 
+# ---- pcs-3.3 to 3.5: a schedule, an activation and losses of our own ----
+
+def test_ripple_stays_in_its_range_and_follows_the_cosine():
+    for start, end, rests, dip in [(1., 0., 1, 1.), (0.1, 0.01, 3, 0.9), (0.01, 0.1, 5, 0.5)]:
+        f, cos = SchedRipple(start, end, rests, dip), SchedCos(start, end)
+        at = [f(i/300) for i in range(301)]
+        assert min(start, end) - 1e-9 <= min(at) and max(at) <= max(start, end) + 1e-9
+        assert [f(i/rests) for i in range(rests + 1)] == pytest.approx([cos(i/rests) for i in range(rests + 1)])
+    for wrong in (dict(rests=0), dict(dip=1.5), dict(dip=-0.1)):
+        with pytest.raises(CourseError): SchedRipple(1., 0., **wrong)
+
+
+def test_soft_gate_is_known_by_name_and_never_flat():
+    x = torch.linspace(-1e4, 1e4, 2001, dtype=torch.float64, requires_grad=True)
+    slope, = torch.autograd.grad(act_layer('softgate')(x).sum(), x)
+    assert slope.min() > 0 and slope.max() < 1.2
+
+
+@pytest.mark.parametrize('loss', [RivalLoss, EvenLoss])
+def test_own_losses_reduce_alike_and_stay_finite(loss):
+    x, y = torch.randn(9, 4)*50, torch.randint(4, (9,))
+    x.requires_grad_()
+    each = loss(reduction='none')(x, y)
+    assert each.shape == (9,) and torch.allclose(each.mean(), loss()(x, y)) and torch.allclose(each.sum(), loss(reduction='sum')(x, y))
+    loss()(x, y).backward()
+    assert x.grad.isfinite().all() and torch.equal(loss().decodes(x), x.argmax(1))
+    with pytest.raises(CourseError, match='reduction'): loss(reduction='median')(x, y)
+
+
+def test_even_loss_pulls_at_the_neglected_class_and_knows_one_class():
+    x = torch.tensor([[3., 0]]*7 + [[3., 0]], requires_grad=True)
+    y = torch.tensor([0]*7 + [1])
+    pull = {f: torch.autograd.grad(f(x, y), x)[0][7].norm() for f in (EvenLoss(0.), EvenLoss(1.))}
+    assert list(pull.values())[1] > list(pull.values())[0]
+    assert torch.allclose(EvenLoss(5.)(x[:7], y[:7]), nn.functional.cross_entropy(x[:7], y[:7]))
+
+
+def test_differences_say_what_is_not_measured():
+    record = dict(variants=['a', 'b'], rows=[dict(variant=v, seed=s, figures=dict(acc=s/10 + (v == 'a')*(1 + s/100)))
+                                             for v in 'ab' for s in (1, 2, 3)])
+    table = differences_to(record, 'a', ['b'], 'acc')
+    assert table['ours minus theirs'].tolist() == ['+1.0200'] and table.clear.tolist() == ['yes']
+    assert differences_to(dict(record, rows=[]), 'a', ['b'], 'acc').iloc[0, 0] == 'not measured'
+
+
 def test_images_that_want_gradients_get_them():
     net = model_for('squeezenet1_1', (3, 48, 48), 4, pretrained=False).eval()
     net.body.requires_grad_(False)
@@ -762,8 +818,87 @@ def test_terms_are_named_once():
 
 
 @pytest.mark.parametrize('text, term, there', [
-    ('Over-fitting', 'over-fitting', True), ('an overfitting model', 'over-fitting', True), ('player', 'layer', False), ('Data sets', 'data set', True)])
+    ('Over-fitting', 'over-fitting', True), ('an overfitting model', 'over-fitting', True), ('player', 'layer', False),
+    ('Data sets', 'data set', True)])
 def test_names_term(text, term, there): assert names_term(text, term) == there
+
+
+# ---- pcs: foundations ----
+
+def test_only_the_leak_finds_something_in_noise():
+    X, y = leak.noise(1, 50, 2000)
+    prepare, model = leak.SelectKBest(k=50), leak.classifiers['1-NN']
+    assert leak.leaky_accuracy(prepare, model, X, y) > 0.8 > leak.clean_accuracy(prepare, model, X, y)
+
+
+def test_noise_has_classes_of_one_size():
+    X, y = leak.noise(3, 60, 4, classes=3)
+    assert X.shape == (60, 4) and np.bincount(y).tolist() == [20, 20, 20]
+
+
+@pytest.mark.parametrize('m', [1, 2, 7])
+def test_means_and_farthest_samples_are_those_of_the_definition(m):
+    X, y = feature_space.blobs(2, m, (9, 1, 4))
+    order = np.random.default_rng(0).permutation(len(y))
+    means, far = feature_space.loops(X[order], y[order])
+    np.testing.assert_allclose(feature_space.class_means(X[order], y[order]), means)
+    assert feature_space.farthest_samples(X[order], y[order]).tolist() == far.tolist()
+
+
+def test_of_two_farthest_samples_the_first_is_taken():
+    assert feature_space.farthest_samples(np.array([[0.], [2.], [5.]]), np.array([0, 0, 1])).tolist() == [0, 2]
+
+
+def test_pca_keeps_means_in_the_middle():
+    X, y = feature_space.blobs(1, 6)
+    points, means, mean = feature_space.place(X, y, 'pca')
+    np.testing.assert_allclose(feature_space.class_means(points, y), means, atol=1e-9)
+    np.testing.assert_allclose(points.mean(0), mean, atol=1e-9)
+
+
+# ---- pcs: projections ----
+
+def test_shapes_of_a_pair_have_the_same_layers():
+    assert widths_of('k=2 growing') == [2**i for i in range(1, 9)] and widths_of('k=2 shrinking') == widths_of('k=2 growing')[::-1]
+    assert widths_of('k=16 shrinking') == [256, 16]
+
+
+@pytest.mark.parametrize('name', fitted_models())
+def test_layer_gives_what_the_model_gives(name):
+    rng = np.random.default_rng(1)
+    x, y = rng.normal(3, 2, (80, 30)), np.arange(80) % 10
+    found = compare_layer(fitted_models()[name](x, y), x)
+    assert found['difference'] < 1e-5 < found['without_bias']
+
+
+# ---- pcs: blocks ----
+
+@pytest.mark.parametrize('way, low, high', [('plain', 0, 1e-4), ('sum', 0.1, 10), ('concatenation', 0.1, 100)])
+def test_gradient_that_reaches_the_first_layer(way, low, high):
+    dls = dls_for((torch.rand(40, 1, 4, 4), torch.arange(40) % 2), seed=1)
+    torch.manual_seed(1)
+    learn = sigmoid_learner(way, dls, 1, width=8)
+    before = [p.clone() for p in learn.model.parameters()]
+    assert low < first_over_last(learn) < high
+    assert all(torch.equal(a, b) for a,b in zip(before, learn.model.parameters()))
+
+
+def test_a_residual_mlp_has_the_parameters_of_a_plain_one():
+    assert count_params(residual_mlp(6, 3, [5]*4)) == count_params(model_for('mlp', 6, 3, widths=[5]*4))
+
+
+def test_one_gradient_for_each_block():
+    dls = dls_for((torch.rand(40, 1, 8, 8), torch.arange(40) % 2), seed=1)
+    found = gradient_by_block(learner_for('block_net', dls, seed=1, blocks=3, filters=2))
+    assert len(found) == 3 and min(found) > 0
+
+
+@pytest.mark.parametrize('cure, fails', [(None, True), ('projection', False), ('widths', False)])
+def test_the_sum_fails_without_a_cure(cure, fails): assert sum_fails(doubling_mlp(4, 3, cure=cure), torch.rand(2, 4)) == fails
+
+
+def test_other_errors_are_not_taken_for_a_sum_that_fails():
+    assert not sum_fails(doubling_mlp(4, 3, cure='widths'), torch.rand(2, 5))
 
 
 # ---- more features than samples ----

@@ -40,7 +40,7 @@ from conftest import needs_data
 from dlcourse.core import CourseError
 from dlcourse.data.blocks import dls_for
 from dlcourse.data.transforms import AtSize, BatchTransform
-from dlcourse.insight import inference, similarity as similar
+from dlcourse.insight import alignment, inference, similarity as similar
 from dlcourse.insight.calibration import best_temperature, calibration
 from dlcourse.insight.cost import cost, flops_per_image, latency, saved_bytes
 from dlcourse.insight.curves import best_epoch, compare, convergence, history, plot_compare, plot_curves, plot_losses
@@ -620,7 +620,7 @@ def test_first_batch_leaves_no_trace_and_keeps_order():
 def test_a_learner_without_a_validation_part():
     learn = tensor_learner()
     learn.dls = DataLoaders(learn.dls.train)
-    assert torch.equal(first_batch(learn)[0], x[:64]) and len(layer_table(learn)) and len(gradient_norms(learn))
+    assert torch.equal(first_batch(learn)[0], x[:64]) and gradient_norms(learn).empty
     assert loss_line(learn, points=2, part='train', progress=False).part == 'train'
     with pytest.raises(CourseError, match='no valid part: these DataLoaders hold train'): loss_line(learn, points=2)
 
@@ -1710,10 +1710,29 @@ def reference_cka(x, y, unbiased):
 @pytest.mark.parametrize('n,p,q', [(40, 3, 5), (12, 80, 60), (30, 4, 200), (4, 2, 2)])
 def test_cka_is_the_printed_one(n, p, q, unbiased):
     x, y = features(n, p) + 2, features(n, q, seed=1) + features(n, 1)
-    assert similar.cka(x, y, unbiased=unbiased) == pytest.approx(reference_cka(x, y, unbiased), abs=1e-8)
+    assert alignment.cka(x, y, unbiased=unbiased) == pytest.approx(reference_cka(x, y, unbiased), abs=1e-8)
 
 
-@pytest.mark.parametrize('measure', [similar.cka, similar.procrustes, similar.svcca])
+@pytest.mark.parametrize('unbiased', [True, False])
+@pytest.mark.parametrize('n,widths', [(150, (3, 40, 200, 70)), (70, (3, 5, 2)), (130, (9, 900)), (4, (2, 3))])
+def test_all_pairs_at_once(n, widths, unbiased):
+    xs = {str(d): features(n, d, seed=d) + features(n, 1) for d in widths}
+    found = alignment.cka_matrix(xs, unbiased=unbiased)
+    printed = [[reference_cka(x, y, unbiased) for y in xs.values()] for x in xs.values()]
+    assert np.allclose(found.values, printed, rtol=0, atol=1e-8)
+    other = {'constant': np.full((n, 5), 0.1), **dict(list(xs.items())[:1])}
+    between = alignment.cka_matrix(xs, other, unbiased=unbiased)
+    assert list(between) == list(other) and np.allclose(between.iloc[:, 1], found.iloc[:, 0]) and (between.constant == 0).all()
+
+
+@pytest.mark.parametrize('xs,ys,message', [
+    (dict(a=features(5, 2)), dict(b=features(6, 2)), 'x has 5 rows, y 6'), (dict(a=features(5, 2)*np.nan), None, 'a must be finite numbers; row 0'),
+    (dict(a=features(3, 2)), None, 'at least 4 examples, got 3'), ({}, None, 'at least one layer')])
+def test_layers_that_cannot_be_compared(xs, ys, message):
+    with pytest.raises(CourseError, match=message): alignment.cka_matrix(xs, ys)
+
+
+@pytest.mark.parametrize('measure', [alignment.cka, alignment.procrustes, alignment.svcca])
 def test_turned_and_scaled_features_are_the_same(measure):
     x, y = features(50, 6), features(50, 4, seed=1)
     turn = np.linalg.qr(features(6, 6))[0]
@@ -1726,11 +1745,11 @@ def test_turned_and_scaled_features_are_the_same(measure):
 def test_short_batches_are_joined(sizes, kernel):
     x = features(sum(sizes), 8)
     y, ends = x[:, :4]**2 + x[:, 4:], np.cumsum(sizes)
-    found = similar.minibatch_cka(((x[e-n:e], y[e-n:e]) for e,n in zip(ends, sizes)), kernel)
-    assert np.isfinite(found) and found == pytest.approx(similar.cka(x, y, kernel=kernel), abs=0.5)
+    found = alignment.minibatch_cka(((x[e-n:e], y[e-n:e]) for e,n in zip(ends, sizes)), kernel)
+    assert np.isfinite(found) and found == pytest.approx(alignment.cka(x, y, kernel=kernel), abs=0.5)
 
 
-@pytest.mark.parametrize('measure', [similar.cka, similar.procrustes, similar.svcca])
+@pytest.mark.parametrize('measure', [alignment.cka, alignment.procrustes, alignment.svcca])
 def test_a_layer_that_says_nothing_is_like_no_other(measure):
     x, constant = features(20, 3), np.full((20, 5), 0.1)
     assert measure(x, constant) == measure(constant, constant) == 0
@@ -1741,12 +1760,12 @@ def test_a_layer_that_says_nothing_is_like_no_other(measure):
     (features(5, 2), features(6, 2), 'x has 5 rows, y 6'), (features(5, 2), features(5, 2)*np.nan, 'y must be finite numbers; row 0'),
     (features(5), features(5), 'a row of features for each example'), (features(3, 2), features(3, 2), 'at least 4 examples, got 3')])
 def test_features_that_cannot_be_compared(x, y, message):
-    with pytest.raises(CourseError, match=message): similar.cka(x, y)
+    with pytest.raises(CourseError, match=message): alignment.cka(x, y)
 
 
 def test_no_batch_is_no_similarity():
-    with pytest.raises(CourseError, match='got none'): similar.minibatch_cka([])
-    with pytest.raises(CourseError, match='got 2'): similar.minibatch_cka([(features(2, 3), features(2, 3))])
+    with pytest.raises(CourseError, match='got none'): alignment.minibatch_cka([])
+    with pytest.raises(CourseError, match='got 2'): alignment.minibatch_cka([(features(2, 3), features(2, 3))])
 
 
 def test_a_layer_called_twice_is_two_entries():

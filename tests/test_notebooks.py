@@ -111,7 +111,8 @@ def test_links_between_notebooks(nb):
 
 # What must hold of the form of a chapter ------------------------------------
 
-MODEL_CHAPTERS = [Path('course/tp1/01_cifar10.ipynb'), Path('course/mba/04_boston.ipynb'), Path('course/mac/05_perturbed.ipynb')]
+MODEL_CHAPTERS = [Path('course/tp1/01_cifar10.ipynb'), Path('course/mba/04_boston.ipynb'), Path('course/mac/05_perturbed.ipynb'),
+                  Path('course/pcs/01_leak.ipynb'), Path('course/pcs/02_feature_space.ipynb')]
 # Pages whose code a reader sees whole: a chapter that is finished gets a line here
 VISIBLE = [Path(o) for o in '''
     course/01_data.ipynb
@@ -142,6 +143,14 @@ VISIBLE = [Path(o) for o in '''
     course/pcs/03_more_features.ipynb
     course/pcs/04_core_sets.ipynb
     course/pcs/07_graphs.ipynb
+    course/pcs/13_similarity.ipynb
+    course/pcs/05_projections.ipynb
+    course/pcs/01_leak.ipynb
+    course/pcs/02_feature_space.ipynb
+    course/pcs/22_blocks.ipynb
+    course/pcs/08_schedule.ipynb
+    course/pcs/09_activation.ipynb
+    course/pcs/10_loss.ipynb
 '''.split()]
 # Model chapters that are finished
 IN_FORM = [o for o in MODEL_CHAPTERS if o in VISIBLE and any(c.source.startswith('## Exercises') for c in read(o).cells)]

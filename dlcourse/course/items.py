@@ -29,23 +29,23 @@ mac-4d | more complex images, on a GPU | course/mac/08_harder data/04_sources
 mac-4e | Grad-CAM for a chosen output | course/mac/11_looking_inside insight/06_explain
 mac-4f | a study over every hyper-parameter | course/mac/09_hyperparameters models/03_cnn
 mac-report | source code and a report of two pages | report/06_pages
-pcs-1.1 | a leak between training and test data, found and mended |
-pcs-1.2 | means, class means, the sample farthest from its class |
-pcs-1.3 | a feature space with its means |
-pcs-1.4 | the same in more than four dimensions |
+pcs-1.1 | a leak between training and test data, found and mended | course/pcs/01_leak
+pcs-1.2 | means, class means, the sample farthest from its class | course/pcs/02_feature_space
+pcs-1.3 | a feature space with its means | course/pcs/02_feature_space
+pcs-1.4 | the same in more than four dimensions | course/pcs/02_feature_space
 pcs-1.5 | regression with more features than samples | course/pcs/03_more_features
 pcs-1.6 | few samples, chosen instead of drawn | course/pcs/04_core_sets data/07a_core_sets
-pcs-2.1 | a network whose layer i has k to the power of i neurons | models/02_mlp
-pcs-2.2 | a linear projection as a network of one layer |
+pcs-2.1 | a network whose layer i has k to the power of i neurons | course/pcs/05_projections models/02_mlp
+pcs-2.2 | a linear projection as a network of one layer | course/pcs/05_projections models/04h_linear
 pcs-2.3 | random labels |
 pcs-3.1 | computational graphs | course/pcs/07_graphs insight/14_graphs
 pcs-3.2 | a partial derivative read off a graph | course/pcs/07_graphs insight/14a_graph_pictures
-pcs-3.3 | a learning-rate schedule of our own |
-pcs-3.4 | an activation of our own |
-pcs-3.5 | a loss of our own | training/01_losses
+pcs-3.3 | a learning-rate schedule of our own | course/pcs/08_schedule training/16_schedules
+pcs-3.4 | an activation of our own | course/pcs/09_activation models/00_activations
+pcs-3.5 | a loss of our own | course/pcs/10_loss training/01_losses
 pcs-3.6 | search over hyper-parameters, and predicted results | training/12_search
 pcs-4.1 | neurons spread over more layers: latency, storage | insight/03_cost
-pcs-4.2 | similarity of representations | insight/09_similarity
+pcs-4.2 | similarity of representations | course/pcs/13_similarity insight/09_similarity insight/08a_alignment
 pcs-4.3 | several layers joined for a simple classifier | insight/07a_probes
 pcs-4.4 | how well each layer separates the classes | insight/07_embedding
 pcs-4.5 | robust and critical layers | insight/10_robustness training/13_kept
@@ -57,10 +57,10 @@ pcs-6.2 | inference at any image size | insight/04_resolution
 pcs-6.3 | predicting the best image size | insight/04_resolution
 pcs-6.4 | a classifier without a fully connected layer | models/03_cnn
 pcs-6.5 | loss landscapes | insight/12_landscape
-pcs-7.1 | a block of six components, repeated | models/04g_skips
-pcs-7.2 | the same with skip connections | models/04g_skips
-pcs-7.3 | a residual sum of unequal shapes, mended | models/04g_skips
-pcs-7.4 | every hidden layer joined to the output | models/04g_skips
+pcs-7.1 | a block of six components, repeated | course/pcs/22_blocks models/04g_skips
+pcs-7.2 | the same with skip connections | course/pcs/22_blocks models/04g_skips
+pcs-7.3 | a residual sum of unequal shapes, mended | course/pcs/22_blocks models/04g_skips
+pcs-7.4 | every hidden layer joined to the output | course/pcs/22_blocks models/04g_skips
 pcs-7.5 | erasing residual blocks | insight/11_lesions
 mba-1 | four losses on ten points | course/mba/01_losses
 mba-2 | how to choose a loss | course/mba/01_losses

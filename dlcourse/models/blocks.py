@@ -17,6 +17,7 @@ import torch
 from fastcore.basics import is_iter, listify
 from torch import nn
 from ..core import CourseError, choose
+from .activations import SoftGate
 
 # %% ../../nbs/models/01_blocks.ipynb #8a0935c3
 from ..values.door import check_calls
@@ -48,8 +49,8 @@ def make(
 
 # %% ../../nbs/models/01_blocks.ipynb #d020a9a6
 activations = dict(relu=nn.ReLU, leaky_relu=nn.LeakyReLU, elu=nn.ELU, selu=nn.SELU, gelu=nn.GELU, silu=nn.SiLU, swish=nn.SiLU,
-                   mish=nn.Mish, hardswish=nn.Hardswish, softplus=nn.Softplus, tanh=nn.Tanh, sigmoid=nn.Sigmoid,
-                   softmax=lambda: nn.Softmax(dim=1), linear=nn.Identity)
+                   mish=nn.Mish, hardswish=nn.Hardswish, softgate=SoftGate, softplus=nn.Softplus, tanh=nn.Tanh,
+                   sigmoid=nn.Sigmoid, softmax=lambda: nn.Softmax(dim=1), linear=nn.Identity)
 
 # %% ../../nbs/models/01_blocks.ipynb #d5d6226d
 def act_layer(

@@ -60,14 +60,16 @@ def _affine(step):
     f = next((f for kind,f in kinds.items() if isinstance(step, kind)), None)
     if f is None:
         names = ', '.join(o.__name__ for o in kinds)
-        raise CourseError(f'estimator must be {names} or a Pipeline of them, got {type(step).__name__}: its output is not known to be xWᵀ + b')
+        raise CourseError(f'estimator must be {names} or a Pipeline of them, got {type(step).__name__}: '
+                          'its output is not known to be xWᵀ + b')
     try: check_is_fitted(step)
-    except NotFittedError as e: raise CourseError(f'estimator must be fitted, got a {type(step).__name__} without weights: call fit first') from e
-    return [np.asarray(o, dtype=float) for o in f(step)]
+    except NotFittedError as e:
+        raise CourseError(f'estimator must be fitted, got a {type(step).__name__} without weights: call fit first') from e
+    return [np.array(o, dtype=float) for o in f(step)]
 
 # %% ../../nbs/models/04h_linear.ipynb #c7b5e4f3
 def linear_from(
-    estimator, # A fitted `PCA`, `LinearRegression`, `Ridge`, `LogisticRegression`, `StandardScaler` of scikit-learn, or a `Pipeline` of them
+    estimator, # A fitted `PCA`, `StandardScaler`, linear or logistic regression of scikit-learn, or a `Pipeline` of them
     dtype:torch.dtype=torch.float32, # Type of the weights
 )->nn.Linear: # (N, features) -> (N, outputs): the projection, the prediction, or the scores before sigmoid or softmax
     "Convert a fitted linear model to one layer; raises `CourseError` if it isn't fitted or not linear"
