@@ -26,7 +26,8 @@ def layers_to_compare():
     import numpy as np
     rng = np.random.default_rng(0)
     shared = rng.normal(size=(EXAMPLES, 64))
-    return {str(i): rng.normal(size=(EXAMPLES, d)) + shared @ rng.normal(size=(64, d))/8 for i,d in enumerate(rng.integers(64, 513, LAYERS))}
+    widths = rng.integers(64, 513, LAYERS)
+    return {str(i): rng.normal(size=(EXAMPLES, d)) + shared @ rng.normal(size=(64, d))/8 for i,d in enumerate(widths)}
 
 
 def seconds(f):

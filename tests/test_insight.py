@@ -1726,7 +1726,8 @@ def test_all_pairs_at_once(n, widths, unbiased):
 
 
 @pytest.mark.parametrize('xs,ys,message', [
-    (dict(a=features(5, 2)), dict(b=features(6, 2)), 'x has 5 rows, y 6'), (dict(a=features(5, 2)*np.nan), None, 'a must be finite numbers; row 0'),
+    (dict(a=features(5, 2)), dict(b=features(6, 2)), 'x has 5 rows, y 6'),
+    (dict(a=features(5, 2)*np.nan), None, 'a must be finite numbers; row 0'),
     (dict(a=features(3, 2)), None, 'at least 4 examples, got 3'), ({}, None, 'at least one layer')])
 def test_layers_that_cannot_be_compared(xs, ys, message):
     with pytest.raises(CourseError, match=message): alignment.cka_matrix(xs, ys)
