@@ -20,7 +20,8 @@ from ...training.search import search, trainer
 from ...training.space import parse_space
 
 # %% ../../../nbs/course/pcs/11_surrogate.ipynb #6ebccfda
-space = dict(opt_func=['sgd', 'adam', 'adamw'], init=['default', 'kaiming', 'xavier', 'normal'], lr=(1e-4, 1., 'log'), widths=(4, 128, 'log'))
+space = dict(opt_func=['sgd', 'adam', 'adamw'], init=['default', 'kaiming', 'xavier', 'normal'],
+             lr=(1e-4, 1., 'log'), widths=(4, 128, 'log'))
 
 # %% ../../../nbs/course/pcs/11_surrogate.ipynb #0729658a
 @lru_cache(maxsize=1)
@@ -62,7 +63,7 @@ def surrogate_figures(
     "Judge a surrogate on points that it hasn't seen"
     unseen = predict_unseen(table, space, kind, seed=seed)
     ranks = rank_correlations(unseen)
-    few = rank_correlations(predict_unseen(table, space, kind, seed=seed, n_known=len(table)//5))
+    few = rank_correlations(predict_unseen(table, space, kind, seed=seed, n_known=max(5, len(table)//5)))
     return dict(rank_correlation=ranks.mean(), spread_of_splits=ranks.std(), with_a_quarter=few.mean(),
                 outside=rank_outside(table, kind), loss_of_trust=loss_of_trust(unseen))
 
