@@ -18,6 +18,8 @@ from dlcourse.course.mac import hyperparameters, imbalance, looking, pair, pertu
 from dlcourse.course import glossary
 from dlcourse.course.glossary import names_term, terms
 from dlcourse.course.pcs import graphs, more_features
+from dlcourse.course.pcs import graphs
+from dlcourse.course.pcs import surrogate as sur
 from dlcourse.course.mba.architectures import three_nets, ways
 from dlcourse.course.mba.boston import DecayRate, epochs_for, house_net
 from dlcourse.course.mba.losses import four, logistic_probabilities, points, truth
@@ -914,3 +916,19 @@ def test_minimum_norm_fits_exactly_from_as_many_features_as_samples():
     data = rng.standard_normal((20, 6)), rng.choice([-1., 1.], 20), rng.standard_normal((9, 6)), rng.choice([-1., 1.], 9)
     below, at, above = (more_features.errors_of(more_features.chosen_by_cv('minimum norm', 1), data, m)[0] for m in (10, 20, 60))
     assert below > 1e-3 and max(at, above) < 1e-12
+
+
+# ---- pcs-3.6: a search, predicted ----
+
+def test_the_limit_is_a_second_training_and_its_points_are_recorded():
+    table = sur.trained_points(1, False)
+    figures = sur.limit_figures(table)
+    assert len(figures['again']) == len(table) == 20 and figures['value'] == table.value.tolist()
+    assert [sur.space['init'][i] for i in figures['init']] == table.init.tolist()
+    same = sur.limit_figures(table.assign(again=table.value))
+    assert same['rank_correlation'] == pytest.approx(1)
+
+
+def test_trust_costs_nothing_where_the_best_is_ranked_first():
+    table = sur.pd.DataFrame(dict(split=[0, 0, 1, 1], measured=[.5, .9, .4, .6], predicted=[.1, .2, .9, .3]))
+    assert sur.loss_of_trust(table) == pytest.approx(0.1)

@@ -57,6 +57,7 @@ from dlcourse.insight.lesions import lesions, residual_blocks
 from dlcourse.insight.landscape import loss_line, loss_surface, random_direction, trajectory
 from dlcourse.insight.layers import (draw_indices, first_batch, is_feature_map, layer_outputs, layer_shapes, layer_table, main_layers,
                                      to_rows, watch_layers)
+from dlcourse.insight import surrogate as sg
 from dlcourse.insight.robustness import Judge, gradient_norms, layer_robustness, weight_layers
 from dlcourse.insight.resolution import (RandomPart, RandomSize, SizePredictor, SizedPreds, _rule_figures, any_size, at_sizes,
                                          best_mixture, cheapest_right, check_size, compare_size_rules, cost_at, look_twice,
@@ -2045,3 +2046,35 @@ def test_boxes_of_a_graph_are_apart():
     boxes = [o.get_bbox() for o in ax.patches if hasattr(o, 'get_bbox')]
     assert len(boxes) == len(graph.vertices) and not [1 for p,q in combinations(boxes, 2) if p.overlaps(q)]
     plt.close('all')
+# ---- surrogates of a search ----
+
+@pytest.fixture(scope='module')
+def hill():
+    "A space, and sixty points of a smooth function of it"
+    rng, space = np.random.default_rng(0), dict(lr=(1e-4, 1., 'log'), opt=['sgd', 'adam'])
+    t = pd.DataFrame(dict(lr=10**rng.uniform(-4, 0, 60), opt=rng.choice(['sgd', 'adam'], 60)))
+    return space, t.assign(value=0.1*(t.opt == 'adam') - (np.log10(t.lr) + 2)**2, state='complete')
+
+
+def test_each_point_is_predicted_once_by_a_model_that_has_not_seen_it(hill):
+    space, table = hill
+    unseen = sg.predict_unseen(table, space, 'linear')
+    assert unseen.split.value_counts().tolist() == [12]*5 and unseen.measured.equals(table.value)
+    changed = table.assign(value=table.value.where(table.index != 7, 99.))
+    again = sg.predict_unseen(changed, space, 'linear')
+    assert again.predicted[7] == unseen.predicted[7] and (again.predicted != unseen.predicted).sum() == 48
+
+
+def test_incomplete_points_teach_nothing(hill):
+    space, table = hill
+    more = pd.concat([table, table.head(3).assign(state='pruned', value=50.), table.head(1).assign(value=np.nan)], ignore_index=True)
+    assert sg.measured_points(more).equals(table)
+    a, b = (sg.fit_surrogate(t, space, 'linear').predict(table) for t in (table, more))
+    assert (a == b).all()
+
+
+def test_surrogates_refuse_what_is_outside_the_space(hill):
+    space, table = hill
+    with pytest.raises(CourseError, match='lr=2.0 is outside the range'): sg.encode_settings(table.assign(lr=2.), space)
+    with pytest.raises(CourseError, match='column of the table'): sg.encode_settings(table.drop(columns='opt'), space)
+    with pytest.raises(CourseError, match='at least 5 measured points, got 0'): sg.fit_surrogate(table.assign(state='failed'), space)

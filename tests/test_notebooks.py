@@ -113,6 +113,7 @@ def test_links_between_notebooks(nb):
 
 MODEL_CHAPTERS = [Path('course/tp1/01_cifar10.ipynb'), Path('course/mba/04_boston.ipynb'), Path('course/mac/05_perturbed.ipynb'),
                   Path('course/pcs/01_leak.ipynb'), Path('course/pcs/02_feature_space.ipynb')]
+                  Path('course/pcs/11_surrogate.ipynb')]
 # Pages whose code a reader sees whole: a chapter that is finished gets a line here
 VISIBLE = [Path(o) for o in '''
     course/01_data.ipynb
@@ -151,6 +152,7 @@ VISIBLE = [Path(o) for o in '''
     course/pcs/08_schedule.ipynb
     course/pcs/09_activation.ipynb
     course/pcs/10_loss.ipynb
+    course/pcs/11_surrogate.ipynb
 '''.split()]
 # Model chapters that are finished
 IN_FORM = [o for o in MODEL_CHAPTERS if o in VISIBLE and any(c.source.startswith('## Exercises') for c in read(o).cells)]

@@ -8,7 +8,6 @@ Docs: https://dlcourse.github.io/dlcourse/insight/studies.html.md"""
 __all__ = ['plot_history', 'plot_parallel', 'plot_importance', 'plot_study']
 
 # %% ../../nbs/insight/08_studies.ipynb #52c75f66
-import math
 import matplotlib.pyplot as plt, numpy as np, pandas as pd
 from matplotlib.figure import Figure
 from ..core import CourseError, choose
@@ -47,8 +46,7 @@ def plot_history(
 def _share(c, stored):
     "Place of a setting on its axis, from 0 to 1"
     if isinstance(c, Choice): return list(c.values).index(stored) / max(1, len(c.values) - 1)
-    at = math.log if c.log else float
-    return (at(stored) - at(c.low)) / (at(c.high) - at(c.low))
+    return float(c.fraction(stored))
 
 # %% ../../nbs/insight/08_studies.ipynb #bb4cffce
 def _ticks(c):

@@ -101,6 +101,11 @@ class Range:
         v = low * (high/low)**fraction if self.log else low + fraction*(high - low)
         return min(max(round(v) if self.whole else float(v), self.low), self.high)
 
+    def fraction(self, value):
+        "Place of `value` in the range, from 0 to 1: the inverse of `at`"
+        at = np.log if self.log else np.asarray
+        return (at(value) - at(self.low)) / (at(self.high) - at(self.low))
+
     def draw(self, rng):
         "Number drawn with the generator `rng`"
         return self.at(rng.random(), 0.5*self.whole)
