@@ -73,7 +73,7 @@ core_set_expectations = {
         lambda r: all(a < b for a,b in zip(r.by_seed['k-centre']['radius at 100'], r.by_seed['random draws']['radius at 100'])),
     'With 50 examples, herding is better than random draws.': lambda r: better_at(r, 'herding', 'random draws', 50),
     'With 100 examples, diversity is better than k-centre.': lambda r: better_at(r, 'diversity', 'k-centre', 100),
-    'k-centre is worse than random draws at every size up to 200.':
+    'K-centre is worse than random draws at every size up to 200.':
         lambda r: not any(better_at(r, 'k-centre', 'random draws', k) for k in core_sizes if k <= 200),
     'With 1,000 of the 5,000 examples, all four are within two points.':
         lambda r: np.ptp([r[o]['accuracy at 1000'] for o in ways]) < 0.02}
