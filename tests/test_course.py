@@ -17,26 +17,22 @@ from dlcourse.course.experiment import NotMeasured, Trial, experiments, find_exp
 from dlcourse.course.mac import hyperparameters, imbalance, looking, pair, perturbed, recipe, similar_size, stopping, views
 from dlcourse.course import glossary
 from dlcourse.course.glossary import names_term, terms
-from dlcourse.course.pcs import graphs, more_features
-from dlcourse.course.pcs import graphs
-from dlcourse.course.pcs import surrogate as sur
 from dlcourse.course.mba.architectures import three_nets, ways
 from dlcourse.course.mba.boston import DecayRate, epochs_for, house_net
 from dlcourse.course.mba.losses import four, logistic_probabilities, points, truth
 from dlcourse.course.mba.optimisers import adam_rule, by_hand_and_torch, rank_correlation, sgd_rule
-from dlcourse.course.pcs.projections import compare_layer, fitted_models, widths_of
-from dlcourse.course.pcs import feature_space, leak
+from dlcourse.course.pcs import feature_space, graphs, leak, more_features, surrogate as sur
 from dlcourse.course.pcs.blocks import first_over_last, gradient_by_block, residual_mlp, sigmoid_learner, sum_fails
-from dlcourse.course.pcs.schedule import differences_to
+from dlcourse.course.pcs.projections import compare_layer, fitted_models, widths_of
+from dlcourse.course.records import differences_to
 from dlcourse.course.tp1.cifar10 import l2_adam
 from dlcourse.course.tp1.eurosat import images
 from dlcourse.data.blocks import dls_for
 from dlcourse.data.loader import renormalized
 from dlcourse.insight.embedding import layer_activations
 from dlcourse.insight.explain import Explanation
-from dlcourse.models.blocks import count_params
-from dlcourse.models.skips import doubling_mlp
 from dlcourse.models.blocks import act_layer, count_params
+from dlcourse.models.skips import doubling_mlp
 from dlcourse.models.views import as_is, mirrored
 from dlcourse.models.zoo import model_for, size_of
 from dlcourse.training.learner import learner_for

@@ -55,8 +55,6 @@ from dlcourse.insight.graph_pictures import draw_graph
 from dlcourse.insight.graphs import autograd_derivative, count_paths, graph_of, path_sum, path_table, paths, totals
 from dlcourse.insight.lesions import lesions, residual_blocks
 from dlcourse.insight.landscape import loss_line, loss_surface, random_direction, trajectory
-from dlcourse.insight.layers import (draw_indices, first_batch, is_feature_map, layer_outputs, layer_shapes, layer_table, main_layers,
-                                     to_rows, watch_layers)
 from dlcourse.insight import surrogate as sg
 from dlcourse.insight.robustness import Judge, gradient_norms, layer_robustness, weight_layers
 from dlcourse.insight.resolution import (RandomPart, RandomSize, SizePredictor, SizedPreds, _rule_figures, any_size, at_sizes,

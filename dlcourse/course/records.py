@@ -6,9 +6,10 @@ Docs: https://dlcourse.github.io/dlcourse/course/records.html.md"""
 
 # %% auto #0
 __all__ = ['schema', 'results_folder', 'record_file', 'published_folder', 'find_record', 'checksum', 'write_record',
-           'read_record', 'summary', 'values', 'Results', 'verdicts', 'verdict_table', 'figure_text', 'mean_text',
-           'tolerance_of', 'reason_not_comparable', 'verdict', 'reported_and_obtained', 'obtained_table', 'by_seed',
-           'paired_difference', 'both_intervals', 'by_class', 'mean_line', 'dots', 'draw_curve', 'draw_record']
+           'read_record', 'summary', 'by_seed', 'values', 'Results', 'verdicts', 'verdict_table', 'mean_text',
+           'tolerance_of', 'reason_not_comparable', 'verdict', 'reported_and_obtained', 'obtained_table',
+           'paired_difference', 'differences_to', 'both_intervals', 'by_class', 'mean_line', 'dots', 'draw_curve',
+           'draw_record']
 
 # %% ../../nbs/course/49_records.ipynb #dc9de155
 import hashlib, json, os, statistics
@@ -19,7 +20,7 @@ import dlcourse
 from matplotlib.figure import Figure
 from ..core import CourseError, choose, whole_file
 from ..names import legend_text, plot_text
-from .intervals import Difference, interval, interval_text, paired, size_interval
+from .intervals import Difference, figure_text, interval, interval_text, paired, size_interval
 from ..insight.curves import colors, panels, tidy
 
 # %% ../../nbs/course/49_records.ipynb #babb10b1
@@ -122,6 +123,16 @@ def summary(
     return [dict(variant=p, figure=k, mean=statistics.mean(v), spread=statistics.stdev(v) if len(v) > 1 else None, n=len(v))
             for (p, k),v in values.items()]
 
+# %% ../../nbs/course/49_records.ipynb #4a8a4a04
+def by_seed(
+    rows:list, # Rows of a record
+    variant:str, # One of its variants
+    figure:str, # Name of a figure
+)->dict: # Seed -> value
+    "Values of a figure by seed, for the seeds that have one"
+    found = {r['seed']: r.get('figures', {}).get(figure) for r in rows if r['variant'] == variant}
+    return {k: v for k,v in found.items() if v is not None}
+
 # %% ../../nbs/course/49_records.ipynb #2015ec24
 def values(
     record:dict, # A record
@@ -129,19 +140,29 @@ def values(
     figure:str, # Name of a figure
 )->list: # One value for each seed that has one
     "Values of a figure over the seeds"
-    found = [r.get('figures', {}).get(figure) for r in record['rows'] if r['variant'] == variant]
-    return [o for o in found if o is not None]
+    return list(by_seed(record['rows'], variant, figure).values())
 
 # %% ../../nbs/course/49_records.ipynb #794a76a0
 class Results(dict):
     "Variant -> figure -> mean over the seeds; `by_seed` has the values of all seeds in the same way, curves included"
     def __init__(self, rows):
         super().__init__()
-        self.by_seed = {}
+        self.rows, self.by_seed = rows, {}
         for o in summary(rows): self.setdefault(o['variant'], {})[o['figure']] = o['mean']
         for r in rows:
             of_variant = self.by_seed.setdefault(r['variant'], {})
             for k,v in r.get('figures', {}).items(): of_variant.setdefault(k, []).append(v)
+
+    def difference(self,
+        first:str, # A variant
+        second:str, # Another one
+        figure:str, # Name of a figure
+    )->Difference: # First minus second over the seeds that both have
+        "Compare two variants seed by seed; raises `KeyError` if they have no seed in common"
+        a, b = (by_seed(self.rows, o, figure) for o in (first, second))
+        both = sorted(a.keys() & b.keys())
+        if not both: raise KeyError(figure)
+        return paired([a[o] for o in both], [b[o] for o in both])
 
 # %% ../../nbs/course/49_records.ipynb #15f17e3a
 def verdicts(
@@ -163,13 +184,6 @@ def verdict_table(
     words = {True: 'yes', False: 'no', None: 'not measured'}
     rows = [(o['expectation'], words[o['met']]) for o in record['verdicts']]
     return pd.DataFrame(rows, columns=['expected', 'came true']).set_index('expected')
-
-# %% ../../nbs/course/49_records.ipynb #45205f41
-def figure_text(
-    v:float,
-)->str:
-    "A number with four digits; whole numbers and numbers from ten thousand on in full"
-    return f'{v:,.0f}' if v == int(v) or abs(v) >= 1e4 else f'{v:.4g}'
 
 # %% ../../nbs/course/49_records.ipynb #26bf3c8b
 def mean_text(
@@ -245,17 +259,6 @@ def obtained_table(
     missing = '' if got else 'not measured'
     return pd.DataFrame([[got.get((p, k), missing) for k in figures] for p in variants], variants, figures)
 
-# %% ../../nbs/course/49_records.ipynb #4a8a4a04
-def by_seed(
-    record:dict, # A record
-    variant:str, # One of its variants
-    figure:str, # Name of a figure
-)->dict: # Seed -> value
-    "Values of a figure by seed; raises `CourseError` for an unknown variant"
-    choose(variant, record['variants'], 'variant')
-    found = {r['seed']: r.get('figures', {}).get(figure) for r in record['rows'] if r['variant'] == variant}
-    return {k: v for k,v in found.items() if v is not None}
-
 # %% ../../nbs/course/49_records.ipynb #0adddd02
 def paired_difference(
     record:dict, # A record
@@ -263,11 +266,25 @@ def paired_difference(
     second:str, # Another one
     figure:str, # Name of a figure
 )->Difference: # First minus second over the seeds that both have
-    "Compare two variants seed by seed; raises `CourseError` if they have no seed in common"
-    a, b = by_seed(record, first, figure), by_seed(record, second, figure)
-    both = sorted(a.keys() & b.keys())
-    if not both: raise CourseError(f'{first!r} and {second!r} have no seed in common with a figure {figure!r}: measure both')
-    return paired([a[o] for o in both], [b[o] for o in both])
+    "Compare two variants seed by seed; raises `CourseError` for an unknown variant, or if they have no seed in common"
+    for o in (first, second): choose(o, record['variants'], 'variant')
+    try: return Results(record['rows']).difference(first, second, figure)
+    except KeyError as e:
+        raise CourseError(f'{first!r} and {second!r} have no seed in common with a figure {figure!r}: measure both') from e
+
+# %% ../../nbs/course/49_records.ipynb #6653e329
+def differences_to(
+    record:dict, # A record
+    ours:str, # One of its variants
+    others, # Variants to compare it with
+    figure:str, # Name of a figure
+)->pd.DataFrame: # By variant: mean of ours minus theirs, its 95 % interval, seeds, whether the interval leaves out zero
+    "Compare one variant with others seed by seed"
+    columns = ['ours minus theirs', '95 % interval', 'seeds', 'clear']
+    if not values(record, ours, figure): return pd.DataFrame([['not measured', '', 0, '']]*len(others), list(others), columns)
+    found = [paired_difference(record, ours, o, figure) for o in others]
+    rows = [(f'{d.mean:+.4f}', interval_text(d.interval), len(d.values), 'yes' if d.is_clear else 'no') for d in found]
+    return pd.DataFrame(rows, list(others), columns)
 
 # %% ../../nbs/course/49_records.ipynb #50669985
 def both_intervals(

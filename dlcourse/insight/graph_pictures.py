@@ -1,4 +1,4 @@
-"""A computational graph in layers from the inputs to the result: values in the boxes, local derivatives on the edges, and the paths of one input marked
+"""A computational graph as a picture: values in the boxes, local derivatives on the edges, and the paths of one input marked
 
 Docs: https://dlcourse.github.io/dlcourse/insight/graph_pictures.html.md"""
 

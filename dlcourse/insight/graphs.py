@@ -1,4 +1,4 @@
-"""The graph that autograd records of an expression, with the value at each vertex and the local derivative on each edge, and a derivative as a sum over paths
+"""The graph that autograd records of an expression, with values and local derivatives, and a derivative as a sum over paths
 
 Docs: https://dlcourse.github.io/dlcourse/insight/graphs.html.md"""
 

@@ -1,4 +1,4 @@
-"""A building block repeated many times; what paths around the blocks change; a sum that fails and its cures; and every layer joined to the output
+"""A block repeated many times; what paths around it change; a sum that fails and its cures; every layer joined to the output
 
 Docs: https://dlcourse.github.io/dlcourse/course/pcs/blocks.html.md"""
 

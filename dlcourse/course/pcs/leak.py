@@ -1,4 +1,4 @@
-"""What goes wrong when you scale or select features before you split the data: nothing to see in one case, 97 % accuracy on pure noise in the other
+"""Scaling or selecting features before the split: nothing to see in one case, 97 % accuracy on pure noise in the other
 
 Docs: https://dlcourse.github.io/dlcourse/course/pcs/leak.html.md"""
 
@@ -76,8 +76,7 @@ leak_variants = tuple(f'{task} {model} {order}' for task in chance for model in 
 # %% ../../../nbs/course/pcs/01_leak.ipynb #c7d31a64
 def seed_differences(r, task, model):
     "For each seed, the accuracy with the leak minus the one in a Pipeline"
-    with_leak, without = (r.by_seed[f'{task} {model} {order}']['accuracy'] for order in orders)
-    return [a - b for a,b in zip(with_leak, without)]
+    return r.difference(f'{task} {model} leak', f'{task} {model} Pipeline', 'accuracy').values
 
 # %% ../../../nbs/course/pcs/01_leak.ipynb #8f4b6ec2
 def is_chance(r):

@@ -9,10 +9,9 @@ __all__ = ['losses', 'loss_expectations', 'make_loss', 'trained_by', 'draw_losse
 
 # %% ../../../nbs/course/pcs/10_loss.ipynb #4bd9376e
 import numpy as np, pandas as pd, torch
-from ..experiment import Trial, experiment, watched
+from ..experiment import Trial, experiment
 from ..mac.imbalance import recalls
-from ..mac.pair import evaluate_on
-from .schedule import clearly_better, differences_to, no_clear_difference
+from ..mac.pair import evaluate_on, train_one_cycle
 from ..records import dots, mean_line, values
 from ...data.blocks import dls_for
 from ...data.sampling import class_weights
@@ -37,23 +36,22 @@ def trained_by(
     trial:Trial,
     dls, # `DataLoaders`
     loss_func,
-    steps:int, # Number of batches, about
+    steps:int, # Number of batches of a full trial, about; a quick one has one epoch
 ): # The `Learner`
     "Train a network with one hidden layer by one cycle"
     learn = learner_for('mlp', dls, seed=trial.seed, widths=(128,), loss_func=loss_func)
-    with watched(trial, learn): learn.fit_one_cycle(max(1, round(steps/len(dls.train))), 3e-3)
-    return learn
+    return train_one_cycle(trial, learn, max(1, round(steps/len(dls.train))))
 
 # %% ../../../nbs/course/pcs/10_loss.ipynb #6b92c9d9
 loss_expectations = {
     'The even loss raises the recall of the three rarest classes above that of cross-entropy, clearly over the seeds.':
-        lambda r: clearly_better(r, 'even', 'cross-entropy', 'rare'),
+        lambda r: r.difference('even', 'cross-entropy', 'rare').is_above,
     'That costs: the recall of the three most frequent classes is clearly lower with the even loss than with cross-entropy.':
-        lambda r: clearly_better(r, 'cross-entropy', 'even', 'frequent'),
+        lambda r: r.difference('cross-entropy', 'even', 'frequent').is_above,
     'The rival loss makes no clear difference to the recall of the rarest classes.':
-        lambda r: no_clear_difference(r, 'rival', 'cross-entropy', 'rare'),
+        lambda r: not r.difference('rival', 'cross-entropy', 'rare').is_clear,
     'In accuracy on balanced test images, neither of ours is clearly better than class weights.':
-        lambda r: not any(clearly_better(r, o, 'class weights', 'accuracy') for o in ('rival', 'even'))}
+        lambda r: not any(r.difference(o, 'class weights', 'accuracy').is_above for o in ('rival', 'even'))}
 
 # %% ../../../nbs/course/pcs/10_loss.ipynb #8086672f
 def draw_losses(
@@ -76,6 +74,6 @@ def draw_losses(
 def own_losses(trial):
     dls = dls_for(trial.pick('fashion_mini', 'fashion_mnist'), n_per_class=trial.pick(100, 300), imbalance=50, valid=0.2,
                   seed=trial.seed, device=trial.device)
-    ev = evaluate_on(trained_by(trial, dls, make_loss(trial.variant, dls), trial.pick(5, 470)))
+    ev = evaluate_on(trained_by(trial, dls, make_loss(trial.variant, dls), 470))
     recall = recalls(ev)
     return dict(accuracy=ev.accuracy, frequent=recall[:3].mean(), rare=recall[-3:].mean(), recall=recall.tolist())

@@ -1,4 +1,4 @@
-"""Least squares where the usual formula fails: minimum norm, ridge, PCA and PLS regression, and the test error through the interpolation peak
+"""Least squares where the usual formula fails: minimum norm, ridge, PCA and PLS, and the test error through the interpolation peak
 
 Docs: https://dlcourse.github.io/dlcourse/course/pcs/more_features.html.md"""
 

@@ -15,13 +15,13 @@ from sklearn.decomposition import PCA
 from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from ..experiment import Trial, experiment, watched
+from ..experiment import Trial, experiment
+from ..mac.pair import evaluate_on, train_one_cycle
 from ..records import dots, values
 from ...data.blocks import dls_for
 from ...data.sampling import n_per_class
 from ...data.sources import load
 from ...insight.curves import colors, panels, tidy
-from ...insight.evaluation import evaluate
 from ...models.blocks import count_params
 from ...models.linear import linear_from
 from ...models.mlp import mlp, power_widths
@@ -74,8 +74,8 @@ def growing_widths(trial):
     rows = n_per_class(ex.y, trial.pick(20, 300), trial.seed, ex.vocab)
     dls = dls_for(replace(ex, x=ex.x[rows], y=ex.y[rows]), seed=trial.seed, device=trial.device)
     learn = learner_for('mlp', dls, seed=trial.seed, widths=widths_of(trial.variant))
-    with watched(trial, learn): learn.fit_one_cycle(trial.pick(1, 15), 3e-3)
-    with learn.quiet(): return dict(test_accuracy=evaluate(learn, 'test').accuracy, parameters=count_params(learn.model))
+    learn = train_one_cycle(trial, learn, 15)
+    return dict(test_accuracy=evaluate_on(learn).accuracy, parameters=count_params(learn.model))
 
 # %% ../../../nbs/course/pcs/05_projections.ipynb #5eacf059
 def fitted_models(): # Name -> function of data and labels that returns a fitted model

@@ -13,12 +13,12 @@ __all__ = ['chain_widths', 'chain_layers', 'ways', 'similarity_expectations', 'p
 from itertools import combinations
 import numpy as np, torch
 from torch import nn
-from ..experiment import Trial, experiment, watched
+from ..experiment import Trial, experiment
+from ..mac.pair import evaluate_on, train_one_cycle
 from ..records import dots, mean_line, values
 from ...data.blocks import dls_for
 from ...insight.curves import colors, panels, tidy
 from ...insight.embedding import layer_activations
-from ...insight.evaluation import evaluate
 from ...insight.alignment import Kernel, measures
 from ...models.blocks import conv_layer
 from ...training.learner import learner_for
@@ -42,14 +42,12 @@ def chain_learner(
     trial:Trial,
     dls, # `DataLoaders` of images with one channel
     seed:int, # Seed of the first weights, and of the order of the batches
-    epochs:int=5, # 0 leaves the network untrained
+    epochs:int=5, # Epochs of a full trial, a quick one has one; 0 leaves the network untrained
 ): # A `Learner`
     "Make a `conv_chain` with weights of its own, and train it"
     torch.manual_seed(seed)
     learn = learner_for(conv_chain(), dls, seed=seed)
-    if epochs:
-        with watched(trial, learn): learn.fit_one_cycle(epochs, 0.01)
-    return learn
+    return train_one_cycle(trial, learn, epochs, 0.01) if epochs else learn
 
 # %% ../../../nbs/course/pcs/13_similarity.ipynb #a37fb5a7
 ways = {'CKA': (False, Kernel, measures['cka'][1]), 'CKA, Gaussian': (False, lambda x: Kernel(x, 'rbf'), measures['cka'][1]),
@@ -124,13 +122,12 @@ why_not = 'the paper has ten layers, fully trained on CIFAR-10, whole maps of 10
 def find_counterparts(trial):
     dls = dls_for(trial.pick('fashion_mini', 'fashion_mnist'), n_per_class=trial.pick(10, 200), bs=trial.pick(32, 64),
                   seed=trial.seed, device=trial.device)
-    epochs, networks = (trial.pick(1, 5) if trial.variant == 'trained' else 0), trial.pick(2, 10)
+    epochs = 5 if trial.variant == 'trained' else 0
     prepared, accuracies = [], []
-    for i in range(networks):
+    for i in range(trial.pick(2, 10)):
         learn = chain_learner(trial, dls, 100*trial.seed + i, epochs)
-        with learn.quiet():
-            prepared.append(prepared_layers(learn, trial.seed, trial.pick(40, 500)))
-            accuracies.append(evaluate(learn, 'valid').accuracy)
+        with learn.quiet(): prepared.append(prepared_layers(learn, trial.seed, trial.pick(40, 500)))
+        accuracies.append(evaluate_on(learn, 'valid').accuracy)
     found = {}
     for way in ways:
         pairs = [similarity_matrix(way, a[way], b[way]) for a,b in combinations(prepared, 2)]

@@ -1,4 +1,4 @@
-"""A space of optimiser, initialisation, learning rate and width: three ways to search it, and a model that predicts the points that nobody tried
+"""Optimiser, initialisation, learning rate and width: three ways to search them, and a model that predicts what nobody tried
 
 Docs: https://dlcourse.github.io/dlcourse/course/pcs/surrogate.html.md"""
 
@@ -86,8 +86,7 @@ variants = {'Gaussian process': 'gp', 'forest': 'forest', 'linear': 'linear', 't
 def mean_rank(r, variant): return r[variant]['rank_correlation']
 def every_seed(r, first, second):
     "Does `first` rank better than `second` for every seed?"
-    a, b = (r.by_seed[o]['rank_correlation'] for o in (first, second))
-    return all(x > y for x,y in zip(a, b))
+    return min(r.difference(first, second, 'rank_correlation').values) > 0
 
 # %% ../../../nbs/course/pcs/11_surrogate.ipynb #c96cbef4
 surrogate_expectations = {
