@@ -14,6 +14,7 @@ sees."""
 import argparse, html, math, multiprocessing, os, re, subprocess, sys, tempfile, threading
 from contextlib import contextmanager
 from functools import lru_cache
+from multiprocessing.connection import wait
 from pathlib import Path
 
 from fastcore.nbio import read_nb, write_nb
@@ -22,7 +23,7 @@ from nbdev.config import get_config
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from tidy import tidy
 
-STARTING = threading.Lock() # one process at a time starts
+STARTING = threading.Lock() # one process at a time starts, or is asked for its exit code
 REAL = ['MNIST', 'FashionMNIST', 'cifar-10-batches-py', 'eurosat']
 TRAINS = re.compile(r'\.(?:fit\w*|fine_tune|validate|lr_find)\('
                     r'|\b(?:train\w*|search|reproduce|fit\w*|tune\w*|latency|cost|measure\w*|main|bench\w*)\(|^!|^%time', re.M)
@@ -90,7 +91,8 @@ def run(path, to, cfg):
     args = [path, to, cfg.config_path, cfg.tst_flags, flags(), log]
     process = processes().Process(target=child, args=[str(o) for o in args])
     with STARTING, one_thread(): process.start()
-    process.join()
+    wait([process.sentinel])
+    with STARTING: process.join() # a start reads the exit codes of all processes that ended, and each can be read once
     return Ran(process.exitcode, *[Path(f'{log}.{end}').read_text(encoding='utf-8', errors='replace') for end in ('out', 'err')])
 
 
