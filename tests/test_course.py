@@ -305,7 +305,7 @@ def test_whole_numbers_are_written_out(tmp_path):
 SOME = {'mac-3c': ['NN 30', 'CNN 300'], 'mac-3d': ['NN stopped', 'CNN to the end'], 'mac-4a': ['NN clean', 'CNN noise'],
         'mac-4b': ['NN oversampling', 'CNN class weights', 'NN 2 classes'], 'mac-4d': ['CNN CIFAR-10', 'NN EuroSAT'],
         'mac-4f': ['CNN kernel size', 'NN optimiser'], 'mba-8': ['2', '32'], 'tp1-1.5': ['2'],
-        'pcs-7.1': ['1', '4'], 'pcs-7.2': ['plain deep', 'skips deep'],
+        'pcs-6.4': ['strides', 'Linear head', 'averaged'], 'pcs-7.1': ['1', '4'], 'pcs-7.2': ['plain deep', 'skips deep'],
         'tp1-2.1': ['mobilenet_v2, scratch', 'squeezenet1_1, frozen', 'mobilenet_v2, fine-tuned'],
         'tp1-2.2': ['mobilenet_v2+squeezenet1_1, late'],
         'pcs-1.1': ['scaling SVM leak', 'selection SVM Pipeline', 'selection boosting leak'], 'pcs-1.4': ['blobs pca', 'digits tsne']}
