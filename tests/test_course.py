@@ -21,7 +21,7 @@ from dlcourse.course.mba.architectures import three_nets, ways
 from dlcourse.course.mba.boston import DecayRate, epochs_for, house_net
 from dlcourse.course.mba.losses import four, logistic_probabilities, points, truth
 from dlcourse.course.mba.optimisers import adam_rule, by_hand_and_torch, rank_correlation, sgd_rule
-from dlcourse.course.pcs import feature_space, graphs, leak, more_features, surrogate as sur
+from dlcourse.course.pcs import all_conv, feature_space, graphs, leak, more_features, sizes, surrogate as sur
 from dlcourse.course.pcs.blocks import first_over_last, gradient_by_block, residual_mlp, sigmoid_learner, sum_fails
 from dlcourse.course.pcs.projections import compare_layer, fitted_models, widths_of
 from dlcourse.course.records import differences_to
@@ -31,6 +31,7 @@ from dlcourse.data.blocks import dls_for
 from dlcourse.data.loader import renormalized
 from dlcourse.insight.embedding import layer_activations
 from dlcourse.insight.explain import Explanation
+from dlcourse.insight.resolution import SizedPreds, cheapest_right, look_twice
 from dlcourse.models.blocks import act_layer, count_params
 from dlcourse.models.skips import doubling_mlp
 from dlcourse.models.views import as_is, mirrored
@@ -912,6 +913,63 @@ def test_minimum_norm_fits_exactly_from_as_many_features_as_samples():
     data = rng.standard_normal((20, 6)), rng.choice([-1., 1.], 20), rng.standard_normal((9, 6)), rng.choice([-1., 1.], 9)
     below, at, above = (more_features.errors_of(more_features.chosen_by_cv('minimum norm', 1), data, m)[0] for m in (10, 20, 60))
     assert below > 1e-3 and max(at, above) < 1e-12
+
+
+# ---- pcs-6.4: no fully connected layer ----
+
+@pytest.mark.parametrize('way', all_conv.ways)
+def test_only_the_linear_head_runs_a_matrix_product(way):
+    net, x = all_conv.ways[way]((3, 20, 20), 7, 4), torch.rand(2, 3, 20, 20)
+    assert all_conv.count_matrix_products(net, x) == (way == 'Linear head') == any(isinstance(o, nn.Linear) for o in net.modules())
+    assert net(x).shape == (2, 7)
+
+
+@pytest.mark.parametrize('product', [lambda x, w: x @ w, nn.functional.linear, lambda x, w: torch.einsum('nd,dk->nk', x, w)])
+def test_a_matrix_product_outside_of_the_layers_is_seen(product):
+    class Hidden(nn.Module):
+        def forward(self, x): return product(x.flatten(1), torch.eye(4))
+    assert all_conv.count_matrix_products(Hidden(), torch.rand(2, 1, 2, 2)) == 1
+
+
+@pytest.mark.parametrize('shape', [(3, 2, 5), (4, 1, 1)])
+def test_a_dense_layer_is_a_convolution(shape):
+    dense, x = nn.Linear(math.prod(shape), 6), torch.rand(2, *shape)
+    assert torch.allclose(all_conv.conv_from(dense, shape)(x).flatten(1), dense(x.flatten(1)), atol=1e-5)
+    assert torch.allclose(all_conv.averaging(shape[0], shape[1:])(x).flatten(1), x.mean((2, 3)), atol=1e-6)
+
+
+def test_the_averaging_kernel_is_not_trained():
+    net = all_conv.averaged((1, 16, 16), 3, 4)
+    assert not net.head.mean.weight.requires_grad and net.head.out.weight.requires_grad
+
+
+# ---- pcs-6.3: the size that an image needs ----
+
+@pytest.fixture
+def sized_preds():
+    rng = np.random.default_rng(1)
+    preds, targets = torch.tensor(rng.dirichlet([0.5]*3, (4, 50))), torch.tensor(rng.integers(3, size=50))
+    return SizedPreds([(o, o) for o in (1, 2, 3, 4)], preds, targets, np.array([1, 4, 9, 16]), torch.rand(1, 1, 4, 4))
+
+
+def test_first_right_is_the_cheapest(sized_preds):
+    right = (sized_preds.decoded == sized_preds.targets).numpy()
+    assert sizes.first_right(right) == cheapest_right(sized_preds.decoded, sized_preds.targets).tolist()
+
+
+def test_every_look_is_paid_for(sized_preds):
+    right = (sized_preds.decoded == sized_preds.targets).numpy()
+    for trust,row,cost in [(0, 0, 1), (1.1, 3, 30)]:
+        found, flops = sizes.look_until_sure(sized_preds, trust)
+        assert (found == right[row]).all() and (flops == cost).all()
+    two = SizedPreds(sized_preds.sizes[:2], sized_preds.preds[:2], sized_preds.targets, sized_preds.flops[:2], sized_preds.images)
+    assert all((a == b).all() for a,b in zip(sizes.look_until_sure(two, 0.7), look_twice(two, 0.7)))
+
+
+def test_the_best_fixed_size_gains_nothing(sized_preds):
+    best = sized_preds.accuracy.argmax()
+    right = (sized_preds.decoded == sized_preds.targets).numpy()[best]
+    assert sizes.gain_over_mixture(sized_preds, right, np.full(50, sized_preds.flops[best])) == pytest.approx(0, abs=1e-9)
 
 
 # ---- pcs-3.6: a search, predicted ----

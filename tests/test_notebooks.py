@@ -146,6 +146,7 @@ VISIBLE = [Path(o) for o in '''
     course/pcs/07_graphs.ipynb
     course/pcs/13_similarity.ipynb
     course/pcs/19_all_conv.ipynb
+    course/pcs/20_sizes.ipynb
     course/pcs/05_projections.ipynb
     course/pcs/01_leak.ipynb
     course/pcs/02_feature_space.ipynb

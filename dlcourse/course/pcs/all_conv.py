@@ -6,7 +6,7 @@ Docs: https://dlcourse.github.io/dlcourse/course/pcs/all_conv.html.md"""
 
 # %% auto #0
 __all__ = ['ways', 'all_conv_expectations', 'Operations', 'operations_of', 'conv_from', 'averaging', 'strided',
-           'with_linear_head', 'max_pooled', 'with_last_kernel', 'with_strided_layers', 'averaged',
+           'with_linear_head', 'with_last_kernel', 'max_pooled', 'with_strided_layers', 'averaged',
            'without_activation', 'trained_way', 'lead', 'draw_ways', 'count_matrix_products', 'without_dense']
 
 # %% ../../../nbs/course/pcs/19_all_conv.ipynb #769f132f
@@ -79,6 +79,13 @@ def with_linear_head(n_in, n_out, filters=16):
     net.head = chain(flatten=nn.Flatten(), out=dense)
     return net
 
+# %% ../../../nbs/course/pcs/19_all_conv.ipynb #288e445f
+def with_last_kernel(net, n_in, n_out):
+    "Give a network a last convolution that covers the map of its body"
+    c,*size = dry_run(net.body, n_in).shape[1:]
+    net.head = init_layers(chain(out=nn.Conv2d(c, n_out, tuple(size)), reshape=nn.Flatten()), 'kaiming')
+    return net
+
 # %% ../../../nbs/course/pcs/19_all_conv.ipynb #44a159e5
 def max_pooled(n_in, n_out, filters=16):
     "The strided network with steps of one pixel, and max-pooling after each convolution"
@@ -87,13 +94,6 @@ def max_pooled(n_in, n_out, filters=16):
         block.conv.stride = (1, 1)
         block.add_module('pool', nn.MaxPool2d(2))
     return with_last_kernel(net, n_in, n_out)
-
-# %% ../../../nbs/course/pcs/19_all_conv.ipynb #288e445f
-def with_last_kernel(net, n_in, n_out):
-    "Give a network a last convolution that covers the map of its body"
-    c,*size = dry_run(net.body, n_in).shape[1:]
-    net.head = init_layers(chain(out=nn.Conv2d(c, n_out, tuple(size)), reshape=nn.Flatten()), 'kaiming')
-    return net
 
 # %% ../../../nbs/course/pcs/19_all_conv.ipynb #52dac549
 def with_strided_layers(n_in, n_out, filters=16):
