@@ -75,6 +75,7 @@ neuron | neurônio | A weighted sum of inputs, a bias, and an activation functio
 noise | ruído | Random changes that carry no information. | course/mac/05_perturbed
 optimiser | otimizador | Rule that turns gradients into changes of the parameters. | course/mba/02_optimisers
 over-fitting | sobreajuste | The training loss falls while the loss on other examples rises. | course/mac/03_stopping
+over-parameterised | superparametrizado | With more parameters than training examples. | course/pcs/06_random_labels
 parameter | parâmetro | A number of the network that the training changes. | models/02_mlp
 path | caminho | Edges of a graph that lead one after the other from a vertex to another. | insight/14_graphs
 precision | precisão | Of the examples predicted as a class, the fraction that belongs to it. | insight/02_evaluation

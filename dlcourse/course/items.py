@@ -37,7 +37,7 @@ pcs-1.5 | regression with more features than samples | course/pcs/03_more_featur
 pcs-1.6 | few samples, chosen instead of drawn | course/pcs/04_core_sets data/07a_core_sets
 pcs-2.1 | a network whose layer i has k to the power of i neurons | course/pcs/05_projections models/02_mlp
 pcs-2.2 | a linear projection as a network of one layer | course/pcs/05_projections models/04h_linear
-pcs-2.3 | random labels |
+pcs-2.3 | random labels | course/pcs/06_random_labels
 pcs-3.1 | computational graphs | course/pcs/07_graphs insight/14_graphs
 pcs-3.2 | a partial derivative read off a graph | course/pcs/07_graphs insight/14a_graph_pictures
 pcs-3.3 | a learning-rate schedule of our own | course/pcs/08_schedule training/16_schedules
