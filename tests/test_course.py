@@ -23,6 +23,7 @@ from dlcourse.course.mba.losses import four, logistic_probabilities, points, tru
 from dlcourse.course.mba.optimisers import adam_rule, by_hand_and_torch, rank_correlation, sgd_rule
 from dlcourse.course.pcs import feature_space, graphs, leak, more_features, random_labels, surrogate as sur
 from dlcourse.course.pcs.blocks import first_over_last, gradient_by_block, residual_mlp, sigmoid_learner, sum_fails
+from dlcourse.course.pcs.ensembles import disagreement, draw_ensembles
 from dlcourse.course.pcs.projections import compare_layer, fitted_models, widths_of
 from dlcourse.course.records import differences_to
 from dlcourse.data.sources import load
@@ -306,7 +307,8 @@ def test_whole_numbers_are_written_out(tmp_path):
 SOME = {'mac-3c': ['NN 30', 'CNN 300'], 'mac-3d': ['NN stopped', 'CNN to the end'], 'mac-4a': ['NN clean', 'CNN noise'],
         'mac-4b': ['NN oversampling', 'CNN class weights', 'NN 2 classes'], 'mac-4d': ['CNN CIFAR-10', 'NN EuroSAT'],
         'mac-4f': ['CNN kernel size', 'NN optimiser'], 'mba-8': ['2', '32'], 'tp1-1.5': ['2'],
-        'pcs-2.3': ['50% drawn again', 'clothes, 100% drawn again', 'random, dropout'], 'pcs-7.1': ['1', '4'], 'pcs-7.2': ['plain deep', 'skips deep'],
+        'pcs-2.3': ['50% drawn again', 'clothes, 100% drawn again', 'random, dropout'], 'pcs-5.1': ['five', 'snapshots', 'longer'],
+        'pcs-7.1': ['1', '4'], 'pcs-7.2': ['plain deep', 'skips deep'],
         'tp1-2.1': ['mobilenet_v2, scratch', 'squeezenet1_1, frozen', 'mobilenet_v2, fine-tuned'],
         'tp1-2.2': ['mobilenet_v2+squeezenet1_1, late'],
         'pcs-1.1': ['scaling SVM leak', 'selection SVM Pipeline', 'selection boosting leak'], 'pcs-1.4': ['blobs pca', 'digits tsne']}
@@ -914,6 +916,21 @@ def test_minimum_norm_fits_exactly_from_as_many_features_as_samples():
     below, at, above = (more_features.errors_of(more_features.chosen_by_cv('minimum norm', 1), data, m)[0] for m in (10, 20, 60))
     assert below > 1e-3 and max(at, above) < 1e-12
 
+
+# ---- pcs-5.1: an ensemble ----
+
+def test_disagreement_is_a_mean_over_pairs():
+    same, other = torch.tensor([0, 1, 2, 3]), torch.tensor([0, 1, 2, 0])
+    assert disagreement(torch.stack([same, same])) == 0
+    assert disagreement(torch.stack([same, other])) == 0.25
+    assert disagreement(torch.stack([same, same, other])) == pytest.approx(0.5/3)
+
+
+def test_ensembles_are_drawn_before_and_after_the_first_seed():
+    figures = dict(test_accuracy=0.8, test_loss=0.5, bins=[[0, 0, 0], [200, 180, 150]])
+    rows = [dict(variant='one', seed=1, figures=figures)]
+    assert not draw_ensembles(dict(rows=[])).axes[2].lines[0].get_xdata().size
+    assert draw_ensembles(dict(rows=rows)).axes[2].lines[0].get_ydata().tolist() == [0.75]
 
 # ---- pcs-3.6: a search, predicted ----
 
