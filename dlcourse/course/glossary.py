@@ -87,10 +87,10 @@ recall | revocação | Of the examples of a class, the fraction that is found. |
 regularisation | regularização | Whatever keeps a network from learning its training examples by heart. | training/14_windows
 residual block | bloco residual | Adds what it computes to its input. | insight/11_lesions
 residual network | rede residual | Network of blocks that add to their input. | insight/11_lesions
-reliability diagram | diagrama de confiabilidade | Accuracy against confidence: a calibrated network lies on the diagonal. | insight/13_calibration
+reliability diagram | diagrama de confiabilidade | Accuracy against confidence; on the diagonal if calibrated. | insight/13_calibration
 robustness | robustez | How little the answers suffer when weights or images are changed. | insight/10_robustness
 skip connection | conexão de salto | Carries a value past one or more layers. | insight/12_landscape
-snapshot ensemble | conjunto de instantâneos (snapshots) | Networks kept at the ends of the cycles of one training, which answer together. | course/pcs/16_ensembles
+snapshot ensemble | conjunto de snapshots | Networks kept from several cycles of one training answer together. | course/pcs/16_ensembles
 softmax | softmax | Turns scores into probabilities that add up to 1. | insight/01a_outputs
 temperature | temperatura | Number by which scores are divided, so that probabilities become less or more certain. | insight/13_calibration
 tensor | tensor | An array of numbers with any number of axes. | data/01_arrays
