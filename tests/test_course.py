@@ -23,7 +23,7 @@ from dlcourse.course.mba.losses import four, logistic_probabilities, points, tru
 from dlcourse.course.mba.optimisers import adam_rule, by_hand_and_torch, rank_correlation, sgd_rule
 from dlcourse.course.pcs import feature_space, graphs, leak, more_features, random_labels, surrogate as sur
 from dlcourse.course.pcs.blocks import first_over_last, gradient_by_block, residual_mlp, sigmoid_learner, sum_fails
-from dlcourse.course.pcs.ensembles import disagreement, draw_ensembles
+from dlcourse.course.pcs.ensembles import disagreement, draw_ensembles, lead
 from dlcourse.course.pcs.projections import compare_layer, fitted_models, widths_of
 from dlcourse.course.records import differences_to
 from dlcourse.data.sources import load
@@ -924,6 +924,12 @@ def test_disagreement_is_a_mean_over_pairs():
     assert disagreement(torch.stack([same, same])) == 0
     assert disagreement(torch.stack([same, other])) == 0.25
     assert disagreement(torch.stack([same, same, other])) == pytest.approx(0.5/3)
+
+
+def test_lead_takes_the_seeds_that_both_have():
+    rows = [dict(variant=v, seed=s, figures=dict(ece=e)) for v,s,e in (('one', 1, 0.5), ('one', 2, 0.7), ('five', 2, 0.4))]
+    assert lead(rc.Results(rows), ('one', 'ece'), ('five', 'ece')).values == pytest.approx((0.3,))
+    with pytest.raises(KeyError): lead(rc.Results(rows), ('one', 'ece'), ('five', 'loss'))
 
 
 def test_ensembles_are_drawn_before_and_after_the_first_seed():
