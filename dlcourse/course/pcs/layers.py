@@ -75,7 +75,7 @@ def draw_union(
         mean_line(ax, range(1, len(runs[0]) + 1), runs, marker='.', color=color, label=f'{variant}, each layer')
         ax.axhline(np.mean(together), color=color, linestyle='--', label=f'{variant}, all together')
     tidy(ax, 'accuracy of the probe', 'layer')
-    if record['rows']: ax.legend(fontsize=9)
+    if record['rows']: ax.figure.legend(loc='outside lower center', ncols=2, frameon=False)
     return ax.figure
 
 # %% ../../../nbs/course/pcs/14_layers.ipynb #61828a39

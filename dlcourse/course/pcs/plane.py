@@ -1,4 +1,4 @@
-"""The features of five layers of a convolutional network, each in two dimensions: which layer separates the classes best, and how far the picture can be trusted
+"""The features of five layers of a CNN, each in two dimensions: which separates the classes best, and how far to trust the picture
 
 Docs: https://dlcourse.github.io/dlcourse/course/pcs/plane.html.md"""
 
@@ -73,7 +73,7 @@ def draw_plane(
     record:dict, # Record of pcs-6.1
 ): # A matplotlib figure
     "Draw silhouette and vote by layer, for both projections, and the probe on all features"
-    axs = panels(2, None, width=3.1, height=3, ncols=2)
+    axs = panels(2, None, width=2.9, height=3, ncols=2)
     for ax,figure in zip(axs, ('silhouette', 'vote')):
         for projection,color in zip(projections, colors):
             dots(ax, {o: values(record, projection, f'{figure} {o}') for o in plane_layers}, color)
@@ -81,7 +81,7 @@ def draw_plane(
         tidy(ax, f'{figure} in the plane', 'layer')
     dots(axs[1], {o: values(record, 'PCA', f'probe {o}') for o in plane_layers}, 'grey', 0.25)
     axs[1].plot([], [], 'o', color='grey', label='probe, all features')
-    axs[1].legend(fontsize=8)
+    axs[0].figure.legend(*axs[1].get_legend_handles_labels(), loc='outside lower center', ncols=3, frameon=False)
     return axs[0].figure
 
 # %% ../../../nbs/course/pcs/14a_plane.ipynb #32caa09e
