@@ -21,15 +21,20 @@ from dlcourse.course.mba.architectures import three_nets, ways
 from dlcourse.course.mba.boston import DecayRate, epochs_for, house_net
 from dlcourse.course.mba.losses import four, logistic_probabilities, points, truth
 from dlcourse.course.mba.optimisers import adam_rule, by_hand_and_torch, rank_correlation, sgd_rule
-from dlcourse.course.pcs import all_conv, feature_space, graphs, leak, more_features, sizes, surrogate as sur
+from dlcourse.course.pcs import feature_space, graphs, leak, more_features, random_labels, surrogate as sur
+from dlcourse.course.pcs import all_conv, sizes
 from dlcourse.course.pcs.blocks import first_over_last, gradient_by_block, residual_mlp, sigmoid_learner, sum_fails
+from dlcourse.course.pcs.ensembles import disagreement, draw_ensembles, lead
+from dlcourse.course.pcs.layers import dense_chain, drawn_accuracy, never_falls
+from dlcourse.course.pcs.plane import neighbour_vote
 from dlcourse.course.pcs.projections import compare_layer, fitted_models, widths_of
 from dlcourse.course.records import differences_to
+from dlcourse.data.sources import load
 from dlcourse.course.tp1.cifar10 import l2_adam
 from dlcourse.course.tp1.eurosat import images
 from dlcourse.data.blocks import dls_for
 from dlcourse.data.loader import renormalized
-from dlcourse.insight.embedding import layer_activations
+from dlcourse.insight.embedding import layer_activations, probe_accuracy
 from dlcourse.insight.explain import Explanation
 from dlcourse.insight.resolution import SizedPreds, cheapest_right, look_twice
 from dlcourse.models.blocks import act_layer, count_params
@@ -306,8 +311,11 @@ def test_whole_numbers_are_written_out(tmp_path):
 SOME = {'mac-3c': ['NN 30', 'CNN 300'], 'mac-3d': ['NN stopped', 'CNN to the end'], 'mac-4a': ['NN clean', 'CNN noise'],
         'mac-4b': ['NN oversampling', 'CNN class weights', 'NN 2 classes'], 'mac-4d': ['CNN CIFAR-10', 'NN EuroSAT'],
         'mac-4f': ['CNN kernel size', 'NN optimiser'], 'mba-8': ['2', '32'], 'tp1-1.5': ['2'],
-        'pcs-6.4': ['strides', 'Linear head', 'averaged'], 'pcs-7.1': ['1', '4'], 'pcs-7.2': ['plain deep', 'skips deep'],
+        'pcs-2.3': ['50% drawn again', 'clothes, 100% drawn again', 'random, dropout'], 'pcs-5.1': ['five', 'snapshots', 'longer'],
+        'pcs-4.3': ['trained'], 'pcs-4.4': ['CNN', 'MLP untrained'], 'pcs-6.1': ['tSNE'],
+        'pcs-7.1': ['1', '4'], 'pcs-7.2': ['plain deep', 'skips deep'],
         'tp1-2.1': ['mobilenet_v2, scratch', 'squeezenet1_1, frozen', 'mobilenet_v2, fine-tuned'],
+        'pcs-6.4': ['strides', 'Linear head', 'averaged'], 'pcs-6.2': ['random parts'], 'pcs-6.3': ['clothing'],
         'tp1-2.2': ['mobilenet_v2+squeezenet1_1, late'],
         'pcs-1.1': ['scaling SVM leak', 'selection SVM Pipeline', 'selection boosting leak'], 'pcs-1.4': ['blobs pca', 'digits tsne']}
 IDS = list(experiments())
@@ -870,6 +878,32 @@ def test_layer_gives_what_the_model_gives(name):
     assert found['difference'] < 1e-5 < found['without_bias']
 
 
+# ---- pcs: layers ----
+
+def test_neighbours_vote_without_the_example_itself():
+    corners = np.array([[0., 0], [0, 1], [9, 9], [9, 8]])
+    assert [neighbour_vote(corners, np.array(y), k=1) for y in ([0, 0, 1, 1], [0, 1, 0, 1], [0, 0, 0, 1])] == [1, 0, 0.5]
+
+
+def test_drawn_features_are_judged_by_the_same_probe():
+    rng = np.random.default_rng(1)
+    y = np.arange(60)%3
+    x = rng.normal(size=(60, 6))
+    x[:, 0] += 10*y
+    assert drawn_accuracy(x, y, 6, seed=1, draws=1) == pytest.approx(probe_accuracy(x, y, seed=1), abs=0.02)
+    assert drawn_accuracy(x, y, 1, seed=1) < drawn_accuracy(x, y, 6, seed=1, draws=1)
+
+
+def test_a_fall_from_layer_to_layer_is_that_of_the_mean():
+    curves = [[0.5, 0.7, 0.6], [0.5, 0.7, 0.7]]
+    assert never_falls(curves, 0.06) and not never_falls(curves, 0.04)
+
+
+def test_hidden_layers_of_the_plain_network_are_named_by_their_place():
+    net = dense_chain(width=8, layers=3)
+    assert net(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
+    assert [k for k,o in net.named_children() if 'linear' in dict(o.named_children())] == ['1', '2', '3']
+
 # ---- pcs: blocks ----
 
 @pytest.mark.parametrize('way, low, high', [('plain', 0, 1e-4), ('sum', 0.1, 10), ('concatenation', 0.1, 100)])
@@ -914,6 +948,27 @@ def test_minimum_norm_fits_exactly_from_as_many_features_as_samples():
     below, at, above = (more_features.errors_of(more_features.chosen_by_cv('minimum norm', 1), data, m)[0] for m in (10, 20, 60))
     assert below > 1e-3 and max(at, above) < 1e-12
 
+
+# ---- pcs-5.1: an ensemble ----
+
+def test_disagreement_is_a_mean_over_pairs():
+    same, other = torch.tensor([0, 1, 2, 3]), torch.tensor([0, 1, 2, 0])
+    assert disagreement(torch.stack([same, same])) == 0
+    assert disagreement(torch.stack([same, other])) == 0.25
+    assert disagreement(torch.stack([same, same, other])) == pytest.approx(0.5/3)
+
+
+def test_lead_takes_the_seeds_that_both_have():
+    rows = [dict(variant=v, seed=s, figures=dict(ece=e)) for v,s,e in (('one', 1, 0.5), ('one', 2, 0.7), ('five', 2, 0.4))]
+    assert lead(rc.Results(rows), ('one', 'ece'), ('five', 'ece')).values == pytest.approx((0.3,))
+    with pytest.raises(KeyError): lead(rc.Results(rows), ('one', 'ece'), ('five', 'loss'))
+
+
+def test_ensembles_are_drawn_before_and_after_the_first_seed():
+    figures = dict(test_accuracy=0.8, test_loss=0.5, bins=[[0, 0, 0], [200, 180, 150]])
+    rows = [dict(variant='one', seed=1, figures=figures)]
+    assert not draw_ensembles(dict(rows=[])).axes[2].lines[0].get_xdata().size
+    assert draw_ensembles(dict(rows=rows)).axes[2].lines[0].get_ydata().tolist() == [0.75]
 
 # ---- pcs-6.4: no fully connected layer ----
 
@@ -986,3 +1041,16 @@ def test_the_limit_is_a_second_training_and_its_points_are_recorded():
 def test_trust_costs_nothing_where_the_best_is_ranked_first():
     table = sur.pd.DataFrame(dict(split=[0, 0, 1, 1], measured=[.5, .9, .4, .6], predicted=[.1, .2, .9, .3]))
     assert sur.loss_of_trust(table) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize('share, right', [(0, 1), (0.5, 0.55), (1, 0.1)])
+def test_labels_drawn_again(share, right):
+    ex = load('fashion_mini')
+    mixed, again = (random_labels.corrupt_labels(ex, share, 1) for _ in range(2))
+    assert torch.equal(mixed.y, again.y) and abs((mixed.y == ex.y).float().mean().item() - right) < 0.03
+    assert torch.equal(mixed.y_test, ex.y_test) and torch.equal(mixed.x, ex.x)
+
+
+def test_training_ends_once_all_labels_are_learned():
+    found = random_labels.fit_figures(random_labels.fit_all(quick(''), few := random_labels.few_images('fashion_mini', 2, 1), 40), few)
+    assert found['train_accuracy'] == 1 and found['epochs'] < 40 and 1 not in found['train_accuracy_by_epoch'][:-1]

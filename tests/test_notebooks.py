@@ -145,16 +145,20 @@ VISIBLE = [Path(o) for o in '''
     course/pcs/04_core_sets.ipynb
     course/pcs/07_graphs.ipynb
     course/pcs/13_similarity.ipynb
-    course/pcs/19_all_conv.ipynb
-    course/pcs/20_sizes.ipynb
+    course/pcs/14_layers.ipynb
+    course/pcs/14a_plane.ipynb
     course/pcs/05_projections.ipynb
     course/pcs/01_leak.ipynb
     course/pcs/02_feature_space.ipynb
     course/pcs/22_blocks.ipynb
+    course/pcs/19_all_conv.ipynb
+    course/pcs/20_sizes.ipynb
     course/pcs/08_schedule.ipynb
     course/pcs/09_activation.ipynb
     course/pcs/10_loss.ipynb
     course/pcs/11_surrogate.ipynb
+    course/pcs/06_random_labels.ipynb
+    course/pcs/16_ensembles.ipynb
 '''.split()]
 # Model chapters that are finished
 IN_FORM = [o for o in MODEL_CHAPTERS if o in VISIBLE and any(c.source.startswith('## Exercises') for c in read(o).cells)]

@@ -50,6 +50,7 @@ expectation | expectativa | Sentence, written before a run, that says what will 
 feature | atributo, característica | A number that describes an example, measured or computed by a layer. | insight/07_embedding
 feature map | mapa de características | The output of one channel of a convolution, laid out like the image. | insight/06_explain
 fine-tuning | ajuste fino | Trains a network further that was trained on other data before. | course/tp1/02_eurosat
+Fisher ratio | razão de Fisher | Scatter between the classes divided by the scatter within them. | course/pcs/14_layers
 frozen | congelado | Not changed by the training, said of parameters. | course/tp1/02_eurosat
 generalisation | generalização | Being right on examples that were not used for training. | report/03_tables
 global average pooling | pooling global pela média | Replaces each feature map by its mean. | models/04_nets
@@ -77,8 +78,10 @@ neuron | neurônio | A weighted sum of inputs, a bias, and an activation functio
 noise | ruído | Random changes that carry no information. | course/mac/05_perturbed
 optimiser | otimizador | Rule that turns gradients into changes of the parameters. | course/mba/02_optimisers
 over-fitting | sobreajuste | The training loss falls while the loss on other examples rises. | course/mac/03_stopping
+over-parameterised | superparametrizado | With more parameters than training examples. | course/pcs/06_random_labels
 parameter | parâmetro | A number of the network that the training changes. | models/02_mlp
 path | caminho | Edges of a graph that lead one after the other from a vertex to another. | insight/14_graphs
+perplexity | perplexidade | In t-SNE, the number of neighbours that each point has in effect. | course/pcs/14a_plane
 precision | precisão | Of the examples predicted as a class, the fraction that belongs to it. | insight/02_evaluation
 pretrained | pré-treinado | With weights from an earlier training on other data. | course/tp1/02_eurosat
 probability | probabilidade | Number from 0 to 1 that the network gives to each class. | training/01_losses
@@ -88,8 +91,11 @@ recall | revocação | Of the examples of a class, the fraction that is found. |
 regularisation | regularização | Whatever keeps a network from learning its training examples by heart. | training/14_windows
 residual block | bloco residual | Adds what it computes to its input. | insight/11_lesions
 residual network | rede residual | Network of blocks that add to their input. | insight/11_lesions
+reliability diagram | diagrama de confiabilidade | Accuracy against confidence; on the diagonal if calibrated. | insight/13_calibration
 robustness | robustez | How little the answers suffer when weights or images are changed. | insight/10_robustness
+silhouette | silhueta | How much nearer an example is to its own class than to the next one, from −1 to 1. | course/pcs/14_layers
 skip connection | conexão de salto | Carries a value past one or more layers. | insight/12_landscape
+snapshot ensemble | conjunto de snapshots | Networks kept from several cycles of one training answer together. | course/pcs/16_ensembles
 softmax | softmax | Turns scores into probabilities that add up to 1. | insight/01a_outputs
 stride | passo (stride) | How far a kernel moves from one place to the next, in pixels. | course/pcs/19_all_conv
 temperature | temperatura | Number by which scores are divided, so that probabilities become less or more certain. | insight/13_calibration
