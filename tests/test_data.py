@@ -1,5 +1,6 @@
 "The data room: catalogue, downloads, folders, samples, transforms, loaders; faults and equalities that don't belong in a lesson"
-import errno, gzip, hashlib, io, itertools, json, os, pickle, re, runpy, shutil, stat, subprocess, sys, tarfile, threading, time, warnings, zipfile
+import errno, gzip, hashlib, io, itertools, json, os, pickle, re, runpy, shutil, stat, subprocess, sys, tarfile, threading, time, warnings
+import zipfile
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import replace

@@ -126,7 +126,7 @@ def _from_examples(ex, size, channels, kind=MemoryStore):
 # %% ../../nbs/data/12_blocks.ipynb #fcbc0527
 def _where(n, shape, in_memory, mapped, item_tfms):
     "Where the images of a folder are kept: in 'memory', in a 'mapped' file, or in their 'files'"
-    if in_memory and mapped: raise CourseError('images are held in memory or in a mapped file: pass in_memory=True or mapped=True, not both')
+    if in_memory and mapped: raise CourseError('in_memory=True holds images in memory, mapped=True in a file: pass one, not both')
     if in_memory or in_memory is None and not mapped and n*math.prod(shape) <= memory_limit: return 'memory'
     is_free = mapped is None and in_memory is None and not listify(item_tfms)
     return 'mapped' if mapped or is_free else 'files'
@@ -278,8 +278,8 @@ def block_for(
     seed:int=42, # Seed of the selection
 )->ExampleBlock: # A `DataBlock`; `dataloaders()` builds from it
     "Make the `DataBlock` of any data; raises `CourseError` if the data is missing or an argument doesn't fit"
-    given = _prepare(data, size, channels, path, download, keep_test=valid is None or np.isscalar(valid), in_memory=in_memory, mapped=mapped,
-                     item_tfms=item_tfms)
+    given = _prepare(data, size, channels, path, download, keep_test=valid is None or np.isscalar(valid), in_memory=in_memory,
+                     mapped=mapped, item_tfms=item_tfms)
     sel = _select(given, Selection(classes, n_per_class, imbalance, label_noise, _validation(valid, given.valid), seed), valid is None)
     if oversample: sel = replace(sel, train_idx=repeated(sel.y, sel.train_idx, seed))
     y_test, test = _test_rows(sel, given.y_test, given.vocab)
