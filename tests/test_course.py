@@ -22,7 +22,7 @@ from dlcourse.course.mba.boston import DecayRate, epochs_for, house_net
 from dlcourse.course.mba.losses import four, logistic_probabilities, points, truth
 from dlcourse.course.mba.optimisers import adam_rule, by_hand_and_torch, rank_correlation, sgd_rule
 from dlcourse.course.pcs import feature_space, graphs, leak, more_features, random_labels, surrogate as sur
-from dlcourse.course.pcs import all_conv
+from dlcourse.course.pcs import all_conv, sizes
 from dlcourse.course.pcs.blocks import first_over_last, gradient_by_block, residual_mlp, sigmoid_learner, sum_fails
 from dlcourse.course.pcs.ensembles import disagreement, draw_ensembles, lead
 from dlcourse.course.pcs.layers import dense_chain, drawn_accuracy, never_falls
@@ -36,6 +36,7 @@ from dlcourse.data.blocks import dls_for
 from dlcourse.data.loader import renormalized
 from dlcourse.insight.embedding import layer_activations, probe_accuracy
 from dlcourse.insight.explain import Explanation
+from dlcourse.insight.resolution import SizedPreds, cheapest_right, look_twice
 from dlcourse.models.blocks import act_layer, count_params
 from dlcourse.models.skips import doubling_mlp
 from dlcourse.models.views import as_is, mirrored
@@ -314,7 +315,7 @@ SOME = {'mac-3c': ['NN 30', 'CNN 300'], 'mac-3d': ['NN stopped', 'CNN to the end
         'pcs-4.3': ['trained'], 'pcs-4.4': ['CNN', 'MLP untrained'], 'pcs-6.1': ['tSNE'],
         'pcs-7.1': ['1', '4'], 'pcs-7.2': ['plain deep', 'skips deep'],
         'tp1-2.1': ['mobilenet_v2, scratch', 'squeezenet1_1, frozen', 'mobilenet_v2, fine-tuned'],
-        'pcs-6.4': ['strides', 'Linear head', 'averaged'],
+        'pcs-6.4': ['strides', 'Linear head', 'averaged'], 'pcs-6.2': ['random parts'], 'pcs-6.3': ['clothing'],
         'tp1-2.2': ['mobilenet_v2+squeezenet1_1, late'],
         'pcs-1.1': ['scaling SVM leak', 'selection SVM Pipeline', 'selection boosting leak'], 'pcs-1.4': ['blobs pca', 'digits tsne']}
 IDS = list(experiments())
@@ -995,6 +996,35 @@ def test_a_dense_layer_is_a_convolution(shape):
 def test_the_averaging_kernel_is_not_trained():
     net = all_conv.averaged((1, 16, 16), 3, 4)
     assert not net.head.mean.weight.requires_grad and net.head.out.weight.requires_grad
+
+
+# ---- pcs-6.3: the size that an image needs ----
+
+@pytest.fixture
+def sized_preds():
+    rng = np.random.default_rng(1)
+    preds, targets = torch.tensor(rng.dirichlet([0.5]*3, (4, 50))), torch.tensor(rng.integers(3, size=50))
+    return SizedPreds([(o, o) for o in (1, 2, 3, 4)], preds, targets, np.array([1, 4, 9, 16]), torch.rand(1, 1, 4, 4))
+
+
+def test_first_right_is_the_cheapest(sized_preds):
+    right = (sized_preds.decoded == sized_preds.targets).numpy()
+    assert sizes.first_right(right) == cheapest_right(sized_preds.decoded, sized_preds.targets).tolist()
+
+
+def test_every_look_is_paid_for(sized_preds):
+    right = (sized_preds.decoded == sized_preds.targets).numpy()
+    for trust,row,cost in [(0, 0, 1), (1.1, 3, 30)]:
+        found, flops = sizes.look_until_sure(sized_preds, trust)
+        assert (found == right[row]).all() and (flops == cost).all()
+    two = SizedPreds(sized_preds.sizes[:2], sized_preds.preds[:2], sized_preds.targets, sized_preds.flops[:2], sized_preds.images)
+    assert all((a == b).all() for a,b in zip(sizes.look_until_sure(two, 0.7), look_twice(two, 0.7)))
+
+
+def test_the_best_fixed_size_gains_nothing(sized_preds):
+    best = sized_preds.accuracy.argmax()
+    right = (sized_preds.decoded == sized_preds.targets).numpy()[best]
+    assert sizes.gain_over_mixture(sized_preds, right, np.full(50, sized_preds.flops[best])) == pytest.approx(0, abs=1e-9)
 
 
 # ---- pcs-3.6: a search, predicted ----

@@ -152,6 +152,7 @@ VISIBLE = [Path(o) for o in '''
     course/pcs/02_feature_space.ipynb
     course/pcs/22_blocks.ipynb
     course/pcs/19_all_conv.ipynb
+    course/pcs/20_sizes.ipynb
     course/pcs/08_schedule.ipynb
     course/pcs/09_activation.ipynb
     course/pcs/10_loss.ipynb

@@ -15,6 +15,7 @@ from IPython.display import Markdown
 TERMS = """
 accuracy | acurácia | Fraction of the examples whose predicted class is the right one. | course/04_judging
 activation function | função de ativação | Function between two layers, such as ReLU, that is not linear. | course/mac/09_hyperparameters
+adaptive pooling | pooling adaptativo | Pools a feature map of any size to a grid of fixed size. | course/pcs/20_sizes
 augmentation | aumento de dados | Random changes of the training images that keep their meaning. | data/08_transforms
 average pooling | pooling pela média | Replaces each small region of a feature map by its mean. | models/03_cnn
 backpropagation | retropropagação | Collects all derivatives from the output backwards, each edge used once. | insight/14_graphs
@@ -40,6 +41,7 @@ dense layer | camada densa, totalmente conectada | Layer in which each neuron is
 depth | profundidade | Number of layers that follow one another. | models/01_blocks
 derivative | derivada | How fast a result changes with one of its inputs. | insight/14_graphs
 dropout | dropout, descarte | Sets random activations to zero during training, as a regulariser. | models/02_mlp
+early exit | saída antecipada | Stops computing as soon as the network is sure of its answer. | course/pcs/20_sizes
 early stopping | parada antecipada | Ends a training when the validation loss no longer improves. | course/mac/03_stopping
 embedding | representação vetorial (embedding) | Vectors that stand for examples, often drawn in two dimensions. | insight/07_embedding
 ensemble | conjunto de modelos (ensemble) | Several models whose predictions are averaged. | training/15_ensembles

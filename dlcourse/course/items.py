@@ -53,8 +53,8 @@ pcs-5.1 | an ensemble as a regulariser | course/pcs/16_ensembles training/15_ens
 pcs-5.2 | critical periods of regularisation | training/14_windows
 pcs-5.3 | training only the BatchNorm parameters | training/14_windows
 pcs-6.1 | features of several layers in two dimensions | course/pcs/14a_plane insight/07_embedding
-pcs-6.2 | inference at any image size | insight/04_resolution
-pcs-6.3 | predicting the best image size | insight/04_resolution
+pcs-6.2 | inference at any image size | course/pcs/20_sizes insight/04_resolution
+pcs-6.3 | predicting the best image size | course/pcs/20_sizes insight/04_resolution
 pcs-6.4 | a classifier without a fully connected layer | course/pcs/19_all_conv models/04_nets models/03_cnn
 pcs-6.5 | loss landscapes | insight/12_landscape
 pcs-7.1 | a block of six components, repeated | course/pcs/22_blocks models/04g_skips
