@@ -27,9 +27,10 @@ def at_many_sizes(
     "Make the transform that shows each training batch at one of several sizes, the largest twice as often"
     return [RandomSize([*sizes, sizes[-1]])]
 
-# %% ../../../nbs/course/pcs/20_sizes.ipynb #049bdd6d
+# %% ../../../nbs/course/pcs/20_sizes.ipynb #2e181696
 study_sides = 16, 24, 32, 40, 48
-trained_on = {'whole pictures': list, 'several sizes': lambda: at_many_sizes((12, 16, 20, 24, 32)), 'random parts': lambda: [RandomPart(0.25)]}
+trained_on = {'whole pictures': list, 'several sizes': lambda: at_many_sizes((12, 16, 20, 24, 32)),
+              'random parts': lambda: [RandomPart(0.25)]}
 
 # %% ../../../nbs/course/pcs/20_sizes.ipynb #b4a3cb42
 def sized_learner(
