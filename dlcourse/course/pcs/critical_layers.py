@@ -80,7 +80,8 @@ def drops_by_layer(
     fresh, redrawn = fresh_drops(False), fresh_drops(True)
     restored = all(torch.equal(v, before[k]) for k,v in copied(learn.model).items())
     return dict(accuracy=found.accuracy, drops=drops.values.tolist(), first_drop=drops[0].iloc[0], other_drop=drops[0].iloc[1:].mean(),
-                random_drop=drops['random'].iloc[1:].mean(), largest_other=drops[0].iloc[1:].max(), fresh_drop=fresh[1:].mean(), fresh_random_drop=redrawn[1:].mean(),
+                random_drop=drops['random'].iloc[1:].mean(), largest_other=drops[0].iloc[1:].max(), fresh_drop=fresh[1:].mean(),
+                fresh_random_drop=redrawn[1:].mean(),
                 first_after_one=drops[1].iloc[0], other_after_one=drops[1].iloc[1:].mean(), fresh_drops=fresh.tolist(),
                 restored=int(restored))
 
