@@ -22,6 +22,7 @@ from dlcourse.course.mba.boston import DecayRate, epochs_for, house_net
 from dlcourse.course.mba.losses import four, logistic_probabilities, points, truth
 from dlcourse.course.mba.optimisers import adam_rule, by_hand_and_torch, rank_correlation, sgd_rule
 from dlcourse.course.pcs import feature_space, graphs, leak, more_features, surrogate as sur
+from dlcourse.course.pcs import critical_layers
 from dlcourse.course.pcs.blocks import first_over_last, gradient_by_block, residual_mlp, sigmoid_learner, sum_fails
 from dlcourse.course.pcs.projections import compare_layer, fitted_models, widths_of
 from dlcourse.course.records import differences_to
@@ -305,7 +306,7 @@ def test_whole_numbers_are_written_out(tmp_path):
 SOME = {'mac-3c': ['NN 30', 'CNN 300'], 'mac-3d': ['NN stopped', 'CNN to the end'], 'mac-4a': ['NN clean', 'CNN noise'],
         'mac-4b': ['NN oversampling', 'CNN class weights', 'NN 2 classes'], 'mac-4d': ['CNN CIFAR-10', 'NN EuroSAT'],
         'mac-4f': ['CNN kernel size', 'NN optimiser'], 'mba-8': ['2', '32'], 'tp1-1.5': ['2'],
-        'pcs-7.1': ['1', '4'], 'pcs-7.2': ['plain deep', 'skips deep'],
+        'pcs-4.5': ['perceptron', 'residual'], 'pcs-7.1': ['1', '4'], 'pcs-7.2': ['plain deep', 'skips deep'],
         'tp1-2.1': ['mobilenet_v2, scratch', 'squeezenet1_1, frozen', 'mobilenet_v2, fine-tuned'],
         'tp1-2.2': ['mobilenet_v2+squeezenet1_1, late'],
         'pcs-1.1': ['scaling SVM leak', 'selection SVM Pipeline', 'selection boosting leak'], 'pcs-1.4': ['blobs pca', 'digits tsne']}
@@ -928,3 +929,25 @@ def test_the_limit_is_a_second_training_and_its_points_are_recorded():
 def test_trust_costs_nothing_where_the_best_is_ranked_first():
     table = sur.pd.DataFrame(dict(split=[0, 0, 1, 1], measured=[.5, .9, .4, .6], predicted=[.1, .2, .9, .3]))
     assert sur.loss_of_trust(table) == pytest.approx(0.1)
+
+
+# ---- pcs-4.5: critical layers ----
+
+def test_blocks_are_averaged_by_kind():
+    assert critical_layers.by_kind([9, 1, 2, 5, 1, 2, 7, 3, 3, 9], 3) == dict(changing=6, keeping=2)
+
+
+@pytest.mark.parametrize('drops, kind', [([.3, .4, .35], 'critical'), ([.01, .02, .015], 'robust'), ([.0, .3, .05], 'unclear')])
+def test_layers_are_sorted_by_the_interval_of_their_drop(drops, kind):
+    rows = [dict(variant='residual', seed=i, figures=dict(accuracy=.9, drops=[[.5, o, 0.]])) for i,o in enumerate(drops)]
+    assert critical_layers.kind_of_layers(dict(rows=rows), 'residual').kind.tolist() == [kind]
+
+
+def test_statistics_estimated_again_leave_weights_and_statistics_as_they_were():
+    kept = critical_layers.KeepWeights()
+    learn = critical_layers.layer_learner(Trial('residual', 1), 'residual', kept)
+    with learn.quiet(): learn.fit(1)
+    before, momenta = critical_layers.copied(learn.model), [m.momentum for m in learn.model.modules() if hasattr(m, 'momentum')]
+    critical_layers.accuracy_with_fresh_statistics(learn, kept, ['body.block2'], n=20)
+    assert all(torch.equal(v, before[k]) for k,v in learn.model.state_dict().items())
+    assert [m.momentum for m in learn.model.modules() if hasattr(m, 'momentum')] == momenta

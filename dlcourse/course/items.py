@@ -48,7 +48,7 @@ pcs-4.1 | neurons spread over more layers: latency, storage | insight/03_cost
 pcs-4.2 | similarity of representations | course/pcs/13_similarity insight/09_similarity insight/08a_alignment
 pcs-4.3 | several layers joined for a simple classifier | insight/07a_probes
 pcs-4.4 | how well each layer separates the classes | insight/07_embedding
-pcs-4.5 | robust and critical layers | insight/10_robustness training/13_kept
+pcs-4.5 | robust and critical layers | course/pcs/15_critical_layers insight/10_robustness training/13_kept
 pcs-5.1 | an ensemble as a regulariser | training/15_ensembles insight/13_calibration
 pcs-5.2 | critical periods of regularisation | training/14_windows
 pcs-5.3 | training only the BatchNorm parameters | training/14_windows
