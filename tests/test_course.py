@@ -21,11 +21,13 @@ from dlcourse.course.mba.architectures import three_nets, ways
 from dlcourse.course.mba.boston import DecayRate, epochs_for, house_net
 from dlcourse.course.mba.losses import four, logistic_probabilities, points, truth
 from dlcourse.course.mba.optimisers import adam_rule, by_hand_and_torch, rank_correlation, sgd_rule
-from dlcourse.course.pcs import feature_space, graphs, leak, more_features, surrogate as sur
+from dlcourse.course.pcs import feature_space, graphs, leak, more_features, random_labels, surrogate as sur
 from dlcourse.course.pcs import critical_layers
 from dlcourse.course.pcs.blocks import first_over_last, gradient_by_block, residual_mlp, sigmoid_learner, sum_fails
+from dlcourse.course.pcs.ensembles import disagreement, draw_ensembles
 from dlcourse.course.pcs.projections import compare_layer, fitted_models, widths_of
 from dlcourse.course.records import differences_to
+from dlcourse.data.sources import load
 from dlcourse.course.tp1.cifar10 import l2_adam
 from dlcourse.course.tp1.eurosat import images
 from dlcourse.data.blocks import dls_for
@@ -306,7 +308,9 @@ def test_whole_numbers_are_written_out(tmp_path):
 SOME = {'mac-3c': ['NN 30', 'CNN 300'], 'mac-3d': ['NN stopped', 'CNN to the end'], 'mac-4a': ['NN clean', 'CNN noise'],
         'mac-4b': ['NN oversampling', 'CNN class weights', 'NN 2 classes'], 'mac-4d': ['CNN CIFAR-10', 'NN EuroSAT'],
         'mac-4f': ['CNN kernel size', 'NN optimiser'], 'mba-8': ['2', '32'], 'tp1-1.5': ['2'],
-        'pcs-4.5': ['perceptron', 'residual'], 'pcs-7.1': ['1', '4'], 'pcs-7.2': ['plain deep', 'skips deep'],
+        'pcs-4.5': ['perceptron', 'residual'],
+        'pcs-2.3': ['50% drawn again', 'clothes, 100% drawn again', 'random, dropout'], 'pcs-5.1': ['five', 'snapshots', 'longer'],
+        'pcs-7.1': ['1', '4'], 'pcs-7.2': ['plain deep', 'skips deep'],
         'tp1-2.1': ['mobilenet_v2, scratch', 'squeezenet1_1, frozen', 'mobilenet_v2, fine-tuned'],
         'tp1-2.2': ['mobilenet_v2+squeezenet1_1, late'],
         'pcs-1.1': ['scaling SVM leak', 'selection SVM Pipeline', 'selection boosting leak'], 'pcs-1.4': ['blobs pca', 'digits tsne']}
@@ -915,6 +919,21 @@ def test_minimum_norm_fits_exactly_from_as_many_features_as_samples():
     assert below > 1e-3 and max(at, above) < 1e-12
 
 
+# ---- pcs-5.1: an ensemble ----
+
+def test_disagreement_is_a_mean_over_pairs():
+    same, other = torch.tensor([0, 1, 2, 3]), torch.tensor([0, 1, 2, 0])
+    assert disagreement(torch.stack([same, same])) == 0
+    assert disagreement(torch.stack([same, other])) == 0.25
+    assert disagreement(torch.stack([same, same, other])) == pytest.approx(0.5/3)
+
+
+def test_ensembles_are_drawn_before_and_after_the_first_seed():
+    figures = dict(test_accuracy=0.8, test_loss=0.5, bins=[[0, 0, 0], [200, 180, 150]])
+    rows = [dict(variant='one', seed=1, figures=figures)]
+    assert not draw_ensembles(dict(rows=[])).axes[2].lines[0].get_xdata().size
+    assert draw_ensembles(dict(rows=rows)).axes[2].lines[0].get_ydata().tolist() == [0.75]
+
 # ---- pcs-3.6: a search, predicted ----
 
 def test_the_limit_is_a_second_training_and_its_points_are_recorded():
@@ -929,6 +948,19 @@ def test_the_limit_is_a_second_training_and_its_points_are_recorded():
 def test_trust_costs_nothing_where_the_best_is_ranked_first():
     table = sur.pd.DataFrame(dict(split=[0, 0, 1, 1], measured=[.5, .9, .4, .6], predicted=[.1, .2, .9, .3]))
     assert sur.loss_of_trust(table) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize('share, right', [(0, 1), (0.5, 0.55), (1, 0.1)])
+def test_labels_drawn_again(share, right):
+    ex = load('fashion_mini')
+    mixed, again = (random_labels.corrupt_labels(ex, share, 1) for _ in range(2))
+    assert torch.equal(mixed.y, again.y) and abs((mixed.y == ex.y).float().mean().item() - right) < 0.03
+    assert torch.equal(mixed.y_test, ex.y_test) and torch.equal(mixed.x, ex.x)
+
+
+def test_training_ends_once_all_labels_are_learned():
+    found = random_labels.fit_figures(random_labels.fit_all(quick(''), few := random_labels.few_images('fashion_mini', 2, 1), 40), few)
+    assert found['train_accuracy'] == 1 and found['epochs'] < 40 and 1 not in found['train_accuracy_by_epoch'][:-1]
 
 
 # ---- pcs-4.5: critical layers ----

@@ -154,6 +154,8 @@ VISIBLE = [Path(o) for o in '''
     course/pcs/10_loss.ipynb
     course/pcs/11_surrogate.ipynb
     course/pcs/15_critical_layers.ipynb
+    course/pcs/06_random_labels.ipynb
+    course/pcs/16_ensembles.ipynb
 '''.split()]
 # Model chapters that are finished
 IN_FORM = [o for o in MODEL_CHAPTERS if o in VISIBLE and any(c.source.startswith('## Exercises') for c in read(o).cells)]

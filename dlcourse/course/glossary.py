@@ -76,6 +76,7 @@ neuron | neurônio | A weighted sum of inputs, a bias, and an activation functio
 noise | ruído | Random changes that carry no information. | course/mac/05_perturbed
 optimiser | otimizador | Rule that turns gradients into changes of the parameters. | course/mba/02_optimisers
 over-fitting | sobreajuste | The training loss falls while the loss on other examples rises. | course/mac/03_stopping
+over-parameterised | superparametrizado | With more parameters than training examples. | course/pcs/06_random_labels
 parameter | parâmetro | A number of the network that the training changes. | models/02_mlp
 path | caminho | Edges of a graph that lead one after the other from a vertex to another. | insight/14_graphs
 precision | precisão | Of the examples predicted as a class, the fraction that belongs to it. | insight/02_evaluation
@@ -87,8 +88,10 @@ recall | revocação | Of the examples of a class, the fraction that is found. |
 regularisation | regularização | Whatever keeps a network from learning its training examples by heart. | training/14_windows
 residual block | bloco residual | Adds what it computes to its input. | insight/11_lesions
 residual network | rede residual | Network of blocks that add to their input. | insight/11_lesions
+reliability diagram | diagrama de confiabilidade | Accuracy against confidence; on the diagonal if calibrated. | insight/13_calibration
 robustness | robustez | How little the answers suffer when weights or images are changed. | insight/10_robustness
 skip connection | conexão de salto | Carries a value past one or more layers. | insight/12_landscape
+snapshot ensemble | conjunto de snapshots | Networks kept from several cycles of one training answer together. | course/pcs/16_ensembles
 softmax | softmax | Turns scores into probabilities that add up to 1. | insight/01a_outputs
 temperature | temperatura | Number by which scores are divided, so that probabilities become less or more certain. | insight/13_calibration
 tensor | tensor | An array of numbers with any number of axes. | data/01_arrays

@@ -37,7 +37,7 @@ pcs-1.5 | regression with more features than samples | course/pcs/03_more_featur
 pcs-1.6 | few samples, chosen instead of drawn | course/pcs/04_core_sets data/07a_core_sets
 pcs-2.1 | a network whose layer i has k to the power of i neurons | course/pcs/05_projections models/02_mlp
 pcs-2.2 | a linear projection as a network of one layer | course/pcs/05_projections models/04h_linear
-pcs-2.3 | random labels |
+pcs-2.3 | random labels | course/pcs/06_random_labels
 pcs-3.1 | computational graphs | course/pcs/07_graphs insight/14_graphs
 pcs-3.2 | a partial derivative read off a graph | course/pcs/07_graphs insight/14a_graph_pictures
 pcs-3.3 | a learning-rate schedule of our own | course/pcs/08_schedule training/16_schedules
@@ -49,7 +49,7 @@ pcs-4.2 | similarity of representations | course/pcs/13_similarity insight/09_si
 pcs-4.3 | several layers joined for a simple classifier | insight/07a_probes
 pcs-4.4 | how well each layer separates the classes | insight/07_embedding
 pcs-4.5 | robust and critical layers | course/pcs/15_critical_layers insight/10_robustness training/13_kept
-pcs-5.1 | an ensemble as a regulariser | training/15_ensembles insight/13_calibration
+pcs-5.1 | an ensemble as a regulariser | course/pcs/16_ensembles training/15_ensembles insight/13_calibration
 pcs-5.2 | critical periods of regularisation | training/14_windows
 pcs-5.3 | training only the BatchNorm parameters | training/14_windows
 pcs-6.1 | features of several layers in two dimensions | insight/07_embedding
