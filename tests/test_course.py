@@ -24,7 +24,9 @@ from dlcourse.course.mba.optimisers import adam_rule, by_hand_and_torch, rank_co
 from dlcourse.course.pcs import feature_space, graphs, leak, more_features, random_labels, surrogate as sur
 from dlcourse.course.pcs import critical_layers
 from dlcourse.course.pcs.blocks import first_over_last, gradient_by_block, residual_mlp, sigmoid_learner, sum_fails
-from dlcourse.course.pcs.ensembles import disagreement, draw_ensembles
+from dlcourse.course.pcs.ensembles import disagreement, draw_ensembles, lead
+from dlcourse.course.pcs.layers import dense_chain, drawn_accuracy, never_falls
+from dlcourse.course.pcs.plane import neighbour_vote
 from dlcourse.course.pcs.projections import compare_layer, fitted_models, widths_of
 from dlcourse.course.records import differences_to
 from dlcourse.data.sources import load
@@ -32,7 +34,7 @@ from dlcourse.course.tp1.cifar10 import l2_adam
 from dlcourse.course.tp1.eurosat import images
 from dlcourse.data.blocks import dls_for
 from dlcourse.data.loader import renormalized
-from dlcourse.insight.embedding import layer_activations
+from dlcourse.insight.embedding import layer_activations, probe_accuracy
 from dlcourse.insight.explain import Explanation
 from dlcourse.models.blocks import act_layer, count_params
 from dlcourse.models.skips import doubling_mlp
@@ -310,6 +312,7 @@ SOME = {'mac-3c': ['NN 30', 'CNN 300'], 'mac-3d': ['NN stopped', 'CNN to the end
         'mac-4f': ['CNN kernel size', 'NN optimiser'], 'mba-8': ['2', '32'], 'tp1-1.5': ['2'],
         'pcs-4.5': ['perceptron', 'residual'],
         'pcs-2.3': ['50% drawn again', 'clothes, 100% drawn again', 'random, dropout'], 'pcs-5.1': ['five', 'snapshots', 'longer'],
+        'pcs-4.3': ['trained'], 'pcs-4.4': ['CNN', 'MLP untrained'], 'pcs-6.1': ['tSNE'],
         'pcs-7.1': ['1', '4'], 'pcs-7.2': ['plain deep', 'skips deep'],
         'tp1-2.1': ['mobilenet_v2, scratch', 'squeezenet1_1, frozen', 'mobilenet_v2, fine-tuned'],
         'tp1-2.2': ['mobilenet_v2+squeezenet1_1, late'],
@@ -874,6 +877,32 @@ def test_layer_gives_what_the_model_gives(name):
     assert found['difference'] < 1e-5 < found['without_bias']
 
 
+# ---- pcs: layers ----
+
+def test_neighbours_vote_without_the_example_itself():
+    corners = np.array([[0., 0], [0, 1], [9, 9], [9, 8]])
+    assert [neighbour_vote(corners, np.array(y), k=1) for y in ([0, 0, 1, 1], [0, 1, 0, 1], [0, 0, 0, 1])] == [1, 0, 0.5]
+
+
+def test_drawn_features_are_judged_by_the_same_probe():
+    rng = np.random.default_rng(1)
+    y = np.arange(60)%3
+    x = rng.normal(size=(60, 6))
+    x[:, 0] += 10*y
+    assert drawn_accuracy(x, y, 6, seed=1, draws=1) == pytest.approx(probe_accuracy(x, y, seed=1), abs=0.02)
+    assert drawn_accuracy(x, y, 1, seed=1) < drawn_accuracy(x, y, 6, seed=1, draws=1)
+
+
+def test_a_fall_from_layer_to_layer_is_that_of_the_mean():
+    curves = [[0.5, 0.7, 0.6], [0.5, 0.7, 0.7]]
+    assert never_falls(curves, 0.06) and not never_falls(curves, 0.04)
+
+
+def test_hidden_layers_of_the_plain_network_are_named_by_their_place():
+    net = dense_chain(width=8, layers=3)
+    assert net(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
+    assert [k for k,o in net.named_children() if 'linear' in dict(o.named_children())] == ['1', '2', '3']
+
 # ---- pcs: blocks ----
 
 @pytest.mark.parametrize('way, low, high', [('plain', 0, 1e-4), ('sum', 0.1, 10), ('concatenation', 0.1, 100)])
@@ -926,6 +955,12 @@ def test_disagreement_is_a_mean_over_pairs():
     assert disagreement(torch.stack([same, same])) == 0
     assert disagreement(torch.stack([same, other])) == 0.25
     assert disagreement(torch.stack([same, same, other])) == pytest.approx(0.5/3)
+
+
+def test_lead_takes_the_seeds_that_both_have():
+    rows = [dict(variant=v, seed=s, figures=dict(ece=e)) for v,s,e in (('one', 1, 0.5), ('one', 2, 0.7), ('five', 2, 0.4))]
+    assert lead(rc.Results(rows), ('one', 'ece'), ('five', 'ece')).values == pytest.approx((0.3,))
+    with pytest.raises(KeyError): lead(rc.Results(rows), ('one', 'ece'), ('five', 'loss'))
 
 
 def test_ensembles_are_drawn_before_and_after_the_first_seed():

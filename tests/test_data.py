@@ -1,10 +1,12 @@
 "The data room: catalogue, downloads, folders, samples, transforms, loaders; faults and equalities that don't belong in a lesson"
-import errno, gzip, hashlib, io, itertools, json, os, pickle, re, runpy, stat, subprocess, sys, tarfile, threading, time, warnings, zipfile
-from contextlib import contextmanager
+import errno, gzip, hashlib, io, itertools, json, os, pickle, re, runpy, shutil, stat, subprocess, sys, tarfile, threading, time, warnings
+import zipfile
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import matplotlib
 import numpy as np
@@ -24,19 +26,21 @@ from fastai.vision.data import ImageBlock
 from fasttransform import Pipeline
 from PIL import Image, ImageOps, features
 
-from dlcourse.core import CourseError, notice, seed_all
-from dlcourse.data import download as download_module, sources
+from dlcourse.core import CourseError, lock_for, notice, seed_all
+from dlcourse.data import decoding, download as download_module, sources
 from dlcourse.names import to_disk
 from dlcourse.data.arrays import Examples, as_examples
 from dlcourse.data.blocks import block_for, dls_for
 from dlcourse.data.catalogue import Source, catalogue
 from dlcourse.data.check import check
+from dlcourse.data.decoded import clear_decoded, decoded_folder, decoded_for, decoded_sets, is_whole
 from dlcourse.data.download import Remote, download, unpack
 from dlcourse.data.explore import channel_stats, class_distribution, show_classes
 from dlcourse.data.folders import image_files, load_folder
 from dlcourse.data.pictures import as_viewed, open_picture, picture_shape
 from dlcourse.data.reading import read_images
 from dlcourse.data.loader import MemoryDL
+from dlcourse.data.mapped import FolderStore, MappedStore
 from dlcourse.data.core_sets import covering_radius, diverse, herding, k_center
 from dlcourse.data.sampling import (as_labels, choose_classes, class_counts, class_number, class_weights, imbalance, imbalance_counts,
     label_noise, long_tail, n_per_class, oversample, pick, renumber, share_out, stratified_split, valid_counts)
@@ -1662,10 +1666,117 @@ def test_files_and_memory_hold_the_same_images(photos):
     assert torch.allclose(xa, xb.as_subclass(torch.Tensor), atol=0.02)
 
 
-def test_folder_too_large_for_memory_says_so(photos, capsys, monkeypatch):
+@pytest.fixture
+def decoded_home(tmp_path_factory, monkeypatch):
+    "A folder of its own for decoded images, in chunks of four of `photos`"
+    monkeypatch.setenv('DLCOURSE_CACHE', str(tmp_path_factory.mktemp('home')))
+    monkeypatch.setattr('dlcourse.data.decoded.chunk_bytes', 4*3*12*16)
+
+
+PARTS3 = 'train', 'valid', 'test'
+
+
+def all_batches(dls): return [o for dl in dls.loaders for b in dl for o in b]
+
+
+def test_folder_too_large_for_memory_is_decoded_once(photos, decoded_home, capsys, monkeypatch):
+    held = dls_for(photos, bs=4)
     monkeypatch.setattr('dlcourse.data.blocks.memory_limit', 1000)
+    dls = dls_for(photos, bs=4)
+    assert isinstance(dls.train, MemoryDL) and isinstance(dls.train.store, FolderStore) and 'decoded once' in capsys.readouterr().out
+    for _ in range(2): assert all(torch.equal(a, b) for a,b in zip(all_batches(held), all_batches(dls), strict=True))
+    assert check(dls).equals(check(held)) and [held.labels(o).tolist() for o in PARTS3] == [dls.labels(o).tolist() for o in PARTS3]
+    assert type(dls_for(photos, bs=4, item_tfms=lambda o: o).train) is TfmdDL
+    assert type(dls_for(photos, bs=4, mapped=False).train) is TfmdDL and 'stay in files' in capsys.readouterr().out
+    fails('not both', dls_for, photos, mapped=True, in_memory=True)
+
+
+def test_one_file_serves_every_selection_and_item_transform(photos, decoded_home):
+    (photos/'train').mkdir()
+    for o in ('bright', 'dark'): (photos/o).rename(photos/'train'/o)
+    for kw in (dict(n_per_class=5), dict(valid=[3, 1, 30]), dict(classes=['dark', 'bright']), dict(oversample=True, imbalance=[8, 4]),
+               dict(item_tfms=lambda o: o)):
+        a, b = (dls_for(photos, bs=2, **{k: True}, **kw) for k in ('mapped', 'in_memory'))
+        assert type(a.train) is type(b.train) and all(torch.equal(*map(torch.as_tensor, o)) for o in zip(all_batches(a), all_batches(b)))
+    assert len(decoded_sets()) == 1
+
+
+def test_decoding_goes_on_where_it_was_interrupted(photos, decoded_home, monkeypatch):
+    files, asked, real = image_files(photos).files, [], decoding._decode_chunk
+    def interrupted(f, start, *args):
+        asked.append(start)
+        if len(asked) == 6: raise KeyboardInterrupt
+        return real(f, start, *args)
+    monkeypatch.setattr(decoding, '_decode_chunk', interrupted)
+    with pytest.raises(KeyboardInterrupt): decoding.decode(photos, files, (3, 12, 16), processes=1)
+    o = decoded_for(photos, decoding.origin_of(photos, files, (3, 12, 16)), (40, 3, 12, 16))
+    assert decoded_sets().done.tolist() == ['50%'] and not is_whole(o)
+    with open(o.path, 'r+b') as f: f.seek(asked[2] + 5); f.write(b'oops')
+    with open(o.marks_file, 'ab') as f: f.write(b'torn')
+    again = decoding.decode(photos, files, (3, 12, 16), processes=1)
+    assert sorted(asked[6:]) == sorted(asked[2:3] + [128 + k*2304 for k in range(5, 10)]) and is_whole(again)
+    assert np.array_equal(np.load(again.path), read_images(files)) and not o.marks_file.exists()
+
+
+@pytest.mark.parametrize('change', ['touch', 'more', 'fewer', 'size', 'note', 'short', 'head'])
+def test_what_changed_is_decoded_anew(photos, decoded_home, change):
+    files = image_files(photos).files
+    o, one = decoding.decode(photos, files, (3, 12, 16)), files[0]
+    if change == 'touch': os.utime(one, ns=(0, 0))
+    if change == 'size': Image.new('RGB', (16, 12)).save(one)
+    if change == 'more': shutil.copy(one, one.with_name('more.png'))
+    if change == 'fewer': one.unlink()
+    if change == 'note': o.note_file.write_text('{')
+    if change == 'short': os.truncate(o.path, 1000)
+    if change == 'head': o.path.write_bytes(b'x'*128 + o.path.read_bytes()[128:])
+    files = image_files(photos).files
+    again = decoding.decode(photos, files, (3, 12, 16))
+    assert again.path == o.path and np.array_equal(np.load(again.path), read_images(files)) and len(decoded_sets()) == 1
+    assert decoding.decode(photos, files, (3, 12, 16)) == again
+    assert (o.origin == again.origin) == (change in ('note', 'short', 'head'))
+
+
+def test_processes_decode_the_same_bytes_and_name_all_faults(photos, decoded_home):
+    (photos/'dark'/'07.png').write_bytes(b'')
+    (photos/'bright'/'19.png').write_bytes(b'no picture')
+    files = image_files(photos).files
+    fails("2 of 40 files can't be read", decoding.decode, photos, files, (3, 12, 16), processes=2)
+    for o in ('dark/07.png', 'bright/19.png'): Image.new('RGB', (30, 20), 'red').save(photos/o)
+    assert np.array_equal(np.load(decoding.decode(photos, files, (3, 12, 16), processes=2).path), read_images(files, (12, 16), 3))
+
+
+def test_a_disk_without_room(photos, decoded_home, capsys, monkeypatch):
+    monkeypatch.setattr('dlcourse.data.blocks.memory_limit', 1000)
+    monkeypatch.setattr('shutil.disk_usage', lambda o: SimpleNamespace(free=5000))
     assert type(dls_for(photos, bs=4).train) is TfmdDL
-    assert 'stay in files' in capsys.readouterr().out
+    assert 'stay in files, which is slow' in capsys.readouterr().out
+    fails('0.0 GB free, and 40 images of 3×12×16 take 0.0 GB', dls_for, photos, mapped=True)
+
+
+def test_decoded_images_travel_by_name_and_are_cleared(photos, decoded_home, tmp_path_factory):
+    dls = dls_for(photos, bs=4, mapped=True)
+    data = pickle.dumps(dls.train.store)
+    assert len(data) < 10_000 and torch.equal(pickle.loads(data).parts[0][0], dls.train.store.parts[0][0])
+    learn = learner_for('mlp', dls)
+    with learn.quiet(): learn.fit(1)
+    learn.export(file := tmp_path_factory.mktemp('learn')/'learn.pkl')
+    name = decoded_sets().index[0]
+    with lock_for(decoded_folder()/f'{name}.npy'): fails('is being made by another process', clear_decoded)
+    assert clear_decoded([name]) == 128 + 40*3*12*16 and not len(decoded_sets())
+    fails('no decoded images', clear_decoded, [name])
+    fails('are gone or damaged', pickle.loads, data)
+    assert dls.one_batch()[0].shape == (4, 3, 12, 16) and load_learner(file).predict(photos/'dark'/'00.png')[0] in ('bright', 'dark')
+
+
+@pytest.mark.parametrize('axes', [(0, 1, 2, 3), (0, 2, 3, 1)])
+def test_mapped_arrays_of_any_layout_stay_on_disk(tmp_path, axes):
+    x = np.random.default_rng(0).integers(0, 256, (40, 3, 8, 9), dtype=np.uint8)
+    np.save(tmp_path/'x.npy', x.transpose(axes))
+    a, b = (dls_for((o, np.arange(40) % 2), bs=4) for o in (np.load(tmp_path/'x.npy', mmap_mode='r'), x))
+    assert type(a.train.store) is MappedStore and all(torch.equal(*o) for o in zip(all_batches(a), all_batches(b)))
+    with open('/proc/self/maps') if os.path.exists('/proc/self/maps') else nullcontext([]) as f:
+        places = [tuple(int(n, 16) for n in o.split()[0].split('-')) for o in f if str(tmp_path) in o]
+    assert not places or any(lo <= a.train.store.parts[0][0].data_ptr() < hi for lo,hi in places)
 
 
 def test_grey_beside_colour_in_files(photos):

@@ -145,6 +145,8 @@ VISIBLE = [Path(o) for o in '''
     course/pcs/04_core_sets.ipynb
     course/pcs/07_graphs.ipynb
     course/pcs/13_similarity.ipynb
+    course/pcs/14_layers.ipynb
+    course/pcs/14a_plane.ipynb
     course/pcs/05_projections.ipynb
     course/pcs/01_leak.ipynb
     course/pcs/02_feature_space.ipynb

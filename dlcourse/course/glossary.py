@@ -49,6 +49,7 @@ expectation | expectativa | Sentence, written before a run, that says what will 
 feature | atributo, característica | A number that describes an example, measured or computed by a layer. | insight/07_embedding
 feature map | mapa de características | The output of one channel of a convolution, laid out like the image. | insight/06_explain
 fine-tuning | ajuste fino | Trains a network further that was trained on other data before. | course/tp1/02_eurosat
+Fisher ratio | razão de Fisher | Scatter between the classes divided by the scatter within them. | course/pcs/14_layers
 frozen | congelado | Not changed by the training, said of parameters. | course/tp1/02_eurosat
 generalisation | generalização | Being right on examples that were not used for training. | report/03_tables
 global average pooling | pooling global pela média | Replaces each feature map by its mean. | models/04_nets
@@ -79,6 +80,7 @@ over-fitting | sobreajuste | The training loss falls while the loss on other exa
 over-parameterised | superparametrizado | With more parameters than training examples. | course/pcs/06_random_labels
 parameter | parâmetro | A number of the network that the training changes. | models/02_mlp
 path | caminho | Edges of a graph that lead one after the other from a vertex to another. | insight/14_graphs
+perplexity | perplexidade | In t-SNE, the number of neighbours that each point has in effect. | course/pcs/14a_plane
 precision | precisão | Of the examples predicted as a class, the fraction that belongs to it. | insight/02_evaluation
 pretrained | pré-treinado | With weights from an earlier training on other data. | course/tp1/02_eurosat
 probability | probabilidade | Number from 0 to 1 that the network gives to each class. | training/01_losses
@@ -90,6 +92,7 @@ residual block | bloco residual | Adds what it computes to its input. | insight/
 residual network | rede residual | Network of blocks that add to their input. | insight/11_lesions
 reliability diagram | diagrama de confiabilidade | Accuracy against confidence; on the diagonal if calibrated. | insight/13_calibration
 robustness | robustez | How little the answers suffer when weights or images are changed. | insight/10_robustness
+silhouette | silhueta | How much nearer an example is to its own class than to the next one, from −1 to 1. | course/pcs/14_layers
 skip connection | conexão de salto | Carries a value past one or more layers. | insight/12_landscape
 snapshot ensemble | conjunto de snapshots | Networks kept from several cycles of one training answer together. | course/pcs/16_ensembles
 softmax | softmax | Turns scores into probabilities that add up to 1. | insight/01a_outputs

@@ -21,16 +21,19 @@ from fasttransform import Transform
 from torch import Tensor
 from ..core import CourseError, notice
 from .arrays import Examples, as_examples, shape_text
+from .decoded import decoded_for, lacks_room
+from .decoding import decode
 from .explore import channel_stats
 from .folders import image_files, with_test
 from .loader import ExampleSets, MemoryDL
+from .mapped import FolderStore, MappedStore
 from .reading import as_size, common_shape, read_images
 from .sampling import oversample as repeated, renumber
 from .selection import Selection
 from .sources import find_folder, load
 from .stores import FileStore, GetImage, GetLabel, MemoryStore, Rows, TensorRow
 from .transforms import AtSize, CropFlip
-from .containers import is_array
+from .containers import is_array, is_mapped
 
 # %% ../../nbs/data/12_blocks.ipynb #9c3249cc
 from ..values.door import check_calls
@@ -65,7 +68,7 @@ class Standardize(Transform):
 # %% ../../nbs/data/12_blocks.ipynb #4e5057ef
 def _normalizer(x):
     "Choose the transform that normalises examples like `x`"
-    if x.ndim == 2:
+    if isinstance(x, Tensor) and x.ndim == 2:
         is_constant = x.amin(0) == x.amax(0)
         std = x.std(0, unbiased=False).clamp_min(1e-7)
         return Standardize(x.mean(0).where(~is_constant, x[0]), std.where(~is_constant, torch.ones(())))
@@ -73,7 +76,7 @@ def _normalizer(x):
     return Normalize.from_stats([float(o) for o in mean], [max(float(o), 1e-3) for o in std])
 
 # %% ../../nbs/data/12_blocks.ipynb #19e708af
-memory_limit = 2 * 2**30 # bytes of pixels above which a folder's images stay in files
+memory_limit = 2 * 2**30 # bytes of pixels above which a folder's images are decoded into a mapped file
 
 # %% ../../nbs/data/12_blocks.ipynb #a5097665
 @dataclass
@@ -103,7 +106,7 @@ def _resized(x, size, chunk=1024):
     return torch.cat([scale(o) for o in x.split(chunk)])
 
 # %% ../../nbs/data/12_blocks.ipynb #79e10266
-def _from_examples(ex, size, channels):
+def _from_examples(ex, size, channels, kind=MemoryStore):
     "`Prepared` data of examples, with the size and channels asked for"
     x, x_test, tfms = ex.x, ex.x_test, []
     if x.ndim == 2 and (size, channels) != (None, None):
@@ -116,44 +119,63 @@ def _from_examples(ex, size, channels):
         if x_test.shape[1:] != x.shape[1:] and len(x_test) and not tfms:
             raise CourseError(f'x_test must have the shape of x, {shape_text(x.shape[1:])}, got {shape_text(x_test.shape[1:])}: '
                               'pass size= or channels= to make them alike')
-    store = MemoryStore(x, ex.y, x_test, ex.y_test, ex.scale, ex.features)
+    store = kind(x, ex.y, x_test, ex.y_test, ex.scale, ex.features)
     y, y_test, valid = (None if o is None else np.asarray(o) for o in (ex.y, ex.y_test, ex.valid))
     return Prepared(ex.name, store, y, y_test, ex.vocab, valid, tfms)
 
 # %% ../../nbs/data/12_blocks.ipynb #fcbc0527
-def _fits(path, n, shape):
-    "Whether `n` images of `shape` fit into memory; says so if they don't"
-    if n*math.prod(shape) <= memory_limit: return True
-    print(f'{path}: {n:,} images of {shape[1]}×{shape[2]} stay in files, since in memory they would take '
-          f'more than {memory_limit/2**30:.0f} GB')
-    return False
+def _where(n, shape, in_memory, mapped, item_tfms):
+    "Where the images of a folder are kept: in 'memory', in a 'mapped' file, or in their 'files'"
+    if in_memory and mapped: raise CourseError('in_memory=True holds images in memory, mapped=True in a file: pass one, not both')
+    if in_memory or in_memory is None and not mapped and n*math.prod(shape) <= memory_limit: return 'memory'
+    is_free = mapped is None and in_memory is None and not listify(item_tfms)
+    return 'mapped' if mapped or is_free else 'files'
+
+# %% ../../nbs/data/12_blocks.ipynb #a61245de
+def _may_map(name, path, n, shape, mapped):
+    "Whether images that don't fit into memory are decoded into a file; says what is done, and why"
+    what = f'{name}: {n:,} images of {shape_text(shape)} take {n*math.prod(shape)/1e9:.1f} GB'
+    why = '' if mapped else lacks_room(decoded_for(path, '', (n, *shape)))
+    if why: notice(f'{what}, and stay in files, which is slow: {why}')
+    elif not mapped: notice(f'{what}: they are decoded once into a file (`dlcourse data cache` lists it); '
+                            'with mapped=False they stay in files')
+    return not why
+
+# %% ../../nbs/data/12_blocks.ipynb #a265b6c0
+def _store_for(path, found, order, n, shape, where):
+    "The store of a folder's images in this order, `n` of them to learn from"
+    if where == 'mapped': return FolderStore(decode(path, found.files, shape), found.files, order, n)
+    files = found.files.take(order)
+    if where == 'files': return FileStore(files, n, shape)
+    x = read_images(files, shape[1:], shape[0])
+    return MemoryStore(x[:n], torch.zeros(n), *((x[n:], torch.zeros(len(x) - n)) if n < len(x) else ()))
 
 # %% ../../nbs/data/12_blocks.ipynb #425d04b7
-def _from_folder(path, size, channels, in_memory, keep_test):
+def _from_folder(path, size, channels, keep_test, in_memory, mapped, item_tfms):
     "`Prepared` data of a folder of class folders"
     found = with_test(image_files(path)) if keep_test else image_files(path)
     name = path.absolute().name
     if found.note: notice(f'{name}: {found.note}')
-    (f, y), (fv, yv), (ft, yt) = map(found.subset, ('train', 'valid', 'test'))
-    files, n, shape = [*f, *fv, *ft], len(f) + len(fv), common_shape(name, found.files, size, channels)
-    if in_memory is None: in_memory = _fits(path, len(files), shape)
-    if in_memory:
-        x = read_images(files, shape[1:], shape[0])
-        store = MemoryStore(x[:n], torch.zeros(n), *((x[n:], torch.zeros(len(ft))) if ft else ()))
-    else: store = FileStore(files, n, shape)
-    valid = np.arange(len(f), n) if fv else None
-    return Prepared(name, store, np.concatenate([y, yv]), yt, found.vocab, valid)
+    train, valid, test = (np.flatnonzero(found.part == o) for o in ('train', 'valid', 'test'))
+    order, n, shape = np.concatenate([train, valid, test]), len(train) + len(valid), common_shape(name, found.files, size, channels)
+    where = _where(len(order), shape, in_memory, mapped, item_tfms)
+    if where == 'mapped' and not _may_map(name, path, len(order), shape, mapped): where = 'files'
+    elif where == 'files' and in_memory is None: notice(f'{name}: {len(order):,} images of {shape_text(shape)} stay in files')
+    y = found.y[order]
+    return Prepared(name, _store_for(path, found, order, n, shape, where), y[:n], y[n:], found.vocab,
+                    np.arange(len(train), n) if len(valid) else None)
 
 # %% ../../nbs/data/12_blocks.ipynb #6cedd97f
-def _prepare(data, size, channels, in_memory, path, download, keep_test=True):
+def _prepare(data, size, channels, path, download, **folder_args):
     "`Prepared` data of a name, a folder, arrays or `Examples`"
     if isinstance(data, (str, Path)):
         folder = find_folder(data)
-        if folder: return _from_folder(folder, size, channels, in_memory, keep_test)
+        if folder: return _from_folder(folder, size, channels, **folder_args)
         data = load(str(data), path=path, download=download)
     if not isinstance(data, (tuple, list, Examples)) and not is_array(data):
         raise CourseError(f'data must be a name, a folder, arrays (x, y) or Examples, got {type(data).__name__}')
-    return _from_examples(as_examples(data), size, channels)
+    kind = MappedStore if isinstance(data, (tuple, list)) and any(map(is_mapped, data)) else MemoryStore
+    return _from_examples(as_examples(data), size, channels, kind)
 
 # %% ../../nbs/data/12_blocks.ipynb #01d556eb
 def _augmented(augment, shape):
@@ -250,12 +272,14 @@ def block_for(
     batch_tfms=None, # Further batch transforms
     normalize=True, # Subtract the mean and divide by the standard deviation of the training images
     in_memory:bool=None, # Hold a folder's images in memory; by default if they take less than 2 GB
+    mapped:bool=None, # Decode a folder's images once into a mapped file; by default if they don't fit in memory and have no item transforms
     path=None, # Data folder to look and download in; by default `$DLCOURSE_DATA`, then fastai's
     download:bool=True, # Download a data set that is missing
     seed:int=42, # Seed of the selection
 )->ExampleBlock: # A `DataBlock`; `dataloaders()` builds from it
     "Make the `DataBlock` of any data; raises `CourseError` if the data is missing or an argument doesn't fit"
-    given = _prepare(data, size, channels, in_memory, path, download, keep_test=valid is None or np.isscalar(valid))
+    given = _prepare(data, size, channels, path, download, keep_test=valid is None or np.isscalar(valid), in_memory=in_memory,
+                     mapped=mapped, item_tfms=item_tfms)
     sel = _select(given, Selection(classes, n_per_class, imbalance, label_noise, _validation(valid, given.valid), seed), valid is None)
     if oversample: sel = replace(sel, train_idx=repeated(sel.y, sel.train_idx, seed))
     y_test, test = _test_rows(sel, given.y_test, given.vocab)

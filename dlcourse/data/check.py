@@ -15,6 +15,7 @@ from fastai.torch_core import to_device
 from fasttransform.cast import retain_types
 from torch import Tensor
 from ..core import CourseError
+from .mapped import FolderStore
 from .stores import FileStore, store_of
 
 # %% ../../nbs/data/13_check.ipynb #eb1c9453
@@ -52,7 +53,7 @@ def _check_item(dl, i, steps=None):
 def _file_of(dl, item):
     "The file or row of `item`, for the message of an error"
     store = store_of(dl)
-    if isinstance(store, FileStore) and isinstance(item, Integral): return store.files[item]
+    if isinstance(store, FileStore | FolderStore) and isinstance(item, Integral): return store.file(item)
     return f'row {item}' if store else item
 
 # %% ../../nbs/data/13_check.ipynb #fea34dc9

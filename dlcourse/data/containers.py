@@ -6,7 +6,7 @@ Docs: https://dlcourse.github.io/dlcourse/data/containers.html.md"""
 
 # %% auto #0
 __all__ = ['is_array', 'values_of', 'tensor_values', 'column_values', 'table_values', 'list_values', 'image_values',
-           'masked_values', 'as_array', 'to_tensor', 'kind_text', 'check_finite']
+           'masked_values', 'as_array', 'is_mapped', 'to_tensor', 'kind_text', 'check_finite']
 
 # %% ../../nbs/data/00_containers.ipynb #e95734e9
 import warnings
@@ -164,12 +164,19 @@ def as_array(
         raise CourseError(f"{name} must be an array of equal rows, got what cannot be one: {' '.join(str(e).split())[:150]}") from e
 
 # %% ../../nbs/data/00_containers.ipynb #60ef395e
+def is_mapped(
+    o, # Anything
+)->bool:
+    "Whether an array is a mapped file, or a part or view of one"
+    while isinstance(o, np.ndarray) and not isinstance(o, np.memmap): o = o.base
+    return isinstance(o, np.memmap)
+
 def to_tensor(
     a:np.ndarray, # Numbers, in this machine's byte order
-)->Tensor: # Contiguous; shares the memory of `a` where that is possible
+)->Tensor: # Contiguous, but for views of a mapped file; shares the memory of `a` where that is possible
     "A NumPy array as a tensor, also one that is read-only or runs backwards"
-    is_mapped = isinstance(a, np.memmap) or isinstance(a.base, np.memmap)
-    if not a.flags.c_contiguous or not (a.flags.writeable or is_mapped): a = np.array(a, order='C')
+    is_view = is_mapped(a) and min(a.strides, default=0) >= 0
+    if not is_view and not (a.flags.c_contiguous and a.flags.writeable): a = np.array(a, order='C')
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', 'The given NumPy array is not writable')
         return torch.from_numpy(a)

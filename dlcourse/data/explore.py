@@ -8,6 +8,7 @@ Docs: https://dlcourse.github.io/dlcourse/data/explore.html.md"""
 __all__ = ['as_labelled', 'show_classes', 'class_distribution', 'plot_class_distribution', 'channel_stats']
 
 # %% ../../nbs/data/05_explore.ipynb #f28c105d
+from collections.abc import Iterator
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
 from ..core import CourseError
 from ..names import plot_text
@@ -81,19 +82,21 @@ def plot_class_distribution(
     return ax
 
 # %% ../../nbs/data/05_explore.ipynb #52cae703
-def _counts(x):
-    "Count each value 0..255 in each channel of uint8 `x`, (C, 256)"
+def _counts(parts):
+    "Count each value 0..255 in each channel of uint8 images, which come in parts, (C, 256)"
     def count(part): return torch.stack([c.reshape(-1).bincount(minlength=256) for c in part.unbind(1)])
-    return sum(count(part) for part in x.split(1000))
+    return sum(map(count, parts))
 
 # %% ../../nbs/data/05_explore.ipynb #7303f904
 def channel_stats(
-    x, # Images (N, C, H, W): `uint8` from 0 to 255, or floats
+    x, # Images (N, C, H, W): `uint8` from 0 to 255, or floats; or an iterator over parts of `uint8` images, if they don't fit into memory
 )->tuple: # Mean and standard deviation of each channel, two `float32` (C,) on the scale 0 to 1 for `uint8`
     "Exact mean and (population) standard deviation of each channel"
-    x = torch.as_tensor(x)
-    if x.dtype != torch.uint8: return x.double().mean((0, 2, 3)).float(), x.double().std((0, 2, 3), correction=0).float()
-    values, counts = torch.arange(256.).double()/255, _counts(x).cpu().double()
+    x = x if isinstance(x, Iterator) else torch.as_tensor(x)
+    if not isinstance(x, Iterator) and x.dtype != torch.uint8:
+        return x.double().mean((0, 2, 3)).float(), x.double().std((0, 2, 3), correction=0).float()
+    parts = x if isinstance(x, Iterator) else x.split(1000)
+    values, counts = torch.arange(256.).double()/255, _counts(parts).cpu().double()
     total = counts.sum(1)
     mean = counts@values/total
     variance = (counts*(values - mean[:,None])**2).sum(1)/total

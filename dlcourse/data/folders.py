@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np, torch
 from ..core import CourseError, notice
 from .arrays import Examples, holdout
-from .layout import LeftOut, class_folders, entries, find_parts, is_picture, part_name, pictures_below, folder_name
+from .layout import (LeftOut, Paths, class_folders, entries, find_parts, folder_name, is_picture, looked_once, part_name,
+                                  pictures_below)
 from .pictures import image_suffixes
 from .reading import common_shape, read_images
 
@@ -26,7 +27,7 @@ from ..values.door import check_calls
 @dataclass(repr=False)
 class ImageFiles:
     "The image files of a folder of class folders, with their labels"
-    files:list # Paths, sorted within each part
+    files:Paths # Sorted within each part
     y:np.ndarray # Class number of each file, int64 (N,)
     vocab:list # Class names: the names of the class folders, sorted
     part:np.ndarray # 'train', 'valid' or 'test' for each file, (N,)
@@ -37,7 +38,7 @@ class ImageFiles:
     )->tuple: # The files of that part, and their class numbers
         "Files and labels of one part"
         rows = np.flatnonzero(self.part == part)
-        return [self.files[i] for i in rows], self.y[rows]
+        return self.files.take(rows), self.y[rows]
 
     def __repr__(self):
         sizes = ', '.join(f'{(self.part == o).sum():,} {o}' for o in ('train', 'valid', 'test') if o in self.part)
@@ -48,7 +49,7 @@ def _by_class(folder, left):
     "Class folders in `folder` by class name; names that differ only in how an accent is written are one"
     found, (folders, files) = defaultdict(list), entries(folder, left)
     for o in folders: found[folder_name(o)].append(o)
-    for o in files: left.add('images outside of class folders' if is_picture(o) else 'files outside of class folders', o.name)
+    for o in files: left.add('images outside of class folders' if is_picture(o) else 'files outside of class folders', o)
     return dict(sorted(found.items()))
 
 # %% ../../nbs/data/03_folders.ipynb #fbb9a036
@@ -65,7 +66,7 @@ def match_class(
 # %% ../../nbs/data/03_folders.ipynb #b06de062
 def _class_files(folders, left, above):
     "The images of one class"
-    found = sorted(f for o in folders for f in pictures_below(o, left, above))
+    found = [f for o in sorted(folders) for f in pictures_below(o, left, above).texts]
     if found: return found
     raise CourseError(f'the class folder {folders[0]} holds no image: remove it, or put files in it ({", ".join(sorted(image_suffixes))})')
 
@@ -82,25 +83,39 @@ def _say_choices(root, parts, classes):
         notice(f'{name}: the classes are {", ".join(classes)}; the folders within them ({", ".join(min(inner))}) are not told apart')
 
 # %% ../../nbs/data/03_folders.ipynb #c61eeb20
+def _list_classes(root, parts, classes, left):
+    "All files, their class numbers and parts"
+    first, (files, y, part) = parts[0][1], ([], [], [])
+    vocab = list(classes[first])
+    for name_of_part,folder in parts:
+        for name,folders in classes[folder].items():
+            known = match_class(name, vocab)
+            if known is None: raise CourseError(f'{folders[0]} is a class that {first} does not have')
+            found = _class_files(folders, left, (root, folder))
+            files += found
+            y.append(np.full(len(found), vocab.index(known)))
+            part.append(np.full(len(found), name_of_part))
+    return Paths(files), np.concatenate(y), np.concatenate(part)
+
+# %% ../../nbs/data/03_folders.ipynb #029737ed
 def image_files(
     path, # A folder of class folders, or one with `train` and maybe `valid` and `test` that have class folders
 )->ImageFiles: # Sorted, so the same folder gives the same order everywhere
     "List the images of a folder; raises `CourseError` for fewer than two classes, an empty class and an unknown class"
-    root, left, rows = Path(path).expanduser(), LeftOut(), []
+    with looked_once(): return _image_files(Path(path).expanduser(), LeftOut())
+
+# %% ../../nbs/data/03_folders.ipynb #0e63e48e
+def _image_files(root, left):
+    "The images below `root`; counts what is left out"
     parts = find_parts(root, left)
     classes = {folder: _by_class(folder, left) for _,folder in parts}
     first = parts[0][1]
     vocab = list(classes[first])
     if len(vocab) < 2: raise CourseError(f'{first} has {len(vocab)} class folders ({", ".join(vocab)}): at least two are needed')
-    for part,folder in parts:
-        for name,folders in classes[folder].items():
-            known = match_class(name, vocab)
-            if known is None: raise CourseError(f'{folders[0]} is a class that {first} does not have')
-            rows += [(o, vocab.index(known), part) for o in _class_files(folders, left, (root, folder))]
+    files, y, part = _list_classes(root, parts, classes, left)
     _say_choices(root, parts, classes[first])
     left.say(root.absolute().name)
-    files, y, part = zip(*rows)
-    return ImageFiles(list(files), np.array(y), vocab, np.array(part))
+    return ImageFiles(files, y, vocab, part)
 
 # %% ../../nbs/data/03_folders.ipynb #47e5b7ca
 def with_test(

@@ -65,8 +65,10 @@ class MemoryDL(TfmdDL):
         self.randomize()
         self.before_iter()
         tensors, steps = self._tensors(), self._steps()
+        is_far = self.device is not None and tensors[0].device != self.device # mapped images
         for rows in self._chunks(tensors.pop()):
             b = tuple(o.index_select(0, rows) for o in tensors)
+            if is_far: b = tuple(o.to(self.device) for o in b)
             for f in steps: b = f(b)
             yield b
         self.after_iter()

@@ -88,11 +88,11 @@ class FileStore:
     scale = features = None
 
     def __init__(self,
-        files, # Paths, training part first
+        files, # Paths, training part first: a list, or `Paths`
         n:int, # Number of files of the training part
         shape, # (C, H, W) of the images after reading
     ):
-        self.files, self.n, self.shape, self.y = list(files), n, tuple(shape), None
+        self.files, self.n, self.shape, self.y = files, n, tuple(shape), None
 
     def __len__(self): return len(self.files)
 
@@ -102,6 +102,7 @@ class FileStore:
         res.files, res.y, res.n = [], None, 0
         return res
 
+    def file(self, i): return self.files[i]
     def label(self, i): return self.y[i]
     def labels(self, rows): return self.y[rows]
     def image(self, i):

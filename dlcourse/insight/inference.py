@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from .. import __version__
 from ..core import CourseError, optional, whole_file, whole_folder
-from ..data import pictures
+from ..data.decoding import pictures_alone
 from ..data.transforms import AtSize
 from .outputs import class_probabilities, class_vocab, prediction_kind
 from .layers import check_layers, device_of, find_part, first_batch, in_order, kept_state
@@ -280,20 +280,12 @@ if __name__ == '__main__':
     if faults: sys.exit('; '.join(faults))
 '''
 
-# %% ../../nbs/insight/05_inference.ipynb #e582d0f6
-def _pictures_alone():
-    "The text of the module that reads pictures, without the rest of this package"
-    lines = Path(pictures.__file__).read_text(encoding='utf-8').splitlines()
-    alone = [o for o in lines if not o.startswith(('from ..', 'check_calls('))]
-    error = 'class CourseError(ValueError): "What is wrong with a file"'
-    return '\n'.join(alone).replace('import os, stat', f'{error}\n\nimport os, stat', 1)
-
 # %% ../../nbs/insight/05_inference.ipynb #ef87690f
 def _write_program(net, model, folder):
     "Everything that belongs into the folder"
     (folder/'settings.json').write_text(json.dumps(net.settings, indent=1), encoding='utf-8')
     (folder/'predict.py').write_text(_reader, encoding='utf-8')
-    (folder/'pictures.py').write_text(_pictures_alone(), encoding='utf-8')
+    (folder/'pictures.py').write_text(pictures_alone(), encoding='utf-8')
     save_file({k: v.detach().cpu().clone().contiguous() for k,v in model.state_dict().items()}, folder/'weights.safetensors')
     torch.export.save(_exported(torch.export.export, net), folder/'program.pt2')
 

@@ -36,6 +36,11 @@ def _bytes(t):
     flat = t.detach().cpu().contiguous().view(-1)
     return f'{tuple(t.shape)} {t.dtype} '.encode() + (flat.view(torch.uint8).numpy().tobytes() if len(flat) else b'')
 
+def _images(store, items):
+    "The images `items` of a store as bytes; of a mapped file, the hash of what they were made from"
+    x, _, rows = store.rows(items, torch.device('cpu'))
+    return _bytes(x[rows]) if getattr(store, 'origin', None) is None else f'{store.origin} {digest(_bytes(rows))}'.encode()
+
 # %% ../../nbs/training/03a_feature_files.ipynb #ceaff278
 def hash_of_weights(
     model, # A `TransferNet`
@@ -48,9 +53,7 @@ def hash_of_weights(
 def _pixels(dl):
     "Images behind `dl` as bytes, or their files with sizes and times, and how they are read"
     items, tls = dl.dataset.items, dl.dataset.tls
-    if isinstance(dl, MemoryDL):
-        x, _, rows = dl.store.rows(np.asarray(items), torch.device('cpu'))
-        return _bytes(x[rows])
+    if isinstance(dl, MemoryDL): return _images(dl.store, np.asarray(items))
     store = getattr(tls[0].tfms.fs[0], 'store', None)
     files = items if store is None else [store.files[i] for i in items]
     if not all(isinstance(o, (str, Path)) for o in files): return digest(*[_bytes(torch.as_tensor(np.asarray(o))) for o in tls[0]]).encode()
@@ -115,7 +118,8 @@ def table_origin(
 )->dict: # 'weights', 'images', 'transforms' -> hash
     "Hashes of everything that a table of features depends on"
     dl = dls.valid
-    images = digest(_bytes(rows), *[_bytes(x) for x,_ in dl.store.parts])
+    origin = getattr(dl.store, 'origin', None)
+    images = digest(_bytes(rows), *([_bytes(x) for x,_ in dl.store.parts] if origin is None else [origin]))
     return dict(weights=hash_of_weights(model), images=images, transforms=digest(_transforms(dl), described(list(views))))
 
 # %% ../../nbs/training/03a_feature_files.ipynb #cc394cc4

@@ -95,7 +95,7 @@ def first_difference(
         return k, was, now
 
 # %% ../../nbs/training/08a_run_files.ipynb #014bed4a
-_of_the_place = dict(data_args=('path', 'num_workers', 'in_memory', 'download'), model_args=('weights',),
+_of_the_place = dict(data_args=('path', 'num_workers', 'in_memory', 'mapped', 'download'), model_args=('weights',),
                      learner_args=('cache', 'path', 'model_dir'))
 
 def made_with(

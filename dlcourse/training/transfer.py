@@ -180,7 +180,7 @@ def _plain_batches(dls, rows):
         if not len(part): continue
         x, y, at = store.rows(part.numpy(), torch.device(dls.device))
         for o in at.split(32):
-            b = x[o], y[o]
+            b = x[o].to(dls.device), y[o].to(dls.device)
             for f in steps: b = f(b)
             yield b[0].as_subclass(torch.Tensor)
 
