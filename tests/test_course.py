@@ -22,7 +22,7 @@ from dlcourse.course.mba.boston import DecayRate, epochs_for, house_net
 from dlcourse.course.mba.losses import four, logistic_probabilities, points, truth
 from dlcourse.course.mba.optimisers import adam_rule, by_hand_and_torch, rank_correlation, sgd_rule
 from dlcourse.course.pcs import feature_space, graphs, leak, more_features, random_labels, surrogate as sur
-from dlcourse.course.pcs import critical_layers
+from dlcourse.course.pcs import batchnorm_only, critical_layers
 from dlcourse.course.pcs.blocks import first_over_last, gradient_by_block, residual_mlp, sigmoid_learner, sum_fails
 from dlcourse.course.pcs.ensembles import disagreement, draw_ensembles, lead
 from dlcourse.course.pcs.layers import dense_chain, drawn_accuracy, never_falls
@@ -310,7 +310,7 @@ def test_whole_numbers_are_written_out(tmp_path):
 SOME = {'mac-3c': ['NN 30', 'CNN 300'], 'mac-3d': ['NN stopped', 'CNN to the end'], 'mac-4a': ['NN clean', 'CNN noise'],
         'mac-4b': ['NN oversampling', 'CNN class weights', 'NN 2 classes'], 'mac-4d': ['CNN CIFAR-10', 'NN EuroSAT'],
         'mac-4f': ['CNN kernel size', 'NN optimiser'], 'mba-8': ['2', '32'], 'tp1-1.5': ['2'],
-        'pcs-4.5': ['perceptron', 'residual'],
+        'pcs-4.5': ['perceptron', 'residual'], 'pcs-5.3': ['none', 'norm', 'random'],
         'pcs-2.3': ['50% drawn again', 'clothes, 100% drawn again', 'random, dropout'], 'pcs-5.1': ['five', 'snapshots', 'longer'],
         'pcs-4.3': ['trained'], 'pcs-4.4': ['CNN', 'MLP untrained'], 'pcs-6.1': ['tSNE'],
         'pcs-7.1': ['1', '4'], 'pcs-7.2': ['plain deep', 'skips deep'],
@@ -996,6 +996,19 @@ def test_labels_drawn_again(share, right):
 def test_training_ends_once_all_labels_are_learned():
     found = random_labels.fit_figures(random_labels.fit_all(quick(''), few := random_labels.few_images('fashion_mini', 2, 1), 40), few)
     assert found['train_accuracy'] == 1 and found['epochs'] < 40 and 1 not in found['train_accuracy_by_epoch'][:-1]
+
+
+# ---- pcs-5.3: only the batch normalisations ----
+
+@pytest.mark.parametrize('what', ['norm', 'random', 'last', 'all'])
+def test_only_the_part_that_learns_moves(what):
+    dls = dls_for('fashion_mini', size=14, n_per_class=4, seed=1)
+    learn = learner_for('residual', dls, norm='batch', seed=1, wd=0., filters=(4,), blocks=1)
+    norms = sum(p.numel() for m in learn.model.modules() if isinstance(m, nn.BatchNorm2d) for p in m.parameters())
+    before, allowed = [p.clone() for p in learn.model.parameters()], batchnorm_only.train_part(learn, what, 1)
+    with learn.quiet(): learn.fit(2, 0.1)
+    moved = sum((p != q).sum().item() for p,q in zip(learn.model.parameters(), before))
+    assert 0 < moved <= allowed == dict(norm=norms, random=norms - 4, last=4*10 + 10, all=count_params(learn.model))[what]
 
 
 # ---- pcs-4.5: critical layers ----

@@ -113,7 +113,8 @@ def test_links_between_notebooks(nb):
 
 MODEL_CHAPTERS = [Path('course/tp1/01_cifar10.ipynb'), Path('course/mba/04_boston.ipynb'), Path('course/mac/05_perturbed.ipynb'),
                   Path('course/pcs/01_leak.ipynb'), Path('course/pcs/02_feature_space.ipynb'),
-                  Path('course/pcs/11_surrogate.ipynb'), Path('course/pcs/15_critical_layers.ipynb')]
+                  Path('course/pcs/11_surrogate.ipynb'), Path('course/pcs/15_critical_layers.ipynb'),
+                  Path('course/pcs/18_batchnorm_only.ipynb')]
 # Pages whose code a reader sees whole: a chapter that is finished gets a line here
 VISIBLE = [Path(o) for o in '''
     course/01_data.ipynb
@@ -156,6 +157,7 @@ VISIBLE = [Path(o) for o in '''
     course/pcs/10_loss.ipynb
     course/pcs/11_surrogate.ipynb
     course/pcs/15_critical_layers.ipynb
+    course/pcs/18_batchnorm_only.ipynb
     course/pcs/06_random_labels.ipynb
     course/pcs/16_ensembles.ipynb
 '''.split()]
