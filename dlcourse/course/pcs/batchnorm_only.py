@@ -49,8 +49,8 @@ def train_part(
     if what == 'random': return train_random(learn, seed)
     return train_only(learn, 'head' if what == 'last' else what)
 
-# %% ../../../nbs/course/pcs/18_batchnorm_only.ipynb #24432bca
-rates = dict(norm=0.05, random=0.05, last=0.05, all=0.01)
+# %% ../../../nbs/course/pcs/18_batchnorm_only.ipynb #e01d816e
+rates = dict(norm=0.2, random=0.8, last=0.2, all=0.03)
 
 # %% ../../../nbs/course/pcs/18_batchnorm_only.ipynb #f8125b5e
 sizes = {'': dict(filters=(8, 16, 32), blocks=2), 'deep': dict(filters=(8, 16, 32), blocks=4), 'wide': dict(filters=(16, 32, 64), blocks=2)}
