@@ -27,6 +27,7 @@ from dlcourse.course.pcs.blocks import first_over_last, gradient_by_block, resid
 from dlcourse.course.pcs.ensembles import disagreement, draw_ensembles, lead
 from dlcourse.course.pcs.layers import dense_chain, drawn_accuracy, never_falls
 from dlcourse.course.pcs.plane import neighbour_vote
+from dlcourse.course.pcs.lesions import decays_gradually, erase_blocks
 from dlcourse.course.pcs.projections import compare_layer, fitted_models, widths_of
 from dlcourse.course.records import differences_to
 from dlcourse.data.sources import load
@@ -927,6 +928,20 @@ def test_one_gradient_for_each_block():
 
 @pytest.mark.parametrize('cure, fails', [(None, True), ('projection', False), ('widths', False)])
 def test_the_sum_fails_without_a_cure(cure, fails): assert sum_fails(doubling_mlp(4, 3, cure=cure), torch.rand(2, 4)) == fails
+
+
+def test_erased_blocks_are_counted_and_leave_no_trace():
+    learn = learner_for('block_net', dls_for('digits', n_per_class=10, seed=1), blocks=2, filters=4, seed=1)
+    before = {k: v.clone() for k,v in learn.model.state_dict().items()}
+    found = erase_blocks(learn, sets=2, n=20, most=2)
+    assert len(found['without_each']) == len(found['by_number']) == 2 and 0 <= found['harmless'] <= 2
+    assert found['by_number'][0] == pytest.approx(found['mean_without_one'])
+    assert all(torch.equal(v, before[k]) for k,v in learn.model.state_dict().items())
+
+
+@pytest.mark.parametrize('by_number, gradual', [([0.6, 0.4], True), ([0.4, 0.3], False), ([0.8, 0.7], False)])
+def test_gradual_decay(by_number, gradual):
+    assert decays_gradually(dict(test_accuracy=[0.8, 0.8], by_number=[by_number, by_number])) == gradual
 
 
 def test_other_errors_are_not_taken_for_a_sum_that_fails():

@@ -61,7 +61,7 @@ pcs-7.1 | a block of six components, repeated | course/pcs/22_blocks models/04g_
 pcs-7.2 | the same with skip connections | course/pcs/22_blocks models/04g_skips
 pcs-7.3 | a residual sum of unequal shapes, mended | course/pcs/22_blocks models/04g_skips
 pcs-7.4 | every hidden layer joined to the output | course/pcs/22_blocks models/04g_skips
-pcs-7.5 | erasing residual blocks | insight/11_lesions
+pcs-7.5 | erasing residual blocks | course/pcs/23_lesions insight/11_lesions
 mba-1 | four losses on ten points | course/mba/01_losses
 mba-2 | how to choose a loss | course/mba/01_losses
 mba-3 | the loss of a freshly initialised network | course/mba/01_losses
