@@ -74,7 +74,8 @@ def decays_gradually(
 
 # %% ../../../nbs/course/pcs/23_lesions.ipynb #36fc6179
 lesion_expectations = {
-    'Whole, all three networks get more than 65 % of the test images right.': lambda r: all(o['test_accuracy'] > 0.65 for o in r.values()),
+    'Whole, all three networks get more than 65 % of the test images right.':
+        lambda r: min(r[o]['test_accuracy'] for o in ('residual', 'plain', 'residual, 12 blocks')) > 0.65,
     'Without one block, the plain network gets less than 25 % right (mean over the blocks).':
         lambda r: r['plain']['mean_without_one'] < 0.25,
     'Without one block, the residual network of six keeps more than 80 % of its accuracy (mean over the blocks).':
