@@ -151,11 +151,8 @@ VISIBLE = [Path(o) for o in '''
     course/pcs/01_leak.ipynb
     course/pcs/02_feature_space.ipynb
     course/pcs/22_blocks.ipynb
-<<<<<<< HEAD
     course/pcs/19_all_conv.ipynb
-=======
     course/pcs/23_lesions.ipynb
->>>>>>> ace394d (Chapter PCS 7.5: residual blocks erased, with a plain network as control; lesions takes several numbers of blocks at once)
     course/pcs/08_schedule.ipynb
     course/pcs/09_activation.ipynb
     course/pcs/10_loss.ipynb
