@@ -21,8 +21,7 @@ from dlcourse.course.mba.architectures import three_nets, ways
 from dlcourse.course.mba.boston import DecayRate, epochs_for, house_net
 from dlcourse.course.mba.losses import four, logistic_probabilities, points, truth
 from dlcourse.course.mba.optimisers import adam_rule, by_hand_and_torch, rank_correlation, sgd_rule
-from dlcourse.course.pcs import feature_space, graphs, leak, more_features, random_labels, surrogate as sur
-from dlcourse.course.pcs import all_conv
+from dlcourse.course.pcs import all_conv, feature_space, graphs, leak, more_features, neurons, random_labels, surrogate as sur
 from dlcourse.course.pcs.blocks import first_over_last, gradient_by_block, residual_mlp, sigmoid_learner, sum_fails
 from dlcourse.course.pcs.ensembles import disagreement, draw_ensembles, lead
 from dlcourse.course.pcs.layers import dense_chain, drawn_accuracy, never_falls
@@ -312,7 +311,7 @@ SOME = {'mac-3c': ['NN 30', 'CNN 300'], 'mac-3d': ['NN stopped', 'CNN to the end
         'mac-4b': ['NN oversampling', 'CNN class weights', 'NN 2 classes'], 'mac-4d': ['CNN CIFAR-10', 'NN EuroSAT'],
         'mac-4f': ['CNN kernel size', 'NN optimiser'], 'mba-8': ['2', '32'], 'tp1-1.5': ['2'],
         'pcs-2.3': ['50% drawn again', 'clothes, 100% drawn again', 'random, dropout'], 'pcs-5.1': ['five', 'snapshots', 'longer'],
-        'pcs-4.3': ['trained'], 'pcs-4.4': ['CNN', 'MLP untrained'], 'pcs-6.1': ['tSNE'],
+        'pcs-4.1': ['2 × 2048', '64 × 64'], 'pcs-4.3': ['trained'], 'pcs-4.4': ['CNN', 'MLP untrained'], 'pcs-6.1': ['tSNE'],
         'pcs-7.1': ['1', '4'], 'pcs-7.2': ['plain deep', 'skips deep'],
         'tp1-2.1': ['mobilenet_v2, scratch', 'squeezenet1_1, frozen', 'mobilenet_v2, fine-tuned'],
         'pcs-6.4': ['strides', 'Linear head', 'averaged'],
@@ -1039,3 +1038,12 @@ def test_labels_drawn_again(share, right):
 def test_training_ends_once_all_labels_are_learned():
     found = random_labels.fit_figures(random_labels.fit_all(quick(''), few := random_labels.few_images('fashion_mini', 2, 1), 40), few)
     assert found['train_accuracy'] == 1 and found['epochs'] < 40 and 1 not in found['train_accuracy_by_epoch'][:-1]
+
+
+@pytest.mark.parametrize('name', ['1 × 4096', '8 × 512', '64 × 64'])
+def test_counts_of_spread_neurons(name):
+    k, width = map(int, name.split(' × '))
+    found = neurons.costs_of(neurons.spreads[name])
+    weights = 784*width + (k - 1)*width**2 + 10*width
+    assert k*width == 4096 and found['parameters'] == weights + 4096 + 10 and found['flops'] == 2*weights
+    assert 4*found['parameters'] < found['bytes'] and found['one_low'] <= found['one_ms'] <= found['one_high']

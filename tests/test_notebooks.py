@@ -159,6 +159,7 @@ VISIBLE = [Path(o) for o in '''
     course/pcs/11_surrogate.ipynb
     course/pcs/06_random_labels.ipynb
     course/pcs/16_ensembles.ipynb
+    course/pcs/12_neurons.ipynb
 '''.split()]
 # Model chapters that are finished
 IN_FORM = [o for o in MODEL_CHAPTERS if o in VISIBLE and any(c.source.startswith('## Exercises') for c in read(o).cells)]

@@ -44,7 +44,7 @@ pcs-3.3 | a learning-rate schedule of our own | course/pcs/08_schedule training/
 pcs-3.4 | an activation of our own | course/pcs/09_activation models/00_activations
 pcs-3.5 | a loss of our own | course/pcs/10_loss training/01_losses
 pcs-3.6 | search over hyper-parameters, and predicted results | course/pcs/11_surrogate insight/08a_surrogate training/12_search
-pcs-4.1 | neurons spread over more layers: latency, storage | insight/03_cost
+pcs-4.1 | neurons spread over more layers: latency, storage | course/pcs/12_neurons insight/03_cost
 pcs-4.2 | similarity of representations | course/pcs/13_similarity insight/09_similarity insight/08a_alignment
 pcs-4.3 | several layers joined for a simple classifier | course/pcs/14_layers insight/07a_probes
 pcs-4.4 | how well each layer separates the classes | course/pcs/14_layers insight/07_embedding
