@@ -23,6 +23,7 @@ from dlcourse.course.mba.losses import four, logistic_probabilities, points, tru
 from dlcourse.course.mba.optimisers import adam_rule, by_hand_and_torch, rank_correlation, sgd_rule
 from dlcourse.course.pcs import all_conv, feature_space, graphs, leak, more_features, neurons, random_labels, surrogate as sur
 from dlcourse.course.pcs.blocks import first_over_last, gradient_by_block, residual_mlp, sigmoid_learner, sum_fails
+from dlcourse.course.pcs.critical_periods import draw_windows, falling, gap, kept, settings_of, variants as window_variants, windows
 from dlcourse.course.pcs.ensembles import disagreement, draw_ensembles, lead
 from dlcourse.course.pcs.layers import dense_chain, drawn_accuracy, never_falls
 from dlcourse.course.pcs.plane import neighbour_vote
@@ -312,6 +313,8 @@ SOME = {'mac-3c': ['NN 30', 'CNN 300'], 'mac-3d': ['NN stopped', 'CNN to the end
         'mac-4f': ['CNN kernel size', 'NN optimiser'], 'mba-8': ['2', '32'], 'tp1-1.5': ['2'],
         'pcs-2.3': ['50% drawn again', 'clothes, 100% drawn again', 'random, dropout'], 'pcs-5.1': ['five', 'snapshots', 'longer'],
         'pcs-4.1': ['2 × 2048', '64 × 64'], 'pcs-4.3': ['trained'], 'pcs-4.4': ['CNN', 'MLP untrained'], 'pcs-6.1': ['tSNE'],
+        'pcs-4.3': ['trained'], 'pcs-4.4': ['CNN', 'MLP untrained'], 'pcs-6.1': ['tSNE'],
+        'pcs-5.2': ['never', 'decay middle', 'augmentation last, restarted'],
         'pcs-7.1': ['1', '4'], 'pcs-7.2': ['plain deep', 'skips deep'],
         'tp1-2.1': ['mobilenet_v2, scratch', 'squeezenet1_1, frozen', 'mobilenet_v2, fine-tuned'],
         'pcs-6.4': ['strides', 'Linear head', 'averaged'],
@@ -1010,6 +1013,29 @@ def test_the_averaging_kernel_is_not_trained():
     net = all_conv.averaged((1, 16, 16), 3, 4)
     assert not net.head.mean.weight.requires_grad and net.head.out.weight.requires_grad
 
+
+# ---- pcs-5.2: critical periods ----
+
+def test_variants_name_their_settings():
+    found = [settings_of(o) for o in window_variants]
+    assert len(set(found)) == len(window_variants) and {w for _,w,_ in found} == set(windows)
+    assert settings_of('decay first, restarted') == ('decay', 'first', True)
+
+
+def test_a_restarted_rate_falls_from_its_start_again():
+    once, again = falling(False, 0.2), falling(True, 0.2)
+    assert all(once(o) == again(o) for o in (0, 0.3, 0.66)) and again(2/3) == pytest.approx(0.2)
+    assert once(1) == pytest.approx(0) and again(1) == pytest.approx(0) and again(5/6) == pytest.approx(0.1)
+
+
+def test_gain_that_a_window_keeps():
+    accuracy = {'never': 0.8, 'decay always': 0.9, 'decay first': 0.875, 'decay last': 0.8}
+    rows = [dict(variant=k, seed=1, figures=dict(test_accuracy=v)) for k,v in accuracy.items()]
+    r = rc.Results(rows)
+    assert kept(r, 'decay', 'first') == pytest.approx(0.75) and gap(r, 'decay') == pytest.approx(0.075)
+    r['decay always']['test_accuracy'] = 0.8
+    assert math.isnan(kept(r, 'decay', 'first'))
+    assert len(draw_windows(dict(rows=rows)).axes) == 2
 
 # ---- pcs-3.6: a search, predicted ----
 

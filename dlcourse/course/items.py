@@ -50,7 +50,7 @@ pcs-4.3 | several layers joined for a simple classifier | course/pcs/14_layers i
 pcs-4.4 | how well each layer separates the classes | course/pcs/14_layers insight/07_embedding
 pcs-4.5 | robust and critical layers | insight/10_robustness training/13_kept
 pcs-5.1 | an ensemble as a regulariser | course/pcs/16_ensembles training/15_ensembles insight/13_calibration
-pcs-5.2 | critical periods of regularisation | training/14_windows
+pcs-5.2 | critical periods of regularisation | course/pcs/17_critical_periods training/14_windows
 pcs-5.3 | training only the BatchNorm parameters | training/14_windows
 pcs-6.1 | features of several layers in two dimensions | course/pcs/14a_plane insight/07_embedding
 pcs-6.2 | inference at any image size | insight/04_resolution
