@@ -313,7 +313,6 @@ SOME = {'mac-3c': ['NN 30', 'CNN 300'], 'mac-3d': ['NN stopped', 'CNN to the end
         'mac-4f': ['CNN kernel size', 'NN optimiser'], 'mba-8': ['2', '32'], 'tp1-1.5': ['2'],
         'pcs-2.3': ['50% drawn again', 'clothes, 100% drawn again', 'random, dropout'], 'pcs-5.1': ['five', 'snapshots', 'longer'],
         'pcs-4.1': ['2 × 2048', '64 × 64'], 'pcs-4.3': ['trained'], 'pcs-4.4': ['CNN', 'MLP untrained'], 'pcs-6.1': ['tSNE'],
-        'pcs-4.3': ['trained'], 'pcs-4.4': ['CNN', 'MLP untrained'], 'pcs-6.1': ['tSNE'],
         'pcs-5.2': ['never', 'decay middle', 'augmentation last, restarted'],
         'pcs-7.1': ['1', '4'], 'pcs-7.2': ['plain deep', 'skips deep'],
         'tp1-2.1': ['mobilenet_v2, scratch', 'squeezenet1_1, frozen', 'mobilenet_v2, fine-tuned'],
