@@ -81,6 +81,7 @@ def draw_neurons(
         mean_line(axs[0], list(spreads.values()), [[v/images for v in o] for o in runs], marker='.', color=color, label=label)
     if axs[0].lines:
         axs[0].loglog()
+        axs[0].set_xticks(list(spreads.values()), list(spreads.values()))
         axs[0].legend(edgecolor='none')
     tidy(axs[0], 'ms for each image', 'hidden layers')
     dots(axs[1], {o: values(record, o, 'test_accuracy') for o in spreads})
