@@ -169,7 +169,7 @@ def main(args=None):
         work = Path(work)
         os.environ['DLCOURSE_CACHE'] = str(work/'decoded')
         rows = epoch_rows(work, o)
-        rows += [decode_row(work, o, 20_000, (64, 64), 64), decode_row(work, o, 3000, (500, 375), 224)]
+        rows += [decode_row(work, o, 60_000, (64, 64), 64), decode_row(work, o, 4000, (500, 375), 224)]
         row, kills = kill_row(work, o)
         rows += [row, *many_rows(work, o)]
     about = dict(epoch=dict(images=2000), decoding=dict(processes=2), killed=kills, many=dict(images=options.many))
