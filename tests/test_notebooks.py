@@ -159,11 +159,8 @@ VISIBLE = [Path(o) for o in '''
     course/pcs/11_surrogate.ipynb
     course/pcs/06_random_labels.ipynb
     course/pcs/16_ensembles.ipynb
-<<<<<<< HEAD
     course/pcs/12_neurons.ipynb
-=======
     course/pcs/17_critical_periods.ipynb
->>>>>>> f92cd28 (Chapter PCS 5.2: critical periods of regularisation, and what a restarted learning rate makes of them; record of pcs-5.1)
 '''.split()]
 # Model chapters that are finished
 IN_FORM = [o for o in MODEL_CHAPTERS if o in VISIBLE and any(c.source.startswith('## Exercises') for c in read(o).cells)]
