@@ -152,6 +152,8 @@ VISIBLE = [Path(o) for o in '''
     course/pcs/01_leak.ipynb
     course/pcs/02_feature_space.ipynb
     course/pcs/22_blocks.ipynb
+    course/pcs/19_all_conv.ipynb
+    course/pcs/23_lesions.ipynb
     course/pcs/08_schedule.ipynb
     course/pcs/09_activation.ipynb
     course/pcs/10_loss.ipynb
@@ -160,6 +162,8 @@ VISIBLE = [Path(o) for o in '''
     course/pcs/18_batchnorm_only.ipynb
     course/pcs/06_random_labels.ipynb
     course/pcs/16_ensembles.ipynb
+    course/pcs/12_neurons.ipynb
+    course/pcs/17_critical_periods.ipynb
 '''.split()]
 # Model chapters that are finished
 IN_FORM = [o for o in MODEL_CHAPTERS if o in VISIBLE and any(c.source.startswith('## Exercises') for c in read(o).cells)]

@@ -34,6 +34,7 @@ computational graph | grafo computacional | The operations of an expression and 
 confusion matrix | matriz de confusão | Table of how often each true class was predicted as each class. | course/04_judging
 convergence | convergência | The state in which the loss hardly falls any more. | course/mac/02_convergence
 convolution | convolução | Slides a small kernel over an image and takes a weighted sum at each place. | models/03_cnn
+critical period | período crítico | Epochs in which a change of the training has a lasting effect. | course/pcs/17_critical_periods
 critical layer | camada crítica | Layer without whose trained weights the network loses much of its accuracy. | course/pcs/15_critical_layers
 cross-entropy | entropia cruzada | Loss of a classifier: minus the logarithm of the probability of the right class. | course/mba/01_losses
 data set | conjunto de dados | The examples, with or without labels, that a model learns from or is tested on. | course/01_data
@@ -96,6 +97,7 @@ silhouette | silhueta | How much nearer an example is to its own class than to t
 skip connection | conexão de salto | Carries a value past one or more layers. | insight/12_landscape
 snapshot ensemble | conjunto de snapshots | Networks kept from several cycles of one training answer together. | course/pcs/16_ensembles
 softmax | softmax | Turns scores into probabilities that add up to 1. | insight/01a_outputs
+stride | passo (stride) | How far a kernel moves from one place to the next, in pixels. | course/pcs/19_all_conv
 temperature | temperatura | Number by which scores are divided, so that probabilities become less or more certain. | insight/13_calibration
 tensor | tensor | An array of numbers with any number of axes. | data/01_arrays
 test set | conjunto de teste | Examples that are used once, at the end, to judge. | course/04_judging
