@@ -21,12 +21,14 @@ from dlcourse.course.mba.architectures import three_nets, ways
 from dlcourse.course.mba.boston import DecayRate, epochs_for, house_net
 from dlcourse.course.mba.losses import four, logistic_probabilities, points, truth
 from dlcourse.course.mba.optimisers import adam_rule, by_hand_and_torch, rank_correlation, sgd_rule
-from dlcourse.course.pcs import feature_space, graphs, leak, more_features, random_labels, surrogate as sur
-from dlcourse.course.pcs import all_conv, sizes
+from dlcourse.course.pcs import all_conv, feature_space, graphs, leak, more_features, neurons, random_labels, surrogate as sur
+from dlcourse.course.pcs import batchnorm_only, critical_layers
 from dlcourse.course.pcs.blocks import first_over_last, gradient_by_block, residual_mlp, sigmoid_learner, sum_fails
+from dlcourse.course.pcs.critical_periods import draw_windows, falling, gap, kept, settings_of, variants as window_variants, windows
 from dlcourse.course.pcs.ensembles import disagreement, draw_ensembles, lead
 from dlcourse.course.pcs.layers import dense_chain, drawn_accuracy, never_falls
 from dlcourse.course.pcs.plane import neighbour_vote
+from dlcourse.course.pcs.lesions import decays_gradually, erase_blocks
 from dlcourse.course.pcs.projections import compare_layer, fitted_models, widths_of
 from dlcourse.course.records import differences_to
 from dlcourse.data.sources import load
@@ -311,8 +313,10 @@ def test_whole_numbers_are_written_out(tmp_path):
 SOME = {'mac-3c': ['NN 30', 'CNN 300'], 'mac-3d': ['NN stopped', 'CNN to the end'], 'mac-4a': ['NN clean', 'CNN noise'],
         'mac-4b': ['NN oversampling', 'CNN class weights', 'NN 2 classes'], 'mac-4d': ['CNN CIFAR-10', 'NN EuroSAT'],
         'mac-4f': ['CNN kernel size', 'NN optimiser'], 'mba-8': ['2', '32'], 'tp1-1.5': ['2'],
+        'pcs-4.5': ['perceptron', 'residual'], 'pcs-5.3': ['none', 'norm', 'random'],
         'pcs-2.3': ['50% drawn again', 'clothes, 100% drawn again', 'random, dropout'], 'pcs-5.1': ['five', 'snapshots', 'longer'],
-        'pcs-4.3': ['trained'], 'pcs-4.4': ['CNN', 'MLP untrained'], 'pcs-6.1': ['tSNE'],
+        'pcs-4.1': ['2 × 2048', '64 × 64'], 'pcs-4.3': ['trained'], 'pcs-4.4': ['CNN', 'MLP untrained'], 'pcs-6.1': ['tSNE'],
+        'pcs-5.2': ['never', 'decay middle', 'augmentation last, restarted'],
         'pcs-7.1': ['1', '4'], 'pcs-7.2': ['plain deep', 'skips deep'],
         'tp1-2.1': ['mobilenet_v2, scratch', 'squeezenet1_1, frozen', 'mobilenet_v2, fine-tuned'],
         'pcs-6.4': ['strides', 'Linear head', 'averaged'], 'pcs-6.2': ['random parts'], 'pcs-6.3': ['clothing'],
@@ -930,6 +934,20 @@ def test_one_gradient_for_each_block():
 def test_the_sum_fails_without_a_cure(cure, fails): assert sum_fails(doubling_mlp(4, 3, cure=cure), torch.rand(2, 4)) == fails
 
 
+def test_erased_blocks_are_counted_and_leave_no_trace():
+    learn = learner_for('block_net', dls_for('digits', n_per_class=10, seed=1), blocks=2, filters=4, seed=1)
+    before = {k: v.clone() for k,v in learn.model.state_dict().items()}
+    found = erase_blocks(learn, sets=2, n=20, most=2)
+    assert len(found['without_each']) == len(found['by_number']) == 2 and 0 <= found['harmless'] <= 2
+    assert found['by_number'][0] == pytest.approx(found['mean_without_one'])
+    assert all(torch.equal(v, before[k]) for k,v in learn.model.state_dict().items())
+
+
+@pytest.mark.parametrize('by_number, gradual', [([0.6, 0.4], True), ([0.4, 0.3], False), ([0.8, 0.7], False)])
+def test_gradual_decay(by_number, gradual):
+    assert decays_gradually(dict(test_accuracy=[0.8, 0.8], by_number=[by_number, by_number])) == gradual
+
+
 def test_other_errors_are_not_taken_for_a_sum_that_fails():
     assert not sum_fails(doubling_mlp(4, 3, cure='widths'), torch.rand(2, 5))
 
@@ -1027,6 +1045,29 @@ def test_the_best_fixed_size_gains_nothing(sized_preds):
     assert sizes.gain_over_mixture(sized_preds, right, np.full(50, sized_preds.flops[best])) == pytest.approx(0, abs=1e-9)
 
 
+# ---- pcs-5.2: critical periods ----
+
+def test_variants_name_their_settings():
+    found = [settings_of(o) for o in window_variants]
+    assert len(set(found)) == len(window_variants) and {w for _,w,_ in found} == set(windows)
+    assert settings_of('decay first, restarted') == ('decay', 'first', True)
+
+
+def test_a_restarted_rate_falls_from_its_start_again():
+    once, again = falling(False, 0.2), falling(True, 0.2)
+    assert all(once(o) == again(o) for o in (0, 0.3, 0.66)) and again(2/3) == pytest.approx(0.2)
+    assert once(1) == pytest.approx(0) and again(1) == pytest.approx(0) and again(5/6) == pytest.approx(0.1)
+
+
+def test_gain_that_a_window_keeps():
+    accuracy = {'never': 0.8, 'decay always': 0.9, 'decay first': 0.875, 'decay last': 0.8}
+    rows = [dict(variant=k, seed=1, figures=dict(test_accuracy=v)) for k,v in accuracy.items()]
+    r = rc.Results(rows)
+    assert kept(r, 'decay', 'first') == pytest.approx(0.75) and gap(r, 'decay') == pytest.approx(0.075)
+    r['decay always']['test_accuracy'] = 0.8
+    assert math.isnan(kept(r, 'decay', 'first'))
+    assert len(draw_windows(dict(rows=rows)).axes) == 2
+
 # ---- pcs-3.6: a search, predicted ----
 
 def test_the_limit_is_a_second_training_and_its_points_are_recorded():
@@ -1054,3 +1095,47 @@ def test_labels_drawn_again(share, right):
 def test_training_ends_once_all_labels_are_learned():
     found = random_labels.fit_figures(random_labels.fit_all(quick(''), few := random_labels.few_images('fashion_mini', 2, 1), 40), few)
     assert found['train_accuracy'] == 1 and found['epochs'] < 40 and 1 not in found['train_accuracy_by_epoch'][:-1]
+
+
+@pytest.mark.parametrize('name', ['1 × 4096', '8 × 512', '64 × 64'])
+def test_counts_of_spread_neurons(name):
+    k, width = map(int, name.split(' × '))
+    found = neurons.costs_of(neurons.spreads[name])
+    weights = 784*width + (k - 1)*width**2 + 10*width
+    assert k*width == 4096 and found['parameters'] == weights + 4096 + 10 and found['flops'] == 2*weights
+    assert 4*found['parameters'] < found['bytes'] and found['one_low'] <= found['one_ms'] <= found['one_high']
+
+
+# ---- pcs-5.3: only the batch normalisations ----
+
+@pytest.mark.parametrize('what', ['norm', 'random', 'last', 'all'])
+def test_only_the_part_that_learns_moves(what):
+    dls = dls_for('fashion_mini', size=14, n_per_class=4, seed=1)
+    learn = learner_for('residual', dls, norm='batch', seed=1, wd=0., filters=(4,), blocks=1)
+    norms = sum(p.numel() for m in learn.model.modules() if isinstance(m, nn.BatchNorm2d) for p in m.parameters())
+    before, allowed = [p.clone() for p in learn.model.parameters()], batchnorm_only.train_part(learn, what, 1)
+    with learn.quiet(): learn.fit(2, 0.1)
+    moved = sum((p != q).sum().item() for p,q in zip(learn.model.parameters(), before))
+    assert 0 < moved <= allowed == dict(norm=norms, random=norms - 4, last=4*10 + 10, all=count_params(learn.model))[what]
+
+
+# ---- pcs-4.5: critical layers ----
+
+def test_blocks_are_averaged_by_kind():
+    assert critical_layers.by_kind([9, 1, 2, 5, 1, 2, 7, 3, 3, 9], 3) == dict(changing=6, keeping=2)
+
+
+@pytest.mark.parametrize('drops, kind', [([.3, .4, .35], 'critical'), ([.01, .02, .015], 'robust'), ([.0, .3, .05], 'unclear')])
+def test_layers_are_sorted_by_the_interval_of_their_drop(drops, kind):
+    rows = [dict(variant='residual', seed=i, figures=dict(accuracy=.9, drops=[[.5, o, 0.]])) for i,o in enumerate(drops)]
+    assert critical_layers.kind_of_layers(dict(rows=rows), 'residual').kind.tolist() == [kind]
+
+
+def test_statistics_estimated_again_leave_weights_and_statistics_as_they_were():
+    kept = critical_layers.KeepWeights()
+    learn = critical_layers.layer_learner(Trial('residual', 1), 'residual', kept)
+    with learn.quiet(): learn.fit(1)
+    before, momenta = critical_layers.copied(learn.model), [m.momentum for m in learn.model.modules() if hasattr(m, 'momentum')]
+    critical_layers.accuracy_with_fresh_statistics(learn, kept, ['body.block2'], n=20)
+    assert all(torch.equal(v, before[k]) for k,v in learn.model.state_dict().items())
+    assert [m.momentum for m in learn.model.modules() if hasattr(m, 'momentum')] == momenta

@@ -1768,6 +1768,24 @@ def test_decoded_images_travel_by_name_and_are_cleared(photos, decoded_home, tmp
     assert dls.one_batch()[0].shape == (4, 3, 12, 16) and load_learner(file).predict(photos/'dark'/'00.png')[0] in ('bright', 'dark')
 
 
+def test_mapped_floats_and_tables_stay_on_disk(tmp_path):
+    x, rows = (np.random.default_rng(0).random(shape, dtype=np.float32) for shape in ((40, 8, 9, 3), (40, 5)))
+    for name,o in dict(x=x, rows=rows).items():
+        np.save(tmp_path/f'{name}.npy', o)
+        a, b = (dls_for((v, np.arange(40) % 2), bs=4) for v in (np.load(tmp_path/f'{name}.npy', mmap_mode='r'), o))
+        assert type(a.train.store) is MappedStore and all(torch.equal(*v) for v in zip(all_batches(a), all_batches(b)))
+    rows[[3, 7], 2] = np.nan, np.inf
+    np.save(tmp_path/'rows.npy', rows)
+    bad = np.load(tmp_path/'rows.npy', mmap_mode='r')
+    fails('got NaN: 2 of 40 rows are not finite, the first is row 3, column 2', dls_for, (bad, three))
+
+
+def test_mapped_images_go_to_the_device_batch_by_batch(photos, decoded_home):
+    dls = dls_for(photos, bs=4, mapped=True, normalize=False, device=torch.device('meta'))
+    x, y = dls.one_batch()
+    assert x.device.type == y.device.type == 'meta' and dls.train.store.parts[0][0].device.type == 'cpu'
+
+
 @pytest.mark.parametrize('axes', [(0, 1, 2, 3), (0, 2, 3, 1)])
 def test_mapped_arrays_of_any_layout_stay_on_disk(tmp_path, axes):
     x = np.random.default_rng(0).integers(0, 256, (40, 3, 8, 9), dtype=np.uint8)

@@ -1839,6 +1839,15 @@ def test_a_study_leaves_no_trace(residual, monkeypatch, study, error):
     learn.loss_func = loss
 
 
+def test_several_numbers_of_blocks_at_once():
+    learn = learner_for('block_net', dls_for('digits', n_per_class=20, seed=1), blocks=3, filters=4, seed=1)
+    found = lesions(learn, [1, 2], n=20).values
+    assert found.k.tolist() == [1]*3 + [2]*3
+    assert found[found.k == 2].accuracy.tolist() == lesions(learn, 2, n=20).values.accuracy.tolist()
+    for k in ([0, 1], [], [4]):
+        with pytest.raises(CourseError, match='k must be a whole number'): lesions(learn, k, n=20)
+
+
 def raised_at_second(error):
     "An `accuracy` that fails in the middle of a study"
     calls = []

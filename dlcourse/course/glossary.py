@@ -35,6 +35,8 @@ computational graph | grafo computacional | The operations of an expression and 
 confusion matrix | matriz de confusão | Table of how often each true class was predicted as each class. | course/04_judging
 convergence | convergência | The state in which the loss hardly falls any more. | course/mac/02_convergence
 convolution | convolução | Slides a small kernel over an image and takes a weighted sum at each place. | models/03_cnn
+critical period | período crítico | Epochs in which a change of the training has a lasting effect. | course/pcs/17_critical_periods
+critical layer | camada crítica | Layer whose trained weights the network cannot do without. | course/pcs/15_critical_layers
 cross-entropy | entropia cruzada | Loss of a classifier: minus the logarithm of the probability of the right class. | course/mba/01_losses
 data set | conjunto de dados | The examples, with or without labels, that a model learns from or is tested on. | course/01_data
 dense layer | camada densa, totalmente conectada | Layer in which each neuron is joined to all inputs. | models/02_mlp

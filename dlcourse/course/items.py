@@ -44,14 +44,14 @@ pcs-3.3 | a learning-rate schedule of our own | course/pcs/08_schedule training/
 pcs-3.4 | an activation of our own | course/pcs/09_activation models/00_activations
 pcs-3.5 | a loss of our own | course/pcs/10_loss training/01_losses
 pcs-3.6 | search over hyper-parameters, and predicted results | course/pcs/11_surrogate insight/08a_surrogate training/12_search
-pcs-4.1 | neurons spread over more layers: latency, storage | insight/03_cost
+pcs-4.1 | neurons spread over more layers: latency, storage | course/pcs/12_neurons insight/03_cost
 pcs-4.2 | similarity of representations | course/pcs/13_similarity insight/09_similarity insight/08a_alignment
 pcs-4.3 | several layers joined for a simple classifier | course/pcs/14_layers insight/07a_probes
 pcs-4.4 | how well each layer separates the classes | course/pcs/14_layers insight/07_embedding
-pcs-4.5 | robust and critical layers | insight/10_robustness training/13_kept
+pcs-4.5 | robust and critical layers | course/pcs/15_critical_layers insight/10_robustness training/13_kept
 pcs-5.1 | an ensemble as a regulariser | course/pcs/16_ensembles training/15_ensembles insight/13_calibration
-pcs-5.2 | critical periods of regularisation | training/14_windows
-pcs-5.3 | training only the BatchNorm parameters | training/14_windows
+pcs-5.2 | critical periods of regularisation | course/pcs/17_critical_periods training/14_windows
+pcs-5.3 | training only the BatchNorm parameters | course/pcs/18_batchnorm_only training/14_windows
 pcs-6.1 | features of several layers in two dimensions | course/pcs/14a_plane insight/07_embedding
 pcs-6.2 | inference at any image size | course/pcs/20_sizes insight/04_resolution
 pcs-6.3 | predicting the best image size | course/pcs/20_sizes insight/04_resolution
@@ -61,7 +61,7 @@ pcs-7.1 | a block of six components, repeated | course/pcs/22_blocks models/04g_
 pcs-7.2 | the same with skip connections | course/pcs/22_blocks models/04g_skips
 pcs-7.3 | a residual sum of unequal shapes, mended | course/pcs/22_blocks models/04g_skips
 pcs-7.4 | every hidden layer joined to the output | course/pcs/22_blocks models/04g_skips
-pcs-7.5 | erasing residual blocks | insight/11_lesions
+pcs-7.5 | erasing residual blocks | course/pcs/23_lesions insight/11_lesions
 mba-1 | four losses on ten points | course/mba/01_losses
 mba-2 | how to choose a loss | course/mba/01_losses
 mba-3 | the loss of a freshly initialised network | course/mba/01_losses

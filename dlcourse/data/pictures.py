@@ -130,7 +130,7 @@ def picture_array(
 )->np.ndarray: # uint8 (channels, height, width)
     "Read one picture as bytes; raises `CourseError` with the name of the file and the reason if it can't be read"
     im = open_picture(picture, channels)
-    if size: im = ImageOps.fit(im, size[::-1], Image.Resampling.BILINEAR)
+    if size and im.size != tuple(size[::-1]): im = ImageOps.fit(im, size[::-1], Image.Resampling.BILINEAR)
     a = np.asarray(im)
     return a[None] if a.ndim == 2 else a.transpose(2, 0, 1)
 

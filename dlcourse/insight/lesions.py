@@ -119,17 +119,17 @@ def _sets(blocks, k, sets, rng):
 # %% ../../nbs/insight/11_lesions.ipynb #ad853bdb
 def lesions(
     learn:Learner, # Any fastai `Learner` of classes, trained
-    k=1, # How many blocks are taken out at a time, from 1; or several such numbers
+    k:int|tuple[int, ...]=1, # How many blocks are taken out at a time, from 1; or several such numbers
     *,
     blocks=None, # Names of modules whose output has the shape of their input; by default those of `residual_blocks`
-    sets:int=20, # For `k` above 1, random sets of blocks, at most; all if there are no more
+    sets:int=20, # Sets for each `k` of two or more, at most, from 1; drawn at random, all if there are no more
     part='valid', # 'train' (0), 'valid' (1) or 'test' (2)
     n:int=1000, # Examples, at most; drawn if there are more
     seed:int=42, # Seed of the draws of examples and sets
 )->Lesions:
     "Accuracy without some blocks; raises `CourseError` for a network without blocks that can be erased, or for `k` above their number"
     blocks = _erasable(learn, blocks)
-    ks = [_count(o, len(blocks)) for o in listify(k)]
+    ks = [_count(o, len(blocks)) for o in listify(k) or [k]]
     judge, rng = Judge(learn, part, n, seed), np.random.default_rng(seed)
     whole = judge.accuracy()
     def without(names):

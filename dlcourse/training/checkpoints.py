@@ -132,6 +132,15 @@ def _check_complete(tensors, notes, source):
     if other is not None: raise CourseError(f'{source} is damaged: it has a tensor {other!r} that is of no part of a training')
     check_tensors(dict(smooth_val=tensors.get('smooth_val')), dict(smooth_val=torch.tensor(0.)), source, 'the record')
 
+# %% ../../nbs/training/07_checkpoints.ipynb #b09bcd43
+def _check_state(opt, smooth, source):
+    "Raise `CourseError` if finite weights come with a state of the optimiser or a running loss that can't belong to them"
+    check_numbers(opt, source, infinite=True) # a square may be infinite
+    check_numbers(dict(smooth_val=smooth), source)
+    for k,v in opt.items():
+        if k.endswith('.step') and not (v >= 0 and v % 1 == 0):
+            raise CourseError(f'{source} is damaged: {k} must be a whole number of steps, got {v.item():g}')
+
 # %% ../../nbs/training/07_checkpoints.ipynb #41242a3d
 def load_training_state(
     learn, # A `LeanLearner` at the start of a fit
@@ -149,7 +158,7 @@ def load_training_state(
     fixed = fixed or {}
     load_weights(learn.model, fixed | (best or model), source) # the best ones must be sound
     load_weights(learn.model, fixed | model, source, sound=False) # the last ones needn't be: `StopOnNaN` sees to that
-    if all(v.isfinite().all() for v in model.values()): check_numbers(opt, source, infinite=True)
+    if all(v.isfinite().all() for v in model.values()): _check_state(opt, tensors['smooth_val'], source)
     load_optimizer(learn, opt, source)
     kept = {k: v.to(learn.dls.device, copy=True) for k,v in (fixed | (best or model)).items()}
     vars(watch).update(notes['watch'], weights=kept)

@@ -35,7 +35,8 @@ def choose(
     if key in plain: return plain[key]
     near = [plain[o] for o in difflib.get_close_matches(key, plain, n=3, cutoff=0.5)]
     hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ''
-    raise CourseError(f"unknown {what} {name!r}.{hint} There are: {', '.join(allowed)}")
+    given = repr(name) if len(str(name)) <= 200 else f'{str(name)[:200]!r}…'
+    raise CourseError(f"unknown {what} {given}.{hint} There are: {', '.join(allowed)}")
 
 # %% ../../nbs/values/03_door.ipynb #c7afc582
 def shown(

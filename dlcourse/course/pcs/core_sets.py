@@ -83,7 +83,7 @@ def draw_core_sets(
     record:dict, # Record of pcs-1.6
 ): # A matplotlib figure
     "Draw the accuracy over k, and how much better than random draws of the same seed each way is"
-    axs = panels(2, None, width=4.8, height=3.5)
+    axs = panels(2, None, width=5, height=2.9, ncols=1)
     curves = {o: np.array(values(record, o, 'accuracy_by_k')) for o in ways}
     for way,color,style in zip(ways, colors, ['-', '--', '-.', ':']):
         paired = min(len(curves[way]), len(curves['random draws']))

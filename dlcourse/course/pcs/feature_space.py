@@ -160,7 +160,7 @@ def draw_distances(
     record:dict, # Record of pcs-1.3
 ): # A matplotlib figure
     "Draw the feature space of one draw, and the distance of class means to the true centers against the number of samples"
-    axs = panels(2, width=4.6)
+    axs = panels(2, width=5, ncols=1)
     X, y = blobs(3)
     draw_space(axs[0], X, y, class_means(X, y), X.mean(0), farthest_samples(X, y))
     axs[0].legend(); tidy(axs[0], 'feature space', 'feature 1')
@@ -210,7 +210,7 @@ def draw_projections(
     record:dict, # Record of pcs-1.4
 ): # A matplotlib figure
     "Draw how well each projection keeps neighbors and distances, a dot for each seed"
-    axs = panels(2, width=4.2)
+    axs = panels(2, width=5, height=2.6, ncols=1)
     for ax,figure in zip(axs, ('neighbors', 'distances')):
         dots(ax, {v: values(record, v, figure) for v in record['variants']})
         tidy(ax, dict(neighbors='neighbors kept', distances='order of the class means kept')[figure])

@@ -147,7 +147,7 @@ def draw_depth(
     record:dict, # Record of pcs-4.4
 ): # A matplotlib figure
     "Draw the three measures against the depth, the pixels as layer 0"
-    axs = panels(4, None, width=2.9, height=2.7, ncols=2)
+    axs = panels(4, None, width=2.6, height=2.6, ncols=2)
     for ax,measure in zip(axs, depth_measures):
         for net,color in zip(('CNN', 'MLP'), colors):
             for variant,style in ((net, '-'), (f'{net} untrained', '--')):

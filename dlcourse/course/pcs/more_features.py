@@ -112,7 +112,7 @@ def draw_more_features(
     record:dict, # Record of pcs-1.5
 ): # A matplotlib figure
     "Draw training and test error against m/n, a line for each method"
-    axs, at = panels(2, None, width=4.8, height=3.5), ratios if record['full'] else quick_ratios
+    axs, at = panels(2, None, width=5, height=2.9, ncols=1), ratios if record['full'] else quick_ratios
     for ax,part in zip(axs, ('train', 'test')):
         for name,color,style in zip(methods, colors, ['-', '--', '-.', ':']):
             runs = [np.maximum(o, 1e-4) for o in values(record, name, f'{part}_by_ratio')]

@@ -28,7 +28,7 @@ def draw_layers(
     vocab, # Names of the classes
 ): # A matplotlib figure
     "Draw the points of each layer in a panel of its own, colored by class"
-    axs = panels(len(placed) + 1, None, width=2.9, height=2.7, ncols=2)
+    axs = panels(len(placed) + 1, None, width=2.6, height=2.5, ncols=2)
     for ax,(name,xy) in zip(axs, placed.items()):
         for c in range(len(vocab)): ax.scatter(*xy[y == c].T, s=6, color=f'C{c}', label=str(vocab[c]))
         ax.set(xticks=[], yticks=[], title='pixels' if name == 'input' else f'layer {name}')
@@ -73,7 +73,7 @@ def draw_plane(
     record:dict, # Record of pcs-6.1
 ): # A matplotlib figure
     "Draw silhouette and vote by layer, for both projections, and the probe on all features"
-    axs = panels(2, None, width=2.9, height=3, ncols=2)
+    axs = panels(2, None, width=4.4, height=2.7, ncols=1)
     for ax,figure in zip(axs, ('silhouette', 'vote')):
         for projection,color in zip(projections, colors):
             dots(ax, {o: values(record, projection, f'{figure} {o}') for o in plane_layers}, color)

@@ -99,16 +99,17 @@ def draw_counterparts(
     record:dict, # Record of pcs-4.2
 ): # A matplotlib figure
     "Draw the share of layers found by each way, and by depth"
-    axs = panels(2, None, width=5.2, height=3.4)
+    axs = panels(2, None, width=5.2, height=3.2, ncols=1)
     for variant,color,offset in zip(('trained', 'untrained'), colors, (-0.12, 0.12)):
-        dots(axs[0], {k.replace(', ', ',\n'): values(record, variant, k) for k in ways}, color, offset)
+        dots(axs[0], {k: values(record, variant, k) for k in ways}, color, offset)
         axs[0].plot([], [], 'o', color=color, label=variant)
     for way,color in zip(('CKA', 'CKA, pooled', 'SVCCA, pooled', 'Procrustes, pooled'), colors):
         runs = values(record, 'trained', f'{way} by layer')
         if runs: mean_line(axs[1], range(1, len(runs[0]) + 1), runs, marker='.', color=color, label=way)
     tidy(axs[0], 'share of layers found'), tidy(axs[1], 'share found, trained', 'layer')
-    for ax in axs: ax.set_ylim(0, 1.03), ax.axhline(1/8, color='grey', linewidth=0.7, linestyle=':'), ax.legend(fontsize=8)
-    axs[0].tick_params('x', labelsize=7)
+    for ax in axs: ax.set_ylim(0, 1.03), ax.axhline(1/8, color='grey', linewidth=0.7, linestyle=':')
+    axs[0].set_xticks(range(len(ways)), [k.replace(', ', ',\n') for k in ways])
+    axs[0].legend(), axs[1].legend(loc='upper center', bbox_to_anchor=(0.5, -0.2), ncols=2, frameon=False)
     return axs[0].figure
 
 # %% ../../../nbs/course/pcs/13_similarity.ipynb #8d3ff56b
