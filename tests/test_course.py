@@ -21,7 +21,7 @@ from dlcourse.course.mba.architectures import three_nets, ways
 from dlcourse.course.mba.boston import DecayRate, epochs_for, house_net
 from dlcourse.course.mba.losses import four, logistic_probabilities, points, truth
 from dlcourse.course.mba.optimisers import adam_rule, by_hand_and_torch, rank_correlation, sgd_rule
-from dlcourse.course.pcs import all_conv, feature_space, graphs, leak, more_features, neurons, random_labels, surrogate as sur
+from dlcourse.course.pcs import all_conv, feature_space, graphs, leak, more_features, neurons, random_labels, sizes, surrogate as sur
 from dlcourse.course.pcs import batchnorm_only, critical_layers
 from dlcourse.course.pcs.blocks import first_over_last, gradient_by_block, residual_mlp, sigmoid_learner, sum_fails
 from dlcourse.course.pcs.critical_periods import draw_windows, falling, gap, kept, settings_of, variants as window_variants, windows
