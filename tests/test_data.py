@@ -1753,6 +1753,21 @@ def test_a_disk_without_room(photos, decoded_home, capsys, monkeypatch):
     fails('0.0 GB free, and 40 images of 3×12×16 take 0.0 GB', dls_for, photos, mapped=True)
 
 
+def test_a_second_process_waits_and_finds_the_images(photos, decoded_home, capsys, monkeypatch):
+    files, real, began, calls = image_files(photos).files, decoding._decode_chunk, threading.Event(), []
+    def slow(*args):
+        calls.append(began.set())
+        time.sleep(0.05)
+        return real(*args)
+    monkeypatch.setattr(decoding, '_decode_chunk', slow)
+    first = threading.Thread(target=decoding.decode, args=(photos, files, (3, 12, 16), 1))
+    first.start()
+    began.wait(10)
+    assert is_whole(decoding.decode(photos, files, (3, 12, 16), processes=1))
+    first.join()
+    assert len(calls) == 10 and 'is being made by another process: waiting for it' in capsys.readouterr().out
+
+
 def test_decoded_images_travel_by_name_and_are_cleared(photos, decoded_home, tmp_path_factory):
     dls = dls_for(photos, bs=4, mapped=True)
     data = pickle.dumps(dls.train.store)

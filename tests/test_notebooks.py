@@ -151,6 +151,7 @@ VISIBLE = [Path(o) for o in '''
     course/pcs/05_projections.ipynb
     course/pcs/01_leak.ipynb
     course/pcs/02_feature_space.ipynb
+    course/pcs/21_landscape.ipynb
     course/pcs/22_blocks.ipynb
     course/pcs/19_all_conv.ipynb
     course/pcs/20_sizes.ipynb
