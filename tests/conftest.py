@@ -1,6 +1,7 @@
 "What the tests share"
 import os
 os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE') # a thread that waits for another one sleeps; it is read when torch is imported
+os.environ.setdefault('OPENBLAS_NUM_THREADS', '1') # NumPy's threads wait busily: on small matrices they cost ten times what they do
 from pathlib import Path
 
 import pytest

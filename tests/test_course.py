@@ -28,6 +28,7 @@ from dlcourse.course.pcs.critical_periods import draw_windows, falling, gap, kep
 from dlcourse.course.pcs.ensembles import disagreement, draw_ensembles, lead
 from dlcourse.course.pcs.layers import dense_chain, drawn_accuracy, never_falls
 from dlcourse.course.pcs.plane import neighbour_vote
+from dlcourse.course.pcs.landscape import downhill_share, first_crossing, radius_of
 from dlcourse.course.pcs.lesions import decays_gradually, erase_blocks
 from dlcourse.course.pcs.projections import compare_layer, fitted_models, widths_of
 from dlcourse.course.records import differences_to
@@ -945,6 +946,19 @@ def test_erased_blocks_are_counted_and_leave_no_trace():
 @pytest.mark.parametrize('by_number, gradual', [([0.6, 0.4], True), ([0.4, 0.3], False), ([0.8, 0.7], False)])
 def test_gradual_decay(by_number, gradual):
     assert decays_gradually(dict(test_accuracy=[0.8, 0.8], by_number=[by_number, by_number])) == gradual
+
+
+@pytest.mark.parametrize('bound, distance', [(0.5, 0.5), (1., 1.), (2.5, 1.75), (9., 2.)])
+def test_a_bound_is_crossed_between_two_points(bound, distance):
+    assert first_crossing([0, 1, 2], [0, 1, 3], bound) == pytest.approx(distance)
+
+
+def test_shape_of_lines():
+    t = np.linspace(-1, 1, 201)
+    assert radius_of([8*t**2, 2*t**2]) == pytest.approx((0.25 + 0.5)/2, abs=1e-3)
+    assert radius_of([0*t]) == 1 and radius_of([4*t**2], rise=1) == pytest.approx(0.5, abs=1e-3)
+    assert radius_of([np.where(t < 0, 50*t**2, 2*t**2)]) == pytest.approx(0.3, abs=1e-3)
+    assert downhill_share([np.abs(t)]) == 0 and downhill_share([t, -t]) == 0.5
 
 
 def test_other_errors_are_not_taken_for_a_sum_that_fails():

@@ -1753,6 +1753,21 @@ def test_a_disk_without_room(photos, decoded_home, capsys, monkeypatch):
     fails('0.0 GB free, and 40 images of 3×12×16 take 0.0 GB', dls_for, photos, mapped=True)
 
 
+def test_a_second_process_waits_and_finds_the_images(photos, decoded_home, capsys, monkeypatch):
+    files, real, began, calls = image_files(photos).files, decoding._decode_chunk, threading.Event(), []
+    def slow(*args):
+        calls.append(began.set())
+        time.sleep(0.05)
+        return real(*args)
+    monkeypatch.setattr(decoding, '_decode_chunk', slow)
+    first = threading.Thread(target=decoding.decode, args=(photos, files, (3, 12, 16), 1))
+    first.start()
+    began.wait(10)
+    assert is_whole(decoding.decode(photos, files, (3, 12, 16), processes=1))
+    first.join()
+    assert len(calls) == 10 and 'is being made by another process: waiting for it' in capsys.readouterr().out
+
+
 def test_decoded_images_travel_by_name_and_are_cleared(photos, decoded_home, tmp_path_factory):
     dls = dls_for(photos, bs=4, mapped=True)
     data = pickle.dumps(dls.train.store)
@@ -1766,6 +1781,18 @@ def test_decoded_images_travel_by_name_and_are_cleared(photos, decoded_home, tmp
     fails('no decoded images', clear_decoded, [name])
     fails('are gone or damaged', pickle.loads, data)
     assert dls.one_batch()[0].shape == (4, 3, 12, 16) and load_learner(file).predict(photos/'dark'/'00.png')[0] in ('bright', 'dark')
+
+
+def test_mapped_floats_and_tables_stay_on_disk(tmp_path):
+    x, rows = (np.random.default_rng(0).random(shape, dtype=np.float32) for shape in ((40, 8, 9, 3), (40, 5)))
+    for name,o in dict(x=x, rows=rows).items():
+        np.save(tmp_path/f'{name}.npy', o)
+        a, b = (dls_for((v, np.arange(40) % 2), bs=4) for v in (np.load(tmp_path/f'{name}.npy', mmap_mode='r'), o))
+        assert type(a.train.store) is MappedStore and all(torch.equal(*v) for v in zip(all_batches(a), all_batches(b)))
+    rows[[3, 7], 2] = np.nan, np.inf
+    np.save(tmp_path/'rows.npy', rows)
+    bad = np.load(tmp_path/'rows.npy', mmap_mode='r')
+    fails('got NaN: 2 of 40 rows are not finite, the first is row 3, column 2', dls_for, (bad, three))
 
 
 def test_mapped_images_go_to_the_device_batch_by_batch(photos, decoded_home):

@@ -2053,6 +2053,17 @@ def test_boxes_of_a_graph_are_apart():
     boxes = [o.get_bbox() for o in ax.patches if hasattr(o, 'get_bbox')]
     assert len(boxes) == len(graph.vertices) and not [1 for p,q in combinations(boxes, 2) if p.overlaps(q)]
     plt.close('all')
+
+
+def test_a_graph_that_grows_downwards_has_boxes_apart_and_ends_below():
+    graph = graph_of(lambda a, b, c, d: (a*b + c*d)*(a - d) + b/c, a=1, b=2, c=3, d=4)
+    ax = draw_graph(graph, 'a', with_totals=True, down=True)
+    boxes = [o.get_bbox() for o in ax.patches if hasattr(o, 'get_bbox')]
+    assert len(boxes) == len(graph.vertices) and not [1 for p,q in combinations(boxes, 2) if p.overlaps(q)]
+    assert boxes[graph.vertices.index(graph.output)].y0 == min(o.y0 for o in boxes)
+    wide = draw_graph(graph, 'a').figure.get_size_inches()
+    assert ax.figure.get_size_inches()[1] > wide[1]
+    plt.close('all')
 # ---- surrogates of a search ----
 
 @pytest.fixture(scope='module')

@@ -56,7 +56,7 @@ pcs-6.1 | features of several layers in two dimensions | course/pcs/14a_plane in
 pcs-6.2 | inference at any image size | insight/04_resolution
 pcs-6.3 | predicting the best image size | insight/04_resolution
 pcs-6.4 | a classifier without a fully connected layer | course/pcs/19_all_conv models/04_nets models/03_cnn
-pcs-6.5 | loss landscapes | insight/12_landscape
+pcs-6.5 | loss landscapes | course/pcs/21_landscape insight/12_landscape
 pcs-7.1 | a block of six components, repeated | course/pcs/22_blocks models/04g_skips
 pcs-7.2 | the same with skip connections | course/pcs/22_blocks models/04g_skips
 pcs-7.3 | a residual sum of unequal shapes, mended | course/pcs/22_blocks models/04g_skips

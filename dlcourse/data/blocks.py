@@ -135,10 +135,10 @@ def _where(n, shape, in_memory, mapped, item_tfms):
 def _may_map(name, path, n, shape, mapped):
     "Whether images that don't fit into memory are decoded into a file; says what is done, and why"
     what = f'{name}: {n:,} images of {shape_text(shape)} take {n*math.prod(shape)/1e9:.1f} GB'
-    why = '' if mapped else lacks_room(decoded_for(path, '', (n, *shape)))
+    made = decoded_for(path, '', (n, *shape))
+    why = '' if mapped else lacks_room(made)
     if why: notice(f'{what}, and stay in files, which is slow: {why}')
-    elif not mapped: notice(f'{what}: they are decoded once into a file (`dlcourse data cache` lists it); '
-                            'with mapped=False they stay in files')
+    elif not mapped: notice(f'{what}: they are decoded once into {made.path}; with mapped=False they stay in files')
     return not why
 
 # %% ../../nbs/data/12_blocks.ipynb #a265b6c0

@@ -199,12 +199,14 @@ def check_finite(
     columns:list=None, # Names of the columns, if there are any
 ):
     "Raise `CourseError` that names the first NaN or infinity"
-    bad = ~np.isfinite(a.reshape(len(a), -1))
+    rows = a.reshape(len(a), -1)
+    bad = np.concatenate([~np.isfinite(rows[i:i+2**16]).all(1) for i in range(0, len(rows), 2**16)]) if len(rows) else np.zeros(0, bool)
     if not bad.any(): return
-    row, column = np.argwhere(bad)[0]
-    what = 'NaN' if np.isnan(a.reshape(len(a), -1)[row, column]) else 'infinity'
+    row = np.flatnonzero(bad)[0]
+    column = np.flatnonzero(~np.isfinite(rows[row]))[0]
+    what = 'NaN' if np.isnan(rows[row, column]) else 'infinity'
     where = f', column {columns[column] if columns else column}' if a.ndim == 2 and a.shape[1] > 1 else ''
-    raise CourseError(f'{name} must hold finite numbers only, got {what}: {bad.any(1).sum():,} of {len(a):,} rows are not finite, '
+    raise CourseError(f'{name} must hold finite numbers only, got {what}: {bad.sum():,} of {len(a):,} rows are not finite, '
                       f'the first is row {row}{where}; fill them or leave these rows out')
 
 # %% ../../nbs/data/00_containers.ipynb #c3a8390b

@@ -9,9 +9,11 @@ __all__ = ['SCALES', 'pixel_scale', 'pixel_range', 'to_bytes', 'channels_first',
            'as_inputs']
 
 # %% ../../nbs/data/00a_pixels.ipynb #3d330d9c
+from tempfile import TemporaryFile
 import numpy as np, pandas as pd
 from ..core import CourseError
-from .containers import as_array, check_finite, kind_text, to_tensor
+from .containers import as_array, check_finite, is_mapped, kind_text, to_tensor
+from .download import disk_errors
 
 # %% ../../nbs/data/00a_pixels.ipynb #98a2d0b9
 from ..values.door import check_calls
@@ -72,6 +74,14 @@ def pixel_range(
     some = a[:1000].max()
     return 0, int(some if some > 1 else a.max())
 
+# %% ../../nbs/data/00a_pixels.ipynb #4586b873
+def _in_a_file(parts, shape):
+    "Pixels, which come in parts, as bytes in a temporary file that is mapped"
+    with disk_errors('write a temporary file'), TemporaryFile() as f:
+        for o in parts: f.write(np.ascontiguousarray(o, np.uint8))
+        f.flush()
+        return np.memmap(f, np.uint8, 'r', shape=shape)
+
 # %% ../../nbs/data/00a_pixels.ipynb #cb37daf0
 def to_bytes(
     a:np.ndarray, # Pixels (N, ...)
@@ -80,8 +90,10 @@ def to_bytes(
     "Pixels as bytes, rounded; bytes themselves are not copied"
     factor = SCALES[scale]
     if factor == 1 and a.dtype == np.uint8: return a
+    parts = (np.rint(a[i:i+1000]*np.float32(factor)) for i in range(0, len(a), 1000))
+    if is_mapped(a): return _in_a_file(parts, a.shape)
     res = np.empty(a.shape, np.uint8)
-    for i in range(0, len(a), 1000): res[i:i+1000] = np.rint(a[i:i+1000]*np.float32(factor))
+    for i,part in enumerate(parts): res[1000*i:1000*i+1000] = part
     return res
 
 # %% ../../nbs/data/00a_pixels.ipynb #7ac09445

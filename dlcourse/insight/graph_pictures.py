@@ -76,15 +76,16 @@ def _box_text(vertex):
 def _shape(shape): return '×'.join(map(str, shape)) or '·'
 
 # %% ../../nbs/insight/14a_graph_pictures.ipynb #e9fc5b6e
-def _draw_box(ax, vertex, at, last, total):
-    "Draw one vertex, with its total derivative below if there is one"
+def _draw_box(ax, vertex, at, last, total, down=False):
+    "Draw one vertex, with its total derivative if there is one: below it, or beside it where edges leave below"
     (x, y), w, h = at, _box['width'], _box['height']
     fill = '#fde3cf' if last else _fills.get(vertex.op, 'white')
     style = dict(boxstyle='round,pad=0,rounding_size=.08', facecolor=fill, edgecolor='0.3', zorder=3)
     ax.add_patch(FancyBboxPatch((x - w/2, y - h/2), w, h, **style))
     ax.text(x, y, plot_text(*_box_text(vertex).split('\n')), ha='center', va='center', fontsize=9, zorder=4, linespacing=1.3)
     if total is not None:
-        ax.text(x, y - h/2 - .04, plot_text(derivative_text(total)), ha='center', va='top', fontsize=8, color=colors[2], zorder=4)
+        place = dict(x=x + w/2 + .02, y=y, ha='left', va='center') if down else dict(x=x, y=y - h/2 - .04, ha='center', va='top')
+        ax.text(**place, s=plot_text(derivative_text(total)), fontsize=8, color=colors[2], zorder=4)
 
 # %% ../../nbs/insight/14a_graph_pictures.ipynb #5998d38b
 def _ports(graph, chains, y):
@@ -96,8 +97,13 @@ def _ports(graph, chains, y):
             for k,i in enumerate(mine): shift[i, end] = (k - (len(mine) - 1)/2)*min(.16, .4/len(mine))
     return shift
 
+# %% ../../nbs/insight/14a_graph_pictures.ipynb #c3d9a1f4
+def _place(layer, height, down):
+    "Where a point of the layout is in the picture: the layers go to the right, or downwards"
+    return (-height, -layer) if down else (layer, height)
+
 # %% ../../nbs/insight/14a_graph_pictures.ipynb #8985fd44
-def _draw_edge(ax, points, color, style, nth=0):
+def _draw_edge(ax, points, color, style, nth=0, down=False):
     "Draw an arrow through `points`; returns where its text goes"
     vertices, codes = [points[0]], [Path.MOVETO]
     for (x0, y0), (x1, y1) in pairwise(points):
@@ -106,10 +112,10 @@ def _draw_edge(ax, points, color, style, nth=0):
         codes += [Path.CURVE4]*3
     wide = 1.8 if color != '0.45' else 1
     look = dict(arrowstyle='-|>', mutation_scale=10, color=color, linestyle=style, linewidth=wide, zorder=2)
-    ax.add_patch(FancyArrowPatch(path=Path(vertices, codes), **look))
+    ax.add_patch(FancyArrowPatch(path=Path([_place(*o, down) for o in vertices], codes), **look))
     (x0, y0), (x1, y1) = points[:2]
     t = (.95 if len(points) > 2 else .45) - .3*nth*(-1)**nth/2
-    return x0 + (x1 - x0)*(t*1.5*(1 - t) + t**3), y0 + (y1 - y0)*(3*t*t - 2*t**3)
+    return _place(x0 + (x1 - x0)*(t*1.5*(1 - t) + t**3), y0 + (y1 - y0)*(3*t*t - 2*t**3), down)
 
 # %% ../../nbs/insight/14a_graph_pictures.ipynb #fe8e3801
 def _on_paths(graph, source):
@@ -128,13 +134,21 @@ def _layer_width(graph):
     longest = max(map(len, texts), default=0)
     return 1.45 if longest <= 6 else 2 if longest <= 13 else 2.2
 
+# %% ../../nbs/insight/14a_graph_pictures.ipynb #d81b60e7
+def _size(graph, layers, high, down, with_totals):
+    "Inches of the picture: room for the texts on the edges, or beside the boxes where the layers go down"
+    across = _layer_width(graph)
+    if down: return dict(width=(.95*across if with_totals else 1.35)*(high + .8 + .35*with_totals), height=.95*layers)
+    return dict(width=across*layers + .3, height=.8*high + .9)
+
 # %% ../../nbs/insight/14a_graph_pictures.ipynb #4dffb6c9
 def draw_graph(
     graph:Graph,
     source:str=None, # Name of a vertex, whose paths to the output are marked
-    with_totals:bool=False, # Whether to write below each box the derivative of the output by it
+    with_totals:bool=False, # Whether to write below each box, or beside it if `down`, the derivative of the output by it
     ax=None, # Axes to draw on; a new figure of a fitting size if None
     most:int=60, # Number of vertices at most
+    down:bool=False, # Whether the graph grows downwards, for a narrow page, and not to the right
 ): # Matplotlib axes
     "Draw a computational graph; raises `CourseError` if it has more than `most` vertices"
     if len(graph.vertices) > most:
@@ -143,25 +157,26 @@ def draw_graph(
     layers = _layers(graph)
     y, chains = _heights(graph, layers), _chains(graph, layers)
     low, high, wide = min(y.values()), max(y.values()), max(layers.values()) + 1
-    if ax is None: ax = panels(1, width=_layer_width(graph)*wide + .3, height=.8*(high - low) + .9)[0]
-    _draw_edges(ax, graph, layers, y, chains, _on_paths(graph, source) if source else ())
+    if ax is None: ax = panels(1, **_size(graph, wide, high - low, down, with_totals))[0]
+    _draw_edges(ax, graph, layers, y, chains, _on_paths(graph, source) if source else (), down)
     sums = totals(graph) if with_totals else {}
-    for v in graph.vertices: _draw_box(ax, v, (layers[v], y[v]), v is graph.output, sums.get(v))
-    ax.set(xlim=(-.4, wide - .6), ylim=(low - .6, high + .45))
+    for v in graph.vertices: _draw_box(ax, v, _place(layers[v], y[v], down), v is graph.output, sums.get(v), down)
+    if down: ax.set(xlim=(-high - .4, .4 - low + .35*with_totals), ylim=(.4 - wide, .4))
+    else: ax.set(xlim=(-.4, wide - .6), ylim=(low - .6, high + .45))
     ax.set_axis_off()
     return ax
 
 # %% ../../nbs/insight/14a_graph_pictures.ipynb #ad596c58
-def _draw_edges(ax, graph, layers, y, chains, marked):
+def _draw_edges(ax, graph, layers, y, chains, marked, down=False):
     "Draw all edges with their local derivatives; the `marked` ones in another color"
-    shift = _ports(graph, chains, y)
+    shift, half = _ports(graph, chains, y), _box['height' if down else 'width']/2
     for i,(e,chain) in enumerate(zip(graph.edges, chains)):
         nth = sum(o.source is e.source and o.target is e.target for o in graph.edges[:i])
         inner = [(o[1], y[o]) for o in chain[1:-1]]
-        points = [(layers[e.source] + _box['width']/2, y[e.source] + shift[i, 0]), *inner,
-                  (layers[e.target] - _box['width']/2, y[e.target] + shift[i, -1])]
+        points = [(layers[e.source] + half, y[e.source] + shift[i, 0]), *inner,
+                  (layers[e.target] - half, y[e.target] + shift[i, -1])]
         color = colors[1] if e in marked else '0.45'
-        at = _draw_edge(ax, points, color, '-' if e.jacobian is not None else ':', nth)
+        at = _draw_edge(ax, points, color, '-' if e.jacobian is not None else ':', nth, down)
         if e.jacobian is None: continue
         behind = dict(facecolor='white', edgecolor='none', pad=1, alpha=.85)
         ax.text(*at, plot_text(derivative_text(e.jacobian)), ha='center', va='center', fontsize=8, bbox=behind,

@@ -139,11 +139,19 @@ def smallest_input(
     raise CourseError(f'{arch} takes no image up to {limit}×{limit} pixels')
 
 # %% ../../nbs/models/07_zoo.ipynb #870464fb
-def _row(name, what, source):
-    "The row of `archs` for `name`"
+def _sizes(name):
+    "Parameters of `name` for ten classes, at two shapes, and its smallest side"
     least = smallest_input(name)
     def count(c, side): return size_of(name, (c, max(side, least), max(side, least)), 10)
-    return dict(what=what, params_3x32x32=count(3, 32), params_1x28x28=count(1, 28), smallest=least, source=source)
+    return dict(params_3x32x32=count(3, 32), params_1x28x28=count(1, 28), smallest=least)
+
+# %% ../../nbs/models/07_zoo.ipynb #3b77e9a2
+_library_sizes = cache(_sizes) # those of torchvision and timm stay what they are
+
+def _row(name, what, source):
+    "The row of `archs` for `name`"
+    sizes = _sizes if name in registry else _library_sizes
+    return dict(what=what, **sizes(name), source=source)
 
 # %% ../../nbs/models/07_zoo.ipynb #9f3a0009
 def archs()->pd.DataFrame: # One row an architecture

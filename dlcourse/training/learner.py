@@ -135,6 +135,14 @@ def _transfer_learner(dls, model, pretrained, frozen, train_bn=False, **kwargs):
     if pretrained and frozen: learn.freeze()
     return learn
 
+# %% ../../nbs/training/05_learner.ipynb #5d0c91e7
+def _learner_on(dls, model, pretrained, frozen, **kwargs):
+    "A Learner for `model`: a `TransferLearner` if it has a part with pretrained weights"
+    if isinstance(model, TransferNet): return _transfer_learner(dls, model, pretrained, frozen, **kwargs)
+    if 'cache' in kwargs:
+        raise CourseError('cache needs a pretrained network (any torchvision or timm name): this network has no frozen part')
+    return LeanLearner(dls, model, **kwargs)
+
 # %% ../../nbs/training/05_learner.ipynb #134ef4a7
 def _check_loss(loss_func, y, n_out):
     "Raise `CourseError` where `loss_func` can't compare `n_out` outputs with targets such as `y`"
@@ -196,10 +204,7 @@ def learner_for(
     cbs = listify(cbs) + _default_callbacks(cbs, early_stopping) + ([] if seed is None else [SeedEpochs(seed)])
     metrics = default_metrics if metrics is None else metrics
     shared = dict(loss_func=loss, opt_func=opt_func, metrics=metrics, cbs=cbs, **for_learn)
-    if isinstance(model, TransferNet): return _transfer_learner(dls, model, pretrained, frozen, **shared)
-    if 'cache' in for_learn:
-        raise CourseError('cache needs a pretrained network (any torchvision or timm name): this network has no frozen part')
-    return LeanLearner(dls, model, **shared)
+    return _learner_on(dls, model, pretrained, frozen, **shared)
 
 # %% ../../nbs/training/05_learner.ipynb #d3300012
 @contextmanager

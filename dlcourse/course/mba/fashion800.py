@@ -35,7 +35,7 @@ def first_images(
 ): # `DataLoaders` that validate on the test part
     "The first 800 training images of Fashion-MNIST and its test part, divided by 255"
     o = load(trial.pick('fashion_mini', 'fashion_mnist'))
-    n, n_test = trial.pick((64, 100), (800, len(o.x_test)))
+    n, n_test = trial.pick((64, 40), (800, len(o.x_test)))
     dls = dls_for((o.x[:n], o.y[:n], o.x_test[:n_test], o.y_test[:n_test]), valid='test', normalize=normalize,
                   device=trial.device, seed=trial.seed, **kwargs)
     dls.train.drop_last = False

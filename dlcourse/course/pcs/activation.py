@@ -71,11 +71,11 @@ def draw_activations(
     record:dict, # The record of pcs-3.4
 ): # A matplotlib figure
     "Plot the test accuracy of each seed, a panel for each depth"
-    axs = panels(2, None, width=4.4)
+    axs = panels(2, None, width=5, height=2.7, ncols=1)
     for ax,depth in zip(axs, depths):
         dots(ax, {act: values(record, f'{depth} {act}', 'test_accuracy') for act in acts})
         tidy(ax, f'{depth}: {len(depths[depth])} hidden layers')
-    axs[0].set_ylabel('test accuracy')
+    for ax in axs: ax.set_ylabel('test accuracy')
     return axs[0].figure
 
 # %% ../../../nbs/course/pcs/09_activation.ipynb #92251846

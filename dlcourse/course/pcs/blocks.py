@@ -110,7 +110,7 @@ def draw_skips(
     record:dict, # Record of pcs-7.2
 ): # A matplotlib figure
     "Draw the gradient by block of the deep networks, and the test accuracy of all"
-    axs = panels(2, width=4, height=3)
+    axs = panels(2, width=5, height=2.6, ncols=1)
     for how,color in zip(('plain', 'skips'), colors):
         runs = values(record, f'{how} deep', 'gradient_by_block')
         mean_line(axs[0], range(1, len(runs[0]) + 1) if runs else [], runs, color=color, label=how)

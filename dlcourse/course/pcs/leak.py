@@ -98,7 +98,7 @@ def draw_leak(
     record:dict, # Record of pcs-1.1
 ): # A matplotlib figure
     "Draw the accuracy of each seed, with the leak and in a Pipeline, a panel for each task"
-    axs = panels(2, width=4.6)
+    axs = panels(2, width=5, height=2.9, ncols=1)
     for ax,(task, c) in zip(axs, chance.items()):
         for order,color,offset in zip(orders, colors[1::-1], (-0.12, 0.12)):
             dots(ax, {m: values(record, f'{task} {m} {order}', 'accuracy') for m in classifiers}, color, offset)
@@ -106,7 +106,8 @@ def draw_leak(
         ax.axhline(c, color='0.4', linewidth=0.8, linestyle='--', label='guessing')
         tidy(ax, task)
         ax.set_ylim(0, 1.05)
-    axs[0].set_ylabel('accuracy'); axs[0].legend()
+    for ax in axs: ax.set_ylabel('accuracy')
+    axs[0].legend()
     return axs[0].figure
 
 # %% ../../../nbs/course/pcs/01_leak.ipynb #c446c02b

@@ -58,7 +58,7 @@ def draw_losses(
     record:dict, # The record of pcs-3.5
 ): # A matplotlib figure
     "Plot the recall by class, and the recall of the rarest classes for each seed"
-    axs = panels(2, None, width=5)
+    axs = panels(2, None, width=5, height=2.9, ncols=1)
     for name,color in zip(losses, colors):
         mean_line(axs[0], range(10), values(record, name, 'recall'), color=color, marker='.', label=name)
     tidy(axs[0], 'recall by class', 'class, from the most frequent to the rarest', whole=True)

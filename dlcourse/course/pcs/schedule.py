@@ -70,7 +70,7 @@ def draw_schedules(
     record:dict, # The record of pcs-3.3
 ): # A matplotlib figure
     "Plot the validation accuracy by epoch, and the test accuracy of each seed"
-    axs = panels(2, None, width=5)
+    axs = panels(2, None, width=5, height=2.9, ncols=1)
     for shape,color in zip(shapes, colors):
         curves = values(record, shape, 'valid_accuracy_by_epoch')
         if curves: axs[0].plot(range(1, len(curves[0]) + 1), np.mean(curves, 0), '.-', color=color, label=shape)

@@ -109,14 +109,13 @@ def draw_surrogate(
 ): # A matplotlib figure
     "Draw the rank correlations of each seed: unseen points, from a quarter of the known ones, outside of the known learning rates"
     panel = dict(rank_correlation='unseen points', with_a_quarter='a quarter of the known points', outside='larger learning rates')
-    short = {'Gaussian process': 'gp', 'trained again': 'again'}
-    axs = panels(3, width=3.8, height=3.2)
+    axs = panels(3, width=5, height=2.4, ncols=1)
     for ax,(figure,title) in zip(axs, panel.items()):
         names = [o for o in variants if figure == 'rank_correlation' or variants[o]]
-        dots(ax, {short.get(o, o): values(record, o, figure) for o in names})
+        dots(ax, {o: values(record, o, figure) for o in names})
         tidy(ax, title, '')
         ax.set_ylim(-1, 1.05)
-    axs[0].set_ylabel('rank correlation')
+    axs[1].set_ylabel('rank correlation')
     return axs[0].figure
 
 # %% ../../../nbs/course/pcs/11_surrogate.ipynb #1756f4d7

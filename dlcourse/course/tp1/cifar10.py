@@ -77,7 +77,7 @@ def cifar_learner(
     **kwargs, # Arguments of `learner_for`
 ): # A `Learner`
     "Make a Learner on CIFAR-10 with 5,000 images for validation; in a quick trial, on some shipped clothes"
-    data = trial.pick(dict(data=few_clothes(), n_per_class=30, channels=3, size=32), dict(data='cifar10', valid=5000))
+    data = trial.pick(dict(data=few_clothes(100), n_per_class=20, channels=3, size=32), dict(data='cifar10', valid=5000))
     dls = dls_for(**data, bs=bs, augment=augment, seed=trial.seed, device=trial.device)
     learn = learner_for(arch, dls, seed=trial.seed, **kwargs)
     learn.model = learn.model.to(memory_format=torch.channels_last) # The same numbers in an order that convolutions read faster

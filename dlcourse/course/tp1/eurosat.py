@@ -31,7 +31,7 @@ def images(
     **kwargs, # Further arguments of `dls_for`
 ):
     "Loaders for `trial`; quick ones hold a few of the shipped clothes"
-    given = trial.pick(dict(data=few_clothes(100), n_per_class=20, size=64, channels=3), dict(data=data, size=size, **shares)) | kwargs
+    given = trial.pick(dict(data=few_clothes(50), n_per_class=10, size=64, channels=3), dict(data=data, size=size, **shares)) | kwargs
     return dls_for(**given, seed=trial.seed, device=trial.device)
 
 # %% ../../../nbs/course/tp1/02_eurosat.ipynb #8d8f5634
@@ -81,7 +81,7 @@ def frozen(
     **kwargs, # Further arguments of the network, passed to `learner_for`
 )->dict: # Figures
     "Train a new head on features of `arch`"
-    few = {} if n_per_class is None else dict(n_per_class=trial.pick(20, n_per_class))
+    few = {} if n_per_class is None else dict(n_per_class=trial.pick(10, n_per_class))
     dls = images(trial, size, data, bs=trial.pick(32, head['bs']), **few)
     learn = with_weights(trial, arch, dls, **{'head': 'mean', 'label_smoothing': head['label_smoothing'], **kwargs})
     learn.freeze()
