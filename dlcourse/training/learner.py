@@ -211,8 +211,7 @@ def learner_for(
     if dls is None: dls = dls_for('fashion_mini' if data is None else data, **({} if seed is None else dict(seed=seed)), **for_data)
     if seed is not None: seed_all(seed, dls)
     half = check_precision(precision, dls.device or default_device())
-    for_model |= _with_weights(arch, pretrained)
-    model, loss, usual = _network(dls, arch, loss_func, label_smoothing, channels_last, **for_model)
+    model, loss, usual = _network(dls, arch, loss_func, label_smoothing, channels_last, **_with_weights(arch, pretrained), **for_model)
     cbs = [*listify(cbs), *_default_callbacks(cbs, early_stopping), *_further_callbacks(seed, half)]
     metrics = usual if metrics is None else metrics
     return _learner(dls, model, pretrained, frozen, loss_func=loss, opt_func=opt_func, metrics=metrics, cbs=cbs, **for_learn)
