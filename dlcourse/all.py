@@ -45,7 +45,8 @@ from dlcourse.models.zoo import archs, find_arch, match_params, model_for, size_
 from dlcourse.training.losses import (
     BinaryLoss, Brier, CrossEntropy, MultiHinge, SquaredError, cross_entropy, hinge, quadratic, zero_one)
 from dlcourse.training.lean import LeanLearner, adam, adamw, sgd
-from dlcourse.training.callbacks import BestWeights, Bfloat16, EarlyStopping, LookaheadCallback, StopOnNaN
+from dlcourse.training.callbacks import BestWeights, EarlyStopping, LookaheadCallback, StopOnNaN
+from dlcourse.training.precision import Bfloat16
 from dlcourse.training.transfer import TransferLearner, feature_table
 from dlcourse.training.learner import learner_for, sizes_of
 from dlcourse.training.settings import Settings

@@ -66,6 +66,14 @@ def test_recorded_studies(name):
         assert row['met'] == (None if row['target'] is None else value <= row['target'])
 
 
+def test_recorded_convolutions():
+    "Nothing is judged that this machine couldn't measure"
+    path = ROOT/'results'/'benchmarks'/'bench-convolutions.json'
+    results = json.loads(path.read_text(encoding='utf-8'))
+    holds_the_schema(results)
+    for row in results['rows']: assert row['met'] == (None if row['ratio'] is None else row['ratio'] <= row['target'])
+
+
 def test_help_without_torch():
     show = "import sys, benchmarks.__main__ as m; m.arguments([]); assert not {'torch', 'fastai'} & sys.modules.keys()"
     assert subprocess.run([sys.executable, '-c', show], cwd=ROOT, capture_output=True).returncode == 0

@@ -156,7 +156,8 @@ def test_same_command_same_result(run):
 def test_options_reach_their_place(run):
     line = ('train cnn --data digits --classes 3,5,8 --n-per-class 40 --imbalance 1,0.5,0.5 --label-noise 0.1 '
             '--valid 0.25 --augment --bs 16 --size 10 '
-            '--epochs 2 --lr 0.01 --schedule flat_cos --seed 7 --early-stopping 2 --weight-decay 0.1 --label-smoothing 0.05 --device cpu '
+            '--epochs 2 --lr 0.01 --schedule flat_cos --seed 7 --channels-last --early-stopping 2 --weight-decay 0.1 '
+            '--label-smoothing 0.05 --device cpu '
             '--set filters=4,8 dropout=0.1 --set activation=gelu --out here')
     code, out, err = run(line)
     assert code == 0 and out[-1].endswith('  here'), err
@@ -166,7 +167,7 @@ def test_options_reach_their_place(run):
     assert {k: s['data_args'][k] for k in ('imbalance', 'label_noise', 'valid', 'augment', 'bs', 'size')} == dict(
         imbalance=[1., 0.5, 0.5], label_noise=0.1, valid=0.25, augment=True, bs=16, size=10)
     assert {k: s['model_args'][k] for k in ('filters', 'dropout', 'activation')} == dict(filters=[4, 8], dropout=0.1, activation='gelu')
-    assert s['learner_args'] == dict(early_stopping=2, wd=0.1, label_smoothing=0.05)
+    assert s['learner_args'] == dict(early_stopping=2, wd=0.1, label_smoothing=0.05, precision='float32', channels_last=True)
     assert [s[k] for k in ('epochs', 'lr', 'schedule', 'seed', 'device')] == [2, 0.01, 'flat_cos', 7, 'cpu']
 
 

@@ -15,7 +15,7 @@ from torch import nn
 from torchvision.models import shufflenet_v2_x0_5, squeezenet1_1
 
 from dlcourse.cli import main
-from dlcourse.core import CourseError, lock_for, num_threads, optional, whole_file
+from dlcourse.core import CourseError, lock_for, num_threads, optional, seed_all, whole_file
 from dlcourse.data.blocks import dls_for
 from dlcourse.data.loader import MemoryDL
 from dlcourse.insight.studies import plot_history, plot_importance, plot_parallel, plot_study
@@ -738,6 +738,7 @@ CASES = [dict(schedule=o) for o in schedules] + [
     dict(epochs=30, lr=0.05, learner_args=dict(early_stopping=2)),
     dict(learner_args=dict(early_stopping=2, label_smoothing=0.1, wd=0.3)),
     dict(arch='cnn', model_args=dict(filters=[4]), data_args=dict(n_per_class=20, augment=True, label_noise=0.1)),
+    dict(arch='cnn', model_args=dict(filters=[4, 8]), data_args=dict(n_per_class=20), learner_args=dict(channels_last=True)),
     dict(data='boston_housing', data_args={}, lr=0.01)]
 
 
@@ -1647,3 +1648,36 @@ def test_an_ensemble_is_an_ordinary_learner(tmp_path):
     assert all(torch.equal(a, b) for a,b in zip(before, members[0].model.parameters())), 'the networks of an ensemble are copies'
     other = learner_for('mlp', data='fashion_mini', n_per_class=10, seed=1)
     with pytest.raises(CourseError, match='the same classes'): ensemble([members[0], other])
+
+
+# ---- the order of numbers in memory, and precision ------------------------------------------------
+
+def test_a_state_in_another_order_is_put_right():
+    "Fused optimizers go through memory without a look at strides"
+    learn = learner_for('cnn', data='digits', n_per_class=20, filters=(8, 16), seed=1)
+    twin = learner_for('cnn', learn.dls, filters=(8, 16), seed=1)
+    for o in (learn, twin):
+        with o.quiet(): o.fit(1)
+        o.model.to(memory_format=torch.channels_last)
+    for state in twin.opt.opt.state.values(): state.update({k: v.contiguous() for k,v in state.items()})
+    for o in (learn, twin):
+        seed_all(3, o.dls)
+        with o.quiet(): o.fit(1)
+    for a,b in zip(learn.model.parameters(), twin.model.parameters()): assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize('bad', ['half', 'fp16', ''])
+def test_unknown_precision_comes_before_the_data(bad):
+    with pytest.raises(CourseError, match='float32, bf16'): learner_for('cnn', data='no such data', precision=bad)
+
+
+def test_features_know_their_precision(monkeypatch, tmp_path):
+    "A cache of features in bfloat16 isn't taken for one in float32"
+    file = tmp_path/'f.safetensors'
+    def fitted(precision):
+        learn = learner_for('squeezenet1_1', data='fashion_mini', n_per_class=4, size=32, pretrained=False, precision=precision,
+                            head='linear', cache=str(file), seed=1)
+        learn.freeze()
+        with learn.quiet(): learn.fit(1)
+    fitted('float32')
+    with pytest.raises(CourseError, match='other precision'): fitted('bf16')

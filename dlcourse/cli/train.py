@@ -42,7 +42,10 @@ _training_args = (
     arg('--label-smoothing', group='training', type=fraction, metavar='X', help='label smoothing, 0 to 1 (default: 0)'),
     arg('--seed', group='training', type=int, metavar='N', help='random seed (default: 42)'),
     arg('--device', group='training', metavar='NAME', help='cpu or cuda (default: cuda where there is one)'),
-    arg('--threads', group='training', type=whole, metavar='N', help='threads within one operation on the CPU (default: as torch chooses)'))
+    arg('--threads', group='training', type=whole, metavar='N', help='threads within one operation on the CPU (default: as torch chooses)'),
+    arg('--precision', group='training', metavar='NAME', help='float32, or bf16 to compute in bfloat16, where the hardware does (default: float32)'),
+    arg('--channels-last', group='training', action='store_true', default=None,
+        help='keep the channels of a pixel side by side in memory, which makes convolutions faster'))
 
 _transfer_args = (
     arg('--pretrained', group=_pretrained, action=argparse.BooleanOptionalAction,
@@ -88,7 +91,7 @@ def settings_of(args):
     from dlcourse.training.settings import Settings
     given = given_options(args)
     arch = _arch(given.pop('arch', None), given.pop('fuse', None))
-    learner_args = take(given, 'early_stopping', 'wd', 'label_smoothing', 'frozen', 'cache', 'copies')
+    learner_args = take(given, 'early_stopping', 'wd', 'label_smoothing', 'precision', 'channels_last', 'frozen', 'cache', 'copies')
     model_args = network_options(given.pop('set', [])) | take(given, 'pretrained', 'weights', 'head')
     own = take(given, 'data', 'epochs', 'fine_tune', 'lr', 'schedule', 'seed', 'device', 'threads')
     return Settings(arch, **own, data_args=given, model_args=model_args, learner_args=learner_args)

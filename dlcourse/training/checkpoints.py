@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from ..core import CourseError, whole_file
 from ..files import check_numbers, check_tensors, from_json, read_tensors, write_tensors
+from ..models.layout import laid_out_like
 from ..models.pretrained import TransferNet
 
 # %% ../../nbs/training/07_checkpoints.ipynb #d2ba6c2c
@@ -94,7 +95,7 @@ def load_optimizer(
     for name, v in tensors.items():
         i, k = name.split('.', 1)
         p = parameters[int(i)]
-        state[p][k] = v.to(p.device, copy=True)
+        state[p][k] = laid_out_like(p, v)
 
 # %% ../../nbs/training/07_checkpoints.ipynb #fdaea32e
 def frozen_names(

@@ -140,6 +140,7 @@ def read_features(
 )->dict: # Name -> tensor
     "Read features from `file`; raises `CourseError` if it is damaged, was made from something else, or holds something else"
     tensors, was = read_tensors(file, 'is not a file of features that can be read', device or 'cpu')
+    was = dict(precision='float32') | was # which files of before don't name
     changed = [k for k in origin if was.get(k) != origin[k]]
     if changed: raise CourseError(f"{file} was made from other {' and '.join(changed)}: remove it, or name another file")
     check_tensors(tensors, expected, file, 'these images')

@@ -26,6 +26,7 @@ from fastcore.foundation import L
 from fastcore.meta import delegates
 from torch import Tensor
 from ..core import CourseError, kept_rng, seed_all
+from ..models.layout import align_state
 from .listeners import familiar, is_ours, made_by, tell, worded
 from .recording import LeanProgress, LeanRecorder, LeanScheduler, LeanTrainEval, put_record, record_of
 
@@ -193,6 +194,7 @@ def fit(self:LeanLearner, n_epoch, lr=None, wd=None, cbs=None, reset_opt=False, 
     if start_epoch > n_epoch: raise CourseError(f'start_epoch must be at most n_epoch={n_epoch}, got {start_epoch}')
     self._need_data(self.dls.train)
     cbs, was = L(cbs), (self.in_fit, self.fitting)
+    if isinstance(self.opt, OptimWrapper): align_state(self.opt.opt)
     self.in_fit, self.fault, self._starts, self._skips = True, None, start_epoch, not all(map(familiar, self.cbs + cbs))
     self.fitting = not any(isinstance(cb, LRFinder) for cb in cbs)
     try: Learner.fit(self, n_epoch, lr=lr, wd=wd, cbs=cbs, reset_opt=reset_opt, start_epoch=start_epoch if self._skips else 0)

@@ -16,19 +16,22 @@ from fastai.data.core import DataLoaders
 from fastai.learner import Learner, load_model, save_model
 from fastai.losses import BaseLoss, BCEWithLogitsLossFlat, CrossEntropyLossFlat
 from fastai.metrics import accuracy, accuracy_multi, mae, mse
+from fastai.torch_core import default_device
 from fastcore.basics import listify, patch
 from fastcore.meta import delegates
 from torch import Tensor, nn
-from ..core import CourseError, notice, seed_all
+from ..core import CourseError, choose, notice, seed_all
 from ..data.blocks import dls_for
 from ..data.loader import renormalized
 from ..models.blocks import dry_run
+from ..models.layout import in_layout, usual_order
 from ..models.own import check_maker, check_training, compiled_in_place, gives_probabilities, plain_network, smallest_batch
 from ..models.pretrained import TransferNet, transfer_splitter
 from ..models.zoo import check_args, find_arch, model_for
 from .callbacks import BestWeights, EarlyStopping, StopOnNaN
 from .lean import LeanLearner, SeedEpochs, adamw
 from .losses import CrossEntropy, SquaredError
+from .precision import Bfloat16, check_precision, precisions
 from .transfer import TransferLearner
 
 # %% ../../nbs/training/05_learner.ipynb #cbc76a19
@@ -135,14 +138,6 @@ def _transfer_learner(dls, model, pretrained, frozen, train_bn=False, **kwargs):
     if pretrained and frozen: learn.freeze()
     return learn
 
-# %% ../../nbs/training/05_learner.ipynb #5d0c91e7
-def _learner_on(dls, model, pretrained, frozen, **kwargs):
-    "A Learner for `model`: a `TransferLearner` if it has a part with pretrained weights"
-    if isinstance(model, TransferNet): return _transfer_learner(dls, model, pretrained, frozen, **kwargs)
-    if 'cache' in kwargs:
-        raise CourseError('cache needs a pretrained network (any torchvision or timm name): this network has no frozen part')
-    return LeanLearner(dls, model, **kwargs)
-
 # %% ../../nbs/training/05_learner.ipynb #134ef4a7
 def _check_loss(loss_func, y, n_out):
     "Raise `CourseError` where `loss_func` can't compare `n_out` outputs with targets such as `y`"
@@ -158,21 +153,36 @@ def _check_loss(loss_func, y, n_out):
         raise CourseError(f'loss_func must take {pair}, got {name} ({fault}): leave it out for the usual loss of these data') from e
 
 # %% ../../nbs/training/05_learner.ipynb #7a10c0e1
-def _check_arch(arch, for_model):
+def _check_names(arch, for_model, precision):
     "Raise `CourseError` for an unknown name or arguments that the network doesn't take, before any data is read"
+    choose(precision, precisions, 'precision')
     if isinstance(arch, str): check_args(arch, **for_model)
     elif callable(arch) and not isinstance(arch, nn.Module): check_maker(arch, None, None, **for_model)
 
 # %% ../../nbs/training/05_learner.ipynb #7a10c0e2
-def _network(dls, arch, loss_func, label_smoothing, **for_model):
+def _network(dls, arch, loss_func, label_smoothing, channels_last, **for_model):
     "Network, loss and usual metrics for `dls`; raises `CourseError` where they don't fit together"
+    if isinstance(arch, nn.Module): arch = compiled_in_place(arch)
     batch = dls.one_batch()
     n_in, n_out = _sizes(dls, batch, arch)
     model = model_for(arch, n_in, n_out, **for_model)
     if loss_func is not None and isinstance(arch, str): _check_loss(loss_func, batch[-1], n_out)
     loss, metrics = _default_loss(_target_kind(dls, batch, n_out), label_smoothing)
     _check_network(model, n_in, dls, not isinstance(arch, str), loss_func or loss)
+    if channels_last: in_layout(model, n_in)
     return model, loss_func or loss, metrics
+
+# %% ../../nbs/training/05_learner.ipynb #a3d2cd91
+def _learner(dls, model, pretrained, frozen, **kwargs):
+    "The Learner of `model`: a `TransferLearner` where it has a part that can be frozen"
+    if isinstance(model, TransferNet): return _transfer_learner(dls, model, pretrained, frozen, **kwargs)
+    if 'cache' not in kwargs: return LeanLearner(dls, model, **kwargs)
+    raise CourseError('cache needs a pretrained network (any torchvision or timm name): this network has no frozen part')
+
+# %% ../../nbs/training/05_learner.ipynb #f8af9a11
+def _further_callbacks(seed, half):
+    "Callbacks for a seed and for bfloat16, where they are asked for"
+    return ([] if seed is None else [SeedEpochs(seed)]) + ([Bfloat16()] if half else [])
 
 # %% ../../nbs/training/05_learner.ipynb #6686bf0b
 def learner_for(
@@ -188,23 +198,23 @@ def learner_for(
     seed:int=None, # Seeds the weights, the choice of data and each epoch
     early_stopping:int=None, # Epochs without a better validation loss before stopping; for a metric pass `cbs=EarlyStopping('accuracy')`
     label_smoothing:float=0., # Label smoothing of the default cross-entropy, 0 to 1
+    precision:str='float32', # 'float32', or 'bf16' to compute convolutions and products in bfloat16
+    channels_last:bool=False, # Lay the numbers of convolutions out with channels last, which is faster on most processors
     cbs=None, # Further callbacks
     **kwargs, # Arguments of `dls_for` (with `data_path` for its `path`), `Learner`, `TransferLearner` and the network
 )->LeanLearner: # A fastai `Learner`
     "A `Learner` for `arch` on `data` or `dls`; raises `CourseError` for unknown names and sizes that don't fit"
     if dls is not None and not isinstance(dls, DataLoaders): dls, data = None, dls
     for_data, for_learn, for_model = _split_kwargs(kwargs, dls is None)
-    seeded = {} if seed is None else dict(seed=seed)
     for_learn = check_given(TransferLearner.__init__, check_given(Learner.__init__, for_learn))
-    _check_arch(arch, for_model)
-    if dls is None: dls = dls_for('fashion_mini' if data is None else data, **seeded, **for_data)
+    _check_names(arch, for_model, precision)
+    if dls is None: dls = dls_for('fashion_mini' if data is None else data, **({} if seed is None else dict(seed=seed)), **for_data)
     if seed is not None: seed_all(seed, dls)
-    if isinstance(arch, nn.Module): arch = compiled_in_place(arch)
-    model, loss, default_metrics = _network(dls, arch, loss_func, label_smoothing, **_with_weights(arch, pretrained), **for_model)
-    cbs = listify(cbs) + _default_callbacks(cbs, early_stopping) + ([] if seed is None else [SeedEpochs(seed)])
-    metrics = default_metrics if metrics is None else metrics
-    shared = dict(loss_func=loss, opt_func=opt_func, metrics=metrics, cbs=cbs, **for_learn)
-    return _learner_on(dls, model, pretrained, frozen, **shared)
+    half = check_precision(precision, dls.device or default_device())
+    model, loss, usual = _network(dls, arch, loss_func, label_smoothing, channels_last, **_with_weights(arch, pretrained), **for_model)
+    cbs = [*listify(cbs), *_default_callbacks(cbs, early_stopping), *_further_callbacks(seed, half)]
+    metrics = usual if metrics is None else metrics
+    return _learner(dls, model, pretrained, frozen, loss_func=loss, opt_func=opt_func, metrics=metrics, cbs=cbs, **for_learn)
 
 # %% ../../nbs/training/05_learner.ipynb #d3300012
 @contextmanager
@@ -219,7 +229,7 @@ def _plain_model(learn):
 @delegates(save_model)
 def save(self:LeanLearner, file, **kwargs):
     "Save as `Learner.save`, under the network's own names where `torch.compile` has wrapped it"
-    with _plain_model(self): return Learner.save(self, file, **kwargs)
+    with _plain_model(self), usual_order(self.model): return Learner.save(self, file, **kwargs)
 
 # %% ../../nbs/training/05_learner.ipynb #d3300014
 @patch

@@ -25,6 +25,7 @@ from ..data.sources import datasets, locate, source
 from ..models.zoo import find_arch, size_of
 from .learner import learner_for
 from .lean import LeanLearner
+from .precision import precisions
 from .transfer import TransferLearner
 
 # %% ../../nbs/training/06_settings.ipynb #fd24355f
@@ -114,7 +115,8 @@ data_rules = dict(bs=_whole(1), val_bs=_or_none(_whole(1)), num_workers=_whole(0
 def _is_cache(v): return isinstance(v, (bool, Path)) or (isinstance(v, str) and bool(v)) or v is None
 
 learner_rules = dict(early_stopping=_or_none(_whole(1)), label_smoothing=_number(0, 1), wd=_or_none(_number(0)), train_bn=_yes_or_no,
-    frozen=_yes_or_no, cache=Rule('True, False or the name of a file', _is_cache), copies=_whole(1))
+    frozen=_yes_or_no, cache=Rule('True, False or the name of a file', _is_cache), copies=_whole(1),
+    precision=Rule(' or '.join(map(repr, precisions)), lambda v: v in precisions), channels_last=_yes_or_no)
 
 # %% ../../nbs/training/06_settings.ipynb #fece98d4
 @dataclass

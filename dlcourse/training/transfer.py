@@ -21,6 +21,7 @@ from ..data.loader import MemoryDL
 from ..models.views import as_is
 from .feature_files import feature_origin, read_features, table_origin, write_features
 from .lean import LeanLearner
+from .precision import computing_as, precision_of
 
 # %% ../../nbs/training/04_transfer.ipynb #e1315ce2
 from ..values.door import check_calls
@@ -70,12 +71,17 @@ def _stacked(batches, n):
         at += len(b[0])
     return res
 
+# %% ../../nbs/training/04_transfer.ipynb #c1ad3bc9
+def _in_float32(x):
+    "`x` as it is, or as float32 where bfloat16 is only what is computed in"
+    return x.float() if torch.is_autocast_enabled(x.device.type) else x
+
 # %% ../../nbs/training/04_transfer.ipynb #28fc7fa3
 @torch.no_grad()
 def _one_pass(model, dl):
     "Features of all items of `dl`, in the order of its dataset"
     plain = dl.new(shuffle=False, drop_last=False, bs=max(dl.bs, 128))
-    batches = ([model.features(b[0].as_subclass(torch.Tensor))] for b in _shown(plain))
+    batches = ([_in_float32(model.features(b[0].as_subclass(torch.Tensor)))] for b in _shown(plain))
     return _stacked(batches, len(dl.dataset))[0]
 
 # %% ../../nbs/training/04_transfer.ipynb #c5065219
@@ -119,7 +125,7 @@ def _one_row(model, dls):
     "Features of one image, to know their shape"
     was = model.training
     with kept_rng(dls): x = next(iter(dls.valid.new(shuffle=False, drop_last=False, bs=1, num_workers=0)))[0]
-    row = model.eval().features(x.as_subclass(torch.Tensor)).cpu()
+    row = _in_float32(model.eval().features(x.as_subclass(torch.Tensor))).cpu()
     model.train(was)
     return row[0]
 
@@ -223,15 +229,15 @@ class TransferLearner(LeanLearner):
 def _features(self:TransferLearner):
     "Features of the present weights and images: from the last fit, from the file, or computed"
     model, dls, copies = self.model, self.dls, self.copies
-    origin = feature_origin(model, dls, copies)
+    origin = feature_origin(model, dls, copies) | dict(precision=precision_of(self))
     if self._found and self._found[0] == origin: return self._found[1]
     file = self.cache if isinstance(self.cache, (str, Path)) else None
     if file and Path(file).parent.is_dir(): sweep(Path(file).parent, Path(file).name)
     if file and Path(file).exists():
         sizes = dict(train=(copies, len(dls.train.dataset)), valid=(1, len(dls.valid.dataset)))
-        found = [*_load(file, origin, model, dls, sizes).values()]
+        with computing_as(self): found = [*_load(file, origin, model, dls, sizes).values()]
     else:
-        found = features_of(model, dls, copies)
+        with computing_as(self): found = features_of(model, dls, copies)
         if file and self.writes_cache: _save(file, origin, train=found[0], valid=found[1])
     self._found = origin, found
     return found

@@ -10,8 +10,8 @@ __all__ = ['kinds', 'landscape_expectations', 'train_with_path', 'first_crossing
 
 # %% ../../../nbs/course/pcs/21_landscape.ipynb #e02161e5
 import numpy as np
-from ..experiment import Trial, experiment
-from ..mac.pair import evaluate_on, train_one_cycle
+from ..experiment import Trial, experiment, watched
+from ..mac.pair import evaluate_on
 from ..records import dots, mean_line, values
 from ...data.blocks import dls_for
 from ...insight.curves import colors, panels, tidy
@@ -30,7 +30,8 @@ def train_with_path(
     "Train a network of blocks with one cycle, and keep its path"
     learn, kept = learner_for('block_net', dls, seed=trial.seed, blocks=blocks, filters=8, skip=skip, dropout=0.), KeepWeights()
     learn.add_cb(kept)
-    return train_one_cycle(trial, learn, epochs, 1e-2), kept
+    with watched(trial, learn): learn.fit_one_cycle(trial.pick(2, epochs), 1e-2)
+    return learn, kept
 
 # %% ../../../nbs/course/pcs/21_landscape.ipynb #e2b6c635
 def first_crossing(
