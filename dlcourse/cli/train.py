@@ -43,7 +43,8 @@ _training_args = (
     arg('--seed', group='training', type=int, metavar='N', help='random seed (default: 42)'),
     arg('--device', group='training', metavar='NAME', help='cpu or cuda (default: cuda where there is one)'),
     arg('--threads', group='training', type=whole, metavar='N', help='threads within one operation on the CPU (default: as torch chooses)'),
-    arg('--precision', group='training', metavar='NAME', help='float32, or bf16 to compute in bfloat16, where the hardware does (default: float32)'),
+    arg('--precision', group='training', metavar='NAME',
+        help='float32, or bf16 to compute in bfloat16, where the hardware does (default: float32)'),
     arg('--channels-last', group='training', action='store_true', default=None,
         help='keep the channels of a pixel side by side in memory, which makes convolutions faster'))
 
