@@ -1084,9 +1084,12 @@ def test_settings_survive_json():
     assert [tuple(p.shape) for p in a.learner().model.parameters()] == [tuple(p.shape) for p in b.learner().model.parameters()]
 
 
+USUAL = dict(precision='float32', channels_last=False)
+
+
 def test_every_setting_is_written():
     s = begin().settings
-    assert s.model_args['activation'] == 'relu' and s.data_args['label_noise'] == 0. and s.learner_args == dict(wd=None,
+    assert s.model_args['activation'] == 'relu' and s.data_args['label_noise'] == 0. and s.learner_args == dict(USUAL, wd=None,
         early_stopping=None, label_smoothing=0.)
     again = s.written_out()
     assert again == s
@@ -1371,7 +1374,7 @@ def test_settings_name_the_weights_and_the_head(own_weights, monkeypatch):
     run = transfer('run', model_args=dict(weights=None), learner_args=dict(cache=Path('f.safetensors')))
     assert run.facts['backbone'] == dict(weights='squeezenet1_1.safetensors', mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])
     assert run.settings.model_args == dict(pretrained=True, weights=None, head='fastai', dropout=None)
-    assert run.settings.learner_args == dict(wd=None, early_stopping=None, label_smoothing=0., frozen=True,
+    assert run.settings.learner_args == dict(USUAL, wd=None, early_stopping=None, label_smoothing=0., frozen=True,
         cache=str(Path('f.safetensors').resolve()), copies=1)
     assert run.settings.written_out() == run.settings
     text = Path('run/settings.json').read_text()

@@ -84,7 +84,7 @@ def test_numbers_of_students_have_a_range():
     found = [(k, p) for k,o in named.items() for f in [vars(o).get('__init__') if inspect.isclass(o) else o] if hasattr(f, '_is_checked')
              for p,r in rules(f).items() if r.allowed[0].what in ('a whole number', 'a number')]
     assert {k for k,_ in found} <= {'BatchAffine', 'shifted', 'convergence', 'During',
-        'Evaluation'} # degrees, pixels and losses may be any number
+        'Evaluation', 'lesions'} # degrees, pixels and losses may be any number; numbers of blocks are checked against the network
 
 
 @pytest.mark.parametrize('v', [3, np.int64(3), np.uint8(3), torch.tensor(3), np.array(3)])

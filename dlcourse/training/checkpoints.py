@@ -139,7 +139,7 @@ def _check_state(opt, smooth, source):
     check_numbers(opt, source, infinite=True) # a square may be infinite
     check_numbers(dict(smooth_val=smooth), source)
     for k,v in opt.items():
-        if k.endswith('.step') and not (v >= 0 and v % 1 == 0):
+        if k.endswith('.step') and v.numel() == 1 and not (v >= 0 and v % 1 == 0):
             raise CourseError(f'{source} is damaged: {k} must be a whole number of steps, got {v.item():g}')
 
 # %% ../../nbs/training/07_checkpoints.ipynb #41242a3d
