@@ -3,60 +3,43 @@
 Networks see batches of 64 random images of 3×32×32. The bare loop draws a permutation, casts and normalises a batch at a time, and
 trains with the same optimiser and loss. bfloat16 is measured only where this processor multiplies faster in it than in float32."""
 import argparse
+from dataclasses import dataclass
 from types import SimpleNamespace
 
-import numpy as np, torch
-from torch import nn
-
-from dlcourse.models.zoo import model_for
+import torch
 
 from .__main__ import record
-from .measure import RESULTS, Row, begin, compare, interleaved
+from .loops import HYPER, Task, bare_loop, our_loaders
+from .measure import RESULTS, Row, again, begin, compare, interleaved
 
 NETWORKS = ('cnn', 'cnn_v2', 'cnn_v3', 'residual')
-SHAPE, BATCH, BATCHES, RATE = (3, 32, 32), 64, 6, 1e-3
+SHAPE, BATCH, BATCHES = (3, 32, 32), 64, 6
 TARGETS = dict(float32=0.85, bf16=0.55)
 
 
-def images(n):
-    g = torch.Generator().manual_seed(0)
-    return torch.randint(0, 256, (n, *SHAPE), generator=g, dtype=torch.uint8), torch.randint(0, 10, (n,), generator=g)
+@dataclass
+class ColorTask(Task):
+    "Random images in color; one batch of them to validate on"
+    def images(self):
+        g, n = torch.Generator().manual_seed(0), self.n + self.bs
+        x = torch.randint(0, 256, (n, *SHAPE), generator=g, dtype=torch.uint8)
+        y = torch.randint(0, 10, (n,), generator=g)
+        return 'random images', x[:self.n], y[:self.n], x[self.n:], y[self.n:]
 
 
-def learner_epochs(arch, x, y, **kwargs):
-    "A function that trains a Learner for an epoch"
-    from dlcourse.data.blocks import dls_for
+def ours(task, **kwargs):
+    "A function that trains a Learner"
     from dlcourse.training.learner import learner_for
-    both = torch.cat([x, x[:BATCH]]), torch.cat([y, y[:BATCH]])
-    learn = learner_for(arch, dls_for(both, valid=np.arange(len(x), len(x) + BATCH), bs=BATCH, seed=0), seed=0, **kwargs)
-    return lambda: learn.fit(1, RATE)
-
-
-def bare_epochs(arch, x, y):
-    "A function that trains for an epoch by hand, and looks at as many validation images as the Learner"
-    from dlcourse.training.lean import adamw
-    torch.manual_seed(0)
-    model, loss_func = model_for(arch, SHAPE, 10), nn.CrossEntropyLoss()
-    opt = adamw(model.parameters(), lr=RATE).opt
-    mean, std = x.float().mean((0, 2, 3), keepdim=True)/255, x.float().std((0, 2, 3), keepdim=True)/255
-    def ready(x): return x.float().div_(255).sub_(mean).div_(std)
-    def epoch():
-        model.train()
-        for i in torch.randperm(len(x)).split(BATCH):
-            loss_func(model(ready(x[i])), y[i]).backward()
-            opt.step()
-            opt.zero_grad()
-        model.eval()
-        with torch.no_grad(): float(loss_func(model(ready(x[:BATCH])), y[:BATCH]))
-    return epoch
+    learn = learner_for(task.arch, our_loaders(task), seed=0, channels_last=True, **kwargs)
+    return again(lambda: learn.fit(1, HYPER['lr']), task.epochs)
 
 
 def rows_of(arch, options):
     "A row for each precision"
     from dlcourse.training.precision import bf16_speed
-    x, y = images(BATCH*(1 if options.quick else BATCHES))
-    pays, contestants = bf16_speed() > 1, dict(peer=bare_epochs(arch, x, y), float32=learner_epochs(arch, x, y, channels_last=True))
-    if pays: contestants['bf16'] = learner_epochs(arch, x, y, channels_last=True, precision='bf16')
+    task = ColorTask(arch, BATCH, BATCH*(1 if options.quick else BATCHES))
+    contestants = dict(peer=bare_loop(task)[0], float32=ours(task))
+    if bf16_speed() > 1: contestants['bf16'] = ours(task, precision='bf16')
     found = interleaved(contestants, options)
     def row(k):
         name = f'{arch}, {k} / bare loop in float32, usual order'

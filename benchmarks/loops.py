@@ -42,8 +42,10 @@ class Task:
     kwargs:dict = field(default_factory=dict) # Of the network
 
     def __post_init__(self):
-        self.data, self.x, self.y, self.xv, self.yv = images(self.n)
+        self.data, self.x, self.y, self.xv, self.yv = self.images()
         self.mean, self.std = float(self.x.float().mean() / 255), float(self.x.float().std() / 255)
+
+    def images(self): return images(self.n)
 
     def model(self):
         "The same first weights for everyone"
@@ -93,13 +95,16 @@ def bare_loop(task):
     return again(epoch, task.epochs), model
 
 
+def our_loaders(task):
+    from dlcourse.data.blocks import dls_for
+    x, y = torch.cat([task.x, task.xv]), torch.cat([task.y, task.yv])
+    return dls_for((x, y), valid=np.arange(len(task.x), len(x)), bs=task.bs, val_bs=len(task.xv), device=task.device)
+
+
 def our_learner(task):
     "`learner_for` on the arrays, with all its default callbacks, recorder and progress bar"
-    from dlcourse.data.blocks import dls_for
     from dlcourse.training.learner import learner_for
-    x, y = torch.cat([task.x, task.xv]), torch.cat([task.y, task.yv])
-    dls = dls_for((x, y), valid=np.arange(len(task.x), len(x)), bs=task.bs, val_bs=len(task.xv), device=task.device)
-    return learner_for(task.model(), dls)
+    return learner_for(task.model(), our_loaders(task))
 
 
 def ours(task):

@@ -25,7 +25,7 @@ from dlcourse.course.pcs import all_conv, feature_space, graphs, leak, more_feat
 from dlcourse.course.pcs import batchnorm_only, critical_layers
 from dlcourse.course.pcs.blocks import first_over_last, gradient_by_block, residual_mlp, sigmoid_learner, sum_fails
 from dlcourse.course.pcs.critical_periods import draw_windows, falling, gap, kept, settings_of, variants as window_variants, windows
-from dlcourse.course.pcs.ensembles import disagreement, draw_ensembles, lead
+from dlcourse.course.pcs.ensembles import disagreement, draw_ensembles
 from dlcourse.course.pcs.layers import dense_chain, drawn_accuracy, never_falls
 from dlcourse.course.pcs.plane import neighbour_vote
 from dlcourse.course.pcs.landscape import downhill_share, first_crossing, radius_of
@@ -990,10 +990,10 @@ def test_disagreement_is_a_mean_over_pairs():
     assert disagreement(torch.stack([same, same, other])) == pytest.approx(0.5/3)
 
 
-def test_lead_takes_the_seeds_that_both_have():
+def test_a_difference_takes_the_seeds_that_both_have():
     rows = [dict(variant=v, seed=s, figures=dict(ece=e)) for v,s,e in (('one', 1, 0.5), ('one', 2, 0.7), ('five', 2, 0.4))]
-    assert lead(rc.Results(rows), ('one', 'ece'), ('five', 'ece')).values == pytest.approx((0.3,))
-    with pytest.raises(KeyError): lead(rc.Results(rows), ('one', 'ece'), ('five', 'loss'))
+    assert rc.Results(rows).difference('one', 'five', 'ece').values == pytest.approx((0.3,))
+    with pytest.raises(KeyError): rc.Results(rows).difference('one', 'five', 'ece', 'loss')
 
 
 def test_ensembles_are_drawn_before_and_after_the_first_seed():

@@ -157,9 +157,10 @@ class Results(dict):
         first:str, # A variant
         second:str, # Another one
         figure:str, # Name of a figure
+        other:str=None, # Figure of the second variant, where it is another one
     )->Difference: # First minus second over the seeds that both have
         "Compare two variants seed by seed; raises `KeyError` if they have no seed in common"
-        a, b = (by_seed(self.rows, o, figure) for o in (first, second))
+        a, b = by_seed(self.rows, first, figure), by_seed(self.rows, second, other or figure)
         both = sorted(a.keys() & b.keys())
         if not both: raise KeyError(figure)
         return paired([a[o] for o in both], [b[o] for o in both])

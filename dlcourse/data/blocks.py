@@ -255,6 +255,11 @@ def _fewer(bs, n):
     notice(f'batches of {fewer} images, since there are {n} training images; pass bs= for another size')
     return fewer
 
+# %% ../../nbs/data/12_blocks.ipynb #b2ea91bd
+def _some_rows(rows, seed, n=4000):
+    "At most `n` of the `rows`, drawn and sorted"
+    return np.sort(np.random.default_rng(seed).choice(rows, min(len(rows), n), replace=False))
+
 # %% ../../nbs/data/12_blocks.ipynb #e03e9fcb
 def block_for(
     data='fashion_mini', # Name of a data set, folder of class folders, arrays (x, y) or (x, y, x_test, y_test), or `Examples`
@@ -284,8 +289,7 @@ def block_for(
     if oversample: sel = replace(sel, train_idx=repeated(sel.y, sel.train_idx, seed))
     y_test, test = _test_rows(sel, given.y_test, given.vocab)
     given.store.set_labels(sel.y, y_test)
-    some = np.random.default_rng(seed).choice(sel.train_idx, min(len(sel.train_idx), 4000), replace=False)
-    tfms = _tfms(given.store, np.sort(some), augment, [*given.tfms, *listify(batch_tfms)], normalize)
+    tfms = _tfms(given.store, _some_rows(sel.train_idx, seed), augment, [*given.tfms, *listify(batch_tfms)], normalize)
     return _block(given.name, given.store, sel, test, item_tfms, tfms)
 
 # %% ../../nbs/data/12_blocks.ipynb #360a65d2

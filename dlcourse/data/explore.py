@@ -92,11 +92,11 @@ def channel_stats(
     x, # Images (N, C, H, W): `uint8` from 0 to 255, or floats; or an iterator over parts of `uint8` images, if they don't fit into memory
 )->tuple: # Mean and standard deviation of each channel, two `float32` (C,) on the scale 0 to 1 for `uint8`
     "Exact mean and (population) standard deviation of each channel"
-    x = x if isinstance(x, Iterator) else torch.as_tensor(x)
-    if not isinstance(x, Iterator) and x.dtype != torch.uint8:
-        return x.double().mean((0, 2, 3)).float(), x.double().std((0, 2, 3), correction=0).float()
-    parts = x if isinstance(x, Iterator) else x.split(1000)
-    values, counts = torch.arange(256.).double()/255, _counts(parts).cpu().double()
+    if not isinstance(x, Iterator):
+        x = torch.as_tensor(x)
+        if x.dtype != torch.uint8: return x.double().mean((0, 2, 3)).float(), x.double().std((0, 2, 3), correction=0).float()
+        x = x.split(1000)
+    values, counts = torch.arange(256.).double()/255, _counts(x).cpu().double()
     total = counts.sum(1)
     mean = counts@values/total
     variance = (counts*(values - mean[:,None])**2).sum(1)/total

@@ -22,7 +22,6 @@ sampled_bytes = 2**24 # Bytes of images that are looked at together
 
 class MappedStore(MemoryStore):
     "A `MemoryStore` whose images or features are mapped files; training rows first, then the test rows"
-    origin = None # Hash of what the images were made from, where it is known
 
     def sample(self, rows):
         "Images of `rows`, some at a time; all the features of `rows`, if it is a table"

@@ -32,6 +32,7 @@ from ..values.door import check_calls
 class MemoryStore:
     "Images (bytes) or features (floats) and labels as tensors; training rows first, then the test rows"
     scale = features = None
+    origin = None # Hash of what the images were made from, where it is known
 
     def __init__(self,
         x:Tensor, # Training images, uint8 (n, C, H, W), or features, float32 (n, F)

@@ -39,7 +39,7 @@ def _bytes(t):
 def _images(store, items):
     "The images `items` of a store as bytes; of a mapped file, the hash of what they were made from"
     x, _, rows = store.rows(items, torch.device('cpu'))
-    return _bytes(x[rows]) if getattr(store, 'origin', None) is None else f'{store.origin} {digest(_bytes(rows))}'.encode()
+    return _bytes(x[rows]) if store.origin is None else f'{store.origin} {digest(_bytes(rows))}'.encode()
 
 # %% ../../nbs/training/03a_feature_files.ipynb #ceaff278
 def hash_of_weights(
@@ -117,10 +117,9 @@ def table_origin(
     views, # Functions of a batch of images
 )->dict: # 'weights', 'images', 'transforms' -> hash
     "Hashes of everything that a table of features depends on"
-    dl = dls.valid
-    origin = getattr(dl.store, 'origin', None)
-    images = digest(_bytes(rows), *([_bytes(x) for x,_ in dl.store.parts] if origin is None else [origin]))
-    return dict(weights=hash_of_weights(model), images=images, transforms=digest(_transforms(dl), described(list(views))))
+    store = dls.valid.store
+    images = digest(_bytes(rows), *([_bytes(x) for x,_ in store.parts] if store.origin is None else [store.origin]))
+    return dict(weights=hash_of_weights(model), images=images, transforms=digest(_transforms(dls.valid), described(list(views))))
 
 # %% ../../nbs/training/03a_feature_files.ipynb #cc394cc4
 def write_features(

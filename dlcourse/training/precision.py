@@ -20,13 +20,18 @@ from .lean import LeanLearner
 # %% ../../nbs/training/03b_precision.ipynb #ef3ecb56
 from ..values.door import check_calls
 
+# %% ../../nbs/training/03b_precision.ipynb #b46bc24b
+def _in_bfloat16(learn):
+    "The context in which torch computes in bfloat16 on the device of the model"
+    return torch.autocast(next(learn.model.parameters()).device.type, dtype=torch.bfloat16)
+
 # %% ../../nbs/training/03b_precision.ipynb #b4455c4a
 class Bfloat16(MixedPrecision):
     "fastai's bfloat16 mixed precision, on whatever device the model is"
     def __init__(self): super().__init__(AMPMode.BF16)
     def before_fit(self):
         super().before_fit()
-        self.autocast = torch.autocast(next(self.learn.model.parameters()).device.type, dtype=torch.bfloat16)
+        self.autocast = _in_bfloat16(self.learn)
 
 # %% ../../nbs/training/03b_precision.ipynb #64da1364
 @patch
@@ -79,8 +84,7 @@ def computing_as(
     learn, # Any `Learner`
 ): # A context manager
     "Within the block torch computes in the precision of `learn`"
-    if precision_of(learn) == 'float32': return nullcontext()
-    return torch.autocast(next(learn.model.parameters()).device.type, dtype=torch.bfloat16)
+    return _in_bfloat16(learn) if precision_of(learn) == 'bf16' else nullcontext()
 
 # %% ../../nbs/training/03b_precision.ipynb #2a6dcd23
 check_calls(globals())

@@ -107,8 +107,7 @@ def _is_valid(v): return v is None or v == 'test' or isinstance(v, (list, tuple)
 data_rules = dict(bs=_whole(1), val_bs=_or_none(_whole(1)), num_workers=_whole(0, 256), label_noise=_number(0, 1),
     n_per_class=_or_none(_whole(1)), size=_or_none(Rule('a number of pixels of at least 1, or two of them', _is_size)),
     channels=Rule('1 for grey, 3 for colour, or None', lambda v: v in (1, 3, None)), in_memory=_or_none(_yes_or_no),
-    mapped=_or_none(_yes_or_no),
-    augment=_or_none(_yes_or_no), oversample=_yes_or_no, normalize=_yes_or_no, download=_yes_or_no,
+    mapped=_or_none(_yes_or_no), augment=_or_none(_yes_or_no), oversample=_yes_or_no, normalize=_yes_or_no, download=_yes_or_no,
     valid=Rule("a fraction or a number of images above 0, or 'test'", _is_valid))
 
 # %% ../../nbs/training/06_settings.ipynb #977f348b

@@ -1,4 +1,4 @@
-"""Does it matter when you regularise? Weight decay and augmentation in a third of the epochs only, and what a restarted learning rate makes of it
+"""Does it matter when you regularise? Weight decay and augmentation in a third of the epochs only, with and without a restarted learning rate
 
 Docs: https://dlcourse.github.io/dlcourse/course/pcs/critical_periods.html.md"""
 

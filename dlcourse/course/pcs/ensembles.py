@@ -6,16 +6,15 @@ Docs: https://dlcourse.github.io/dlcourse/course/pcs/ensembles.html.md"""
 
 # %% auto #0
 __all__ = ['ensemble_expectations', 'ways', 'trained_member', 'answers_of', 'disagreement', 'member_figures', 'trained_way',
-           'judged_answers', 'lead', 'draw_ensembles', 'ensembles']
+           'judged_answers', 'draw_ensembles', 'ensembles']
 
 # %% ../../../nbs/course/pcs/16_ensembles.ipynb #ab5951c7
 from itertools import combinations
 import numpy as np, torch
 from fastai.learner import Learner
 from ..experiment import Trial, experiment, watched
-from ..intervals import Difference, paired
 from ..mac.pair import evaluate_on
-from ..records import by_seed, dots, values
+from ..records import dots, values
 from ...data.blocks import dls_for
 from ...insight.calibration import calibration
 from ...insight.curves import colors, panels, tidy
@@ -90,18 +89,6 @@ def judged_answers(
                 temperature=temperature, tempered_loss=after.loss, tempered_ece=calibration(after.preds, after.targets).ece,
                 bins=bins.tolist())
 
-# %% ../../../nbs/course/pcs/16_ensembles.ipynb #94f2483b
-def lead(
-    r, # `Results`
-    first:tuple, # Variant and figure
-    second:tuple, # Another pair
-)->Difference: # First minus second over the seeds that both have
-    "Compare two figures seed by seed; raises `KeyError` if they have no seed in common"
-    a, b = (by_seed(r.rows, *o) for o in (first, second))
-    both = sorted(a.keys() & b.keys())
-    if not both: raise KeyError(first)
-    return paired([a[o] for o in both], [b[o] for o in both])
-
 # %% ../../../nbs/course/pcs/16_ensembles.ipynb #3efb98e7
 ensemble_expectations = {
     'The mean of five networks gets more test images right than one network, clearly over the seeds.':
@@ -121,11 +108,11 @@ ensemble_expectations = {
     'For every seed the loss of the mean is at most the mean loss of the members.':
         lambda r: all(a <= b for w in ('five', 'snapshots') for a,b in zip(r.by_seed[w]['test_loss'], r.by_seed[w]['member_loss'])),
     'Between the mean and the vote of five networks there is no clear difference in test accuracy.':
-        lambda r: not lead(r, ('five', 'test_accuracy'), ('five', 'vote_accuracy')).is_clear,
+        lambda r: not r.difference('five', 'five', 'test_accuracy', 'vote_accuracy').is_clear,
     'Five networks have a smaller calibration error than one network, clearly over the seeds.':
         lambda r: r.difference('one', 'five', 'ece').is_above,
     'One network with a temperature has a smaller calibration error than five networks without one, clearly over the seeds.':
-        lambda r: lead(r, ('five', 'ece'), ('one', 'tempered_ece')).is_above}
+        lambda r: r.difference('five', 'one', 'ece', 'tempered_ece').is_above}
 
 # %% ../../../nbs/course/pcs/16_ensembles.ipynb #648d2642
 ways = 'one', 'five', 'snapshots', 'longer', 'wider'

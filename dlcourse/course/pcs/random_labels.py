@@ -1,4 +1,4 @@
-"""A network with more weights than examples learns labels that mean nothing, all of them; how long that takes, and whether it is good or bad
+"""A network with more weights than examples learns labels that mean nothing; how long that takes, and whether it is good or bad
 
 Docs: https://dlcourse.github.io/dlcourse/course/pcs/random_labels.html.md"""
 
