@@ -45,8 +45,8 @@ _training_args = (
     arg('--threads', group='training', type=whole, metavar='N', help='threads within one operation on the CPU (default: as torch chooses)'),
     arg('--precision', group='training', metavar='NAME',
         help='float32, or bf16 to compute in bfloat16, where the hardware does (default: float32)'),
-    arg('--channels-last', group='training', action='store_true', default=None,
-        help='keep the channels of a pixel side by side in memory, which makes convolutions faster'))
+    arg('--channels-last', group='training', action=argparse.BooleanOptionalAction,
+        help='keep the channels of a pixel side by side in memory (default: where convolutions are faster so)'))
 
 _transfer_args = (
     arg('--pretrained', group=_pretrained, action=argparse.BooleanOptionalAction,

@@ -159,6 +159,13 @@ def _check_names(arch, for_model, precision):
     if isinstance(arch, str): check_args(arch, **for_model)
     elif callable(arch) and not isinstance(arch, nn.Module): check_maker(arch, None, None, **for_model)
 
+# %% ../../nbs/training/05_learner.ipynb #7c511aba
+def _order(arch, dls, half, asked):
+    "Whether a network gets channels last: as `asked`, else where a network of ours or of a library is faster so; None to leave it as it is"
+    if asked is not None or not isinstance(arch, str): return asked
+    return half or torch.device(dls.device or default_device()).type == 'cpu'
+
+
 # %% ../../nbs/training/05_learner.ipynb #7a10c0e2
 def _network(dls, arch, loss_func, label_smoothing, channels_last, **for_model):
     "Network, loss and usual metrics for `dls`; raises `CourseError` where they don't fit together"
@@ -169,7 +176,7 @@ def _network(dls, arch, loss_func, label_smoothing, channels_last, **for_model):
     if loss_func is not None and isinstance(arch, str): _check_loss(loss_func, batch[-1], n_out)
     loss, metrics = _default_loss(_target_kind(dls, batch, n_out), label_smoothing)
     _check_network(model, n_in, dls, not isinstance(arch, str), loss_func or loss)
-    if channels_last: in_layout(model, n_in)
+    if channels_last is not None: in_layout(model, n_in, channels_last)
     return model, loss_func or loss, metrics
 
 # %% ../../nbs/training/05_learner.ipynb #a3d2cd91
@@ -199,7 +206,7 @@ def learner_for(
     early_stopping:int=None, # Epochs without a better validation loss before stopping; for a metric pass `cbs=EarlyStopping('accuracy')`
     label_smoothing:float=0., # Label smoothing of the default cross-entropy, 0 to 1
     precision:str='float32', # 'float32', or 'bf16' to compute convolutions and products in bfloat16
-    channels_last:bool=False, # Lay the numbers of convolutions out with channels last, which is faster on most processors
+    channels_last:bool=None, # Order of convolutions in memory; None for the faster one: channels last on a processor and in bfloat16
     cbs=None, # Further callbacks
     **kwargs, # Arguments of `dls_for` (with `data_path` for its `path`), `Learner`, `TransferLearner` and the network
 )->LeanLearner: # A fastai `Learner`
@@ -211,7 +218,8 @@ def learner_for(
     if dls is None: dls = dls_for('fashion_mini' if data is None else data, **({} if seed is None else dict(seed=seed)), **for_data)
     if seed is not None: seed_all(seed, dls)
     half = check_precision(precision, dls.device or default_device())
-    model, loss, usual = _network(dls, arch, loss_func, label_smoothing, channels_last, **_with_weights(arch, pretrained), **for_model)
+    for_model |= _with_weights(arch, pretrained)
+    model, loss, usual = _network(dls, arch, loss_func, label_smoothing, _order(arch, dls, half, channels_last), **for_model)
     cbs = [*listify(cbs), *_default_callbacks(cbs, early_stopping), *_further_callbacks(seed, half)]
     metrics = usual if metrics is None else metrics
     return _learner(dls, model, pretrained, frozen, loss_func=loss, opt_func=opt_func, metrics=metrics, cbs=cbs, **for_learn)

@@ -115,7 +115,7 @@ def _is_cache(v): return isinstance(v, (bool, Path)) or (isinstance(v, str) and 
 
 learner_rules = dict(early_stopping=_or_none(_whole(1)), label_smoothing=_number(0, 1), wd=_or_none(_number(0)), train_bn=_yes_or_no,
     frozen=_yes_or_no, cache=Rule('True, False or the name of a file', _is_cache), copies=_whole(1),
-    precision=Rule(' or '.join(map(repr, precisions)), lambda v: v in precisions), channels_last=_yes_or_no)
+    precision=Rule(' or '.join(map(repr, precisions)), lambda v: v in precisions), channels_last=_or_none(_yes_or_no))
 
 # %% ../../nbs/training/06_settings.ipynb #fece98d4
 @dataclass
