@@ -1,6 +1,6 @@
 "The data room: catalogue, downloads, folders, samples, transforms, loaders; faults and equalities that don't belong in a lesson"
-import errno, gzip, hashlib, io, itertools, json, os, pickle, re, runpy, shutil, stat, subprocess, sys, tarfile, threading, time, warnings
-import zipfile
+import errno, gzip, hashlib, io, itertools, json, os, pickle, re, runpy, shutil, stat, struct, subprocess, sys, tarfile, threading, time
+import warnings, zipfile, zlib
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import replace
@@ -24,7 +24,7 @@ from fastai.torch_core import TensorImage, TensorImageBW, TensorMask
 from fastai.vision.core import PILImage
 from fastai.vision.data import ImageBlock
 from fasttransform import Pipeline
-from PIL import Image, ImageOps, features
+from PIL import Image, ImageCms, ImageOps, features
 
 from dlcourse.core import CourseError, lock_for, notice, seed_all
 from dlcourse.data import decoding, download as download_module, sources
@@ -37,7 +37,7 @@ from dlcourse.data.decoded import clear_decoded, decoded_folder, decoded_for, de
 from dlcourse.data.download import Remote, download, unpack
 from dlcourse.data.explore import channel_stats, class_distribution, show_classes
 from dlcourse.data.folders import image_files, load_folder
-from dlcourse.data.pictures import as_viewed, open_picture, picture_shape
+from dlcourse.data.pictures import as_viewed, holds_more, open_picture, picture_shape
 from dlcourse.data.reading import read_images
 from dlcourse.data.loader import MemoryDL
 from dlcourse.data.mapped import FolderStore, MappedStore
@@ -580,6 +580,161 @@ def test_pixels_are_those_of_a_viewer(tmp_path, form):
     assert got.shape == want.shape and np.abs(got - want).max() <= (form == '10 bits'), form
     assert picture_shape(file) == (1 if want.ndim == 2 else 3, 16, 16)
     assert as_viewed(Image.open(file)).mode == open_picture(file).mode == ('L' if want.ndim == 2 else 'RGB')
+
+
+# --- the colours of a profile ---
+
+def icc(space, tags):
+    "Bytes of a small ICC profile of version 2 for pixels of `space`, such as 'RGB '"
+    head, body, table = 128 + 4 + 12*len(tags), b'', struct.pack('>I', len(tags))
+    for name, data in tags.items():
+        data += bytes(-len(data) % 4)
+        table += name.encode() + struct.pack('>II', head + len(body), len(data))
+        body += data
+    kind, between = (b'prtr', b'Lab ') if space == 'CMYK' else (b'mntr', b'XYZ ')
+    date = struct.pack('>6H', 2026, 1, 1, 0, 0, 0)
+    about = struct.pack('>I4sI4s4s4s12s4s', head + len(body), b'test', 0x02400000, kind, space.encode(), between, date, b'acsp')
+    about += bytes(28) + struct.pack('>3i', 63190, 65536, 54061)
+    return about + bytes(128 - len(about)) + table + body
+
+
+def xyz(*v): return b'XYZ \0\0\0\0' + struct.pack('>3i', *(round(o*65536) for o in v))
+
+
+GAMMA_22 = b'curv\0\0\0\0' + struct.pack('>IH', 1, 0x0233)
+GAMMA_1 = b'curv\0\0\0\0' + struct.pack('>I', 0)
+WHITE = dict(wtpt=xyz(.9642, 1, .8249))
+# Red, green and blue of Adobe RGB and of sRGB, as light in the connection space (D50)
+ADOBE = np.array([[.60974, .31111, .01947], [.20528, .62567, .06087], [.14919, .06322, .74457]])
+SCREEN = np.array([[.43607, .22249, .01392], [.38515, .71687, .09708], [.14307, .06061, .71410]])
+ADOBE_RGB = icc('RGB ', WHITE | {f'{k}XYZ': xyz(*o) for k,o in zip('rgb', ADOBE)} | {f'{k}TRC': GAMMA_22 for k in 'rgb'})
+LINEAR_GREY = icc('GRAY', WHITE | dict(kTRC=GAMMA_1))
+
+
+def screen_levels(light):
+    "Bytes of sRGB for linear light from 0 to 1"
+    light = np.clip(light, 0, 1)
+    return (255*np.where(light <= .0031308, 12.92*light, 1.055*light**(1/2.4) - .055)).round().astype(int)
+
+
+def from_adobe(rgb):
+    "Bytes of sRGB for bytes of Adobe RGB, by the formula"
+    return screen_levels((np.asarray(rgb)/255)**2.2 @ ADOBE @ np.linalg.inv(SCREEN))
+
+
+def lab_levels(lightness, a, b):
+    "Bytes of sRGB for a Lab colour, by the formula"
+    y = (lightness + 16)/116
+    t = np.array([y + a/500, y, y - b/200])
+    return screen_levels(np.where(t > 6/29, t**3, 3*(6/29)**2*(t - 4/29)) * (.9642, 1, .8249) @ np.linalg.inv(SCREEN))
+
+
+COLOURS = np.array([[(200, 90, 40), (10, 120, 60), (128, 128, 128), (255, 255, 255), (30, 30, 90)]], np.uint8)
+
+
+def kept_as(im, kind, **kwargs):
+    "The bytes of a file with `im`"
+    out = io.BytesIO()
+    im.save(out, kind, **kwargs)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize('kind, how', [('png', {}), ('tiff', {}), ('webp', dict(lossless=True)), ('png', dict(mode='RGBA'))])
+def test_colours_of_a_profile_become_those_of_a_screen(kind, how):
+    im = Image.fromarray(COLOURS).convert(how.pop('mode', 'RGB'))
+    file = kept_as(im, kind, icc_profile=ADOBE_RGB, **how)
+    want = from_adobe(COLOURS)
+    assert np.abs(want - COLOURS).max() > 20
+    for got in (open_picture(file), as_viewed(Image.open(io.BytesIO(file))), as_viewed(as_viewed(Image.open(io.BytesIO(file))))):
+        assert got.mode == 'RGB' and np.abs(np.asarray(got) - want).max() <= 2
+    assert picture_shape(file) == (3, 1, 5)
+    assert abs(np.asarray(open_picture(file, 1)).astype(int) - np.asarray(Image.fromarray(want.astype(np.uint8)).convert('L'))).max() <= 2
+
+
+def test_grey_with_a_profile():
+    im = Image.fromarray(np.array([[0, 55, 128, 255]], np.uint8))
+    want = screen_levels(np.array([0, 55, 128, 255])/255)
+    for o in (im, im.convert('LA')):
+        got = open_picture(kept_as(o, 'png', icc_profile=LINEAR_GREY))
+        assert got.mode == 'L' and np.abs(np.asarray(got)[0] - want).max() <= 1
+    assert np.abs(np.asarray(open_picture(kept_as(im, 'png', icc_profile=ADOBE_RGB)))[0].astype(int) - (0, 55, 128, 255)).max() <= 8
+
+
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB')).tobytes()
+
+
+@pytest.mark.parametrize('profile', [SRGB, b'', b'no profile', ADOBE_RGB[:300], LINEAR_GREY],
+                         ids=['sRGB', 'empty', 'nonsense', 'cut', 'of grey'])
+def test_a_profile_that_says_nothing_changes_nothing(profile):
+    assert np.array_equal(open_picture(kept_as(Image.fromarray(COLOURS), 'png', icc_profile=profile)), COLOURS)
+
+
+def test_ink_with_a_profile():
+    "Four inks: what the profile says of each full one, in place of the plain cyan, magenta, yellow, black"
+    steps = b'mft1\0\0\0\0' + bytes([4, 3, 2, 0]) + struct.pack('>9i', *(65536*np.eye(3, dtype=int)).ravel()) + bytes(range(256))*4
+    lab = np.full((2, 2, 2, 2, 3), 128, np.uint8)
+    lab[0, 0, 0, 0, 0], lab[1, 0, 0, 0], lab[0, 0, 0, 1], lab[1, 1, 1, 1, 0] = 255, (140, 110, 100), (40, 128, 128), 0
+    inks = icc('CMYK', WHITE | dict(A2B0=steps + lab.tobytes() + bytes(range(256))*3))
+    im = Image.fromarray(np.array([[(0, 0, 0, 0), (255, 0, 0, 0), (0, 0, 0, 255)]], np.uint8), 'CMYK')
+    got = np.asarray(open_picture(kept_as(im, 'tiff', icc_profile=inks))).astype(int)[0]
+    want = [lab_levels(*o) for o in [(100, 0, 0), (140/2.55, -18, -28), (40/2.55, 0, 0)]]
+    assert np.abs(got - want).max() <= 3 and np.array_equal(as_viewed(im), np.asarray(im.convert('RGB')))
+
+
+def test_lab():
+    "A TIFF of Lab colours: lightness, and two numbers for the hue"
+    lab = Image.fromarray(np.array([[(255, 0, 0), (137, 0, 0), (0, 0, 0)]], np.uint8), 'LAB')
+    file = kept_as(lab, 'tiff')
+    for got in (open_picture(file), as_viewed(Image.open(io.BytesIO(file)))):
+        assert np.abs(np.asarray(got).astype(int)[0] - [[255]*3, [128]*3, [0]*3]).max() <= 1
+    assert picture_shape(file) == (3, 1, 3)
+
+
+def png(shape, depth, kind, rows, chunks):
+    "Bytes of a PNG by hand"
+    def part(name, data): return struct.pack('>I', len(data)) + name + data + struct.pack('>I', zlib.crc32(name + data))
+    head = part(b'IHDR', struct.pack('>IIBBBBB', *shape, depth, kind, 0, 0, 0)) + b''.join(part(k.encode(), v) for k,v in chunks.items())
+    return b'\x89PNG\r\n\x1a\n' + head + part(b'IDAT', zlib.compress(b'\0' + rows)) + part(b'IEND', b'')
+
+
+def number(*v): return struct.pack(f'>{len(v)}H', *v)
+
+
+PNGS = {
+    '2 bits, one clear': (png((4, 1), 2, 0, b'\x1b', dict(tRNS=number(1))), [0, 255, 170, 255]),
+    '4 bits, one clear': (png((4, 1), 4, 0, b'\x08\xf7', dict(tRNS=number(8))), [0, 255, 255, 119]),
+    '1 bit, black clear': (png((8, 1), 1, 0, b'\x55', dict(tRNS=number(0))), [255]*8),
+    '16 bits in colour, one clear': (png((2, 1), 16, 2, number(10, 20, 30, 2571, 5140, 7710), dict(tRNS=number(10, 20, 30))),
+                                     [[255]*3, [10, 20, 30]]),
+    'light': (png((3, 1), 8, 0, b'\0\x37\xff', dict(gAMA=struct.pack('>I', 100_000))), [0, 128, 255]),
+    'light in colour': (png((1, 1), 8, 2, b'\x37\0\xff', dict(gAMA=struct.pack('>I', 100_000))), [[128, 0, 255]]),
+    'usual gamma': (png((2, 1), 8, 0, b'\x37\xff', dict(gAMA=struct.pack('>I', 45_455))), [55, 255]),
+    'sRGB outweighs gamma': (png((1, 1), 8, 0, b'\x37', dict(sRGB=b'\0', gAMA=struct.pack('>I', 100_000))), [55]),
+    'no such gamma': (png((1, 1), 8, 0, b'\x37', dict(gAMA=bytes(4))), [55]),
+}
+
+
+@pytest.mark.parametrize('name', PNGS)
+def test_png_by_hand(name):
+    file, want = PNGS[name]
+    assert np.asarray(open_picture(file))[0].tolist() == np.asarray(as_viewed(Image.open(io.BytesIO(file))))[0].tolist() == want
+
+
+def test_first_of_several(tmp_path, capsys):
+    "Pages and frames: the first one, and it is said how many files have more"
+    first, second = Image.fromarray(SENSOR), Image.fromarray(255 - SENSOR)
+    (tmp_path/'a').mkdir()
+    for kind in ('gif', 'webp', 'png', 'tif'):
+        lossless = dict(lossless=True) if kind == 'webp' else {}
+        first.save(tmp_path/'a'/f'{kind}.{kind}', save_all=True, append_images=[second], **lossless)
+    first.save(tmp_path/'a'/'still.png')
+    first.save(tmp_path/'a'/'photo.jpg', 'MPO', save_all=True, append_images=[second])
+    shutil.copytree(tmp_path/'a', tmp_path/'b')
+    assert np.abs(load_folder(tmp_path).x.numpy().transpose(0, 2, 3, 1).astype(int) - SENSOR).max() <= 60
+    words = 'of 12 files hold more than one picture, as an animation does: the first one of each is read'
+    assert f'8 {words}' in capsys.readouterr().out
+    dls_for(tmp_path, bs=4, in_memory=False, size=(16, 24), channels=1)
+    assert not [o for o in tmp_path.rglob('*') if o.is_file() and holds_more(o) != (o.suffix not in ('.jpg',) and o.stem != 'still')]
 
 
 @pytest.mark.parametrize('dtype', [np.int32, np.float32])

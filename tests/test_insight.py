@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageCms
 from fastai.basics import (BCEWithLogitsLossFlat, CategoryBlock, CrossEntropyLossFlat, DataBlock, DataLoaders, Learner, MSELossFlat,
                            RandomSplitter, accuracy, error_rate, set_seed)
 from fastai.callback.all import EarlyStoppingCallback, SaveModelCallback
@@ -1266,9 +1266,12 @@ def test_exported_script_reads_pictures_as_a_viewer_shows_them(folder, tmp_path)
     note = Image.Exif()
     note[0x0112] = 6
     Image.fromarray(np.linspace(0, 65535, 40*30).reshape(40, 30).astype(np.uint16)).save(tmp_path/'deep.png', exif=note)
-    open_picture(tmp_path/'deep.png').save(tmp_path/'seen.png')
-    deep, seen = run_alone(folder, [tmp_path/'deep.png', tmp_path/'seen.png'])
-    assert deep.pop('file') != seen.pop('file') and deep == seen
+    lab = ImageCms.ImageCmsProfile(ImageCms.createProfile('LAB')).tobytes()
+    Image.fromarray(images(1, 3, 40)[0][0].permute(1, 2, 0).numpy(), 'LAB').save(tmp_path/'lab.tif', icc_profile=lab)
+    names = 'deep.png', 'lab.tif'
+    for o in names: open_picture(tmp_path/o).save(tmp_path/f'seen-{o}.png')
+    said = run_alone(folder, [tmp_path/o for o in (*names, *(f'seen-{o}.png' for o in names))])
+    assert len({o.pop('file') for o in said}) == 4 and said[:2] == said[2:]
     (tmp_path/'empty.png').touch()
     with pytest.raises(CourseError, match=r'empty.png is not an image that can be read \(empty\); .*none.png .*no such file'):
         run_alone(folder, [tmp_path/'empty.png', tmp_path/'none.png', tmp_path/'seen.png'])

@@ -1576,7 +1576,7 @@ def test_killed_at_any_write(kill_at, monkeypatch, capsys):
         there = Path('cut/settings.json').exists()
         assert main(['train', '--resume', 'cut'] if there else [*words, 'cut']) in (0, 2)
         assert_same(Run('whole'), Run('cut'))
-        assert [o for o in names('cut') if o != '.lock'] == names('whole'), f'killed at write {k}' # an empty lock may stay
+        assert names('cut') == names('whole'), f'killed at write {k}'
         shutil.rmtree('cut')
         k += 3
     assert k > 30

@@ -189,4 +189,4 @@ def train_command(args):
     say(run)
     if not run.finished or run.has('metrics.json'):
         with learn.quiet(): run.train(cbs=[TextProgress()])
-    say(evaluate_run(run)[1])
+    with run.alone(): say(evaluate_run(run)[1])

@@ -19,7 +19,7 @@ import numpy as np, torch
 from torch import Tensor
 from ..core import CourseError, notice
 from .download import progress
-from .pictures import open_picture, picture_array, picture_shape
+from .pictures import holds_more, open_picture, picture_array, picture_shape
 
 # %% ../../nbs/data/02b_reading.ipynb #3e5175ee
 from ..values.door import check_calls
@@ -117,6 +117,12 @@ def _common_channels(name, shapes):
     notice(f'{name}: the grey images ({counts[1]:,} of {len(shapes):,}) are read in colour; pass channels=1 to read all in grey')
     return 3
 
+# %% ../../nbs/data/02b_reading.ipynb #3156b2a9
+def _tell_of_more(name, files):
+    "Say how many of `files` hold frames or pages after the picture that is read"
+    n = sum(_each(holds_more, files))
+    if n: notice(f'{name}: {n:,} of {len(files):,} files hold more than one picture, as an animation does: the first one of each is read')
+
 # %% ../../nbs/data/02b_reading.ipynb #5095f5ce
 def common_shape(
     name:str, # Name of the set, for the notice
@@ -125,9 +131,11 @@ def common_shape(
     channels:int|None=None, # 1 or 3, if you have decided
 )->tuple: # (channels, height, width)
     "Choose the shape in which `files` are read, and say so if they differ; raises `CourseError` that names all faulty files"
-    size = as_size(size)
-    if size and channels: return channels, *size
-    try: shapes = list(_each(picture_shape, files[::-(-len(files)//most_looked_at)]))
+    size, few = as_size(size), files[::-(-len(files)//most_looked_at)]
+    try:
+        _tell_of_more(name, few)
+        if size and channels: return channels, *size
+        shapes = list(_each(picture_shape, few))
     except CourseError as e: raise find_faults(files) or e from None
     return channels or _common_channels(name, shapes), *(size or _common_size(name, shapes))
 

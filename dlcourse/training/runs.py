@@ -307,7 +307,7 @@ def train(self:Run,
 )->LeanLearner: # The trained Learner, with the weights that were kept
     "Train the remaining epochs; raises `CourseError` if it can't. Ctrl-C reports what was saved"
     refuse_launcher('a run')
-    with self._alone(), num_threads(self.settings.threads):
+    with self.alone(), num_threads(self.settings.threads):
         if self.finished: raise CourseError(f'{self.folder} is finished ({len(self.rows)} epochs): evaluate it, or start another run')
         sweep(self.folder)
         try: self._fit(cbs)
@@ -317,8 +317,8 @@ def train(self:Run,
 # %% ../../nbs/training/09_runs.ipynb #23d8743d
 @patch
 @contextmanager
-def _alone(self:Run):
-    "Within the block no other process can train this run"
+def alone(self:Run):
+    "Within the block no other process can train or judge this run; raises `CourseError` if one does"
     with lock_for(self.folder, f'another process is training {self.folder}: wait for it, or start another run'): yield
 
 # %% ../../nbs/training/09_runs.ipynb #406e8979
