@@ -1784,6 +1784,12 @@ def test_a_layer_called_twice_is_two_entries():
     assert torch.equal(torch.get_rng_state(), state) and not any(m._forward_hooks for m in learn.model.modules())
 
 
+def test_similarity_of_a_network_with_itself_leaves_no_trace():
+    learn = tensor_learner()
+    learn.model = Twice().train()
+    assert similar.similarity(learn, learn, n=30).matched() > 0 and torch.is_grad_enabled() and learn.model.training
+
+
 def test_sums_over_batches_come_near_the_whole(monkeypatch):
     learn = tensor_learner()
     learn.model = Twice()

@@ -81,11 +81,11 @@ def _layers_of(learn, layers, x):
 def _batches(model, names, dl, makers):
     "For each batch of `dl` the features of the named layers, the input, and the targets"
     device = device_of(model)
-    with torch.no_grad(), evaluating(model), watch_layers(model, makers, makers) as seen:
+    with watch_layers(model, makers, makers) as seen:
         for b in dl:
             x, *y = plain_batch(b)
             seen.clear()
-            model(x.to(device))
+            with torch.no_grad(): model(x.to(device))
             found = number_calls(seen)
             yield {k: found[k] for k in names}, to_rows(x, pool=False), y
 
@@ -118,9 +118,12 @@ def _collected(nets, names, dls, makers):
 # %% ../../nbs/insight/09_similarity.ipynb #44633a24
 def _in_step(nets, names, dls, makers):
     "Features of each batch in one or both networks; raises `CourseError` where these see different examples"
-    for found in zip(*[_batches(plain_network(o.model), *how) for o,*how in zip(nets, names, dls, makers)], strict=True):
-        if len(found) == 2: _check_same(*found)
-        yield [o[0] for o in found]
+    models = [plain_network(o.model) for o in nets]
+    with ExitStack() as stack: # generators that end one after the other must not put back what both have changed
+        for o in models: stack.enter_context(evaluating(o))
+        for found in zip(*map(_batches, models, names, dls, makers), strict=True):
+            if len(found) == 2: _check_same(*found)
+            yield [o[0] for o in found]
 
 # %% ../../nbs/insight/09_similarity.ipynb #85d60ff5
 def _size(found, names, pool):
