@@ -173,6 +173,7 @@ def _network(dls, arch, loss_func, label_smoothing, channels_last, **for_model):
     batch = dls.one_batch()
     n_in, n_out = _sizes(dls, batch, arch)
     model = model_for(arch, n_in, n_out, **for_model)
+    if isinstance(loss_func, nn.Module): loss_func.to(dls.device) # weights of classes
     if loss_func is not None and isinstance(arch, str): _check_loss(loss_func, batch[-1], n_out)
     loss, metrics = _default_loss(_target_kind(dls, batch, n_out), label_smoothing)
     _check_network(model, n_in, dls, not isinstance(arch, str), loss_func or loss)
