@@ -182,7 +182,7 @@ ARCHS = dict(mlp=dict(widths=(8,)), cnn=dict(filters=4, depth=2), cnn_base={}, c
 
 @pytest.mark.parametrize('arch', ARCHS)
 def test_networks_learn_the_same_there(arch):
-    how = dict(arch=arch) | ARCHS[arch]
+    how = dict(arch=arch, channels_last=False) | ARCHS[arch]
     here = weights_of(fitted('cpu', **how))
     with second_device() as d: assert torch.equal(weights_of(fitted(d, **how)), here)
 
@@ -253,7 +253,7 @@ class Stop(Callback):
 def test_a_run_carries_on_there(tmp_path, monkeypatch):
     monkeypatch.setattr('dlcourse.training.settings.find_device', lambda name: name and torch.device(name))
     how = dict(epochs=2, lr=0.01, data_args=dict(n_per_class=10, augment=True), model_args=dict(filters=[4], depth=1),
-               learner_args=dict(early_stopping=2))
+               learner_args=dict(early_stopping=2, channels_last=False))
     def settings(device, folder): return start(Settings('cnn', 'digits', device=device, **how), tmp_path/folder)
     settings('cpu', 'here').train()
     with second_device():
