@@ -1,5 +1,5 @@
 "What the tests share"
-import os
+import glob, importlib.util, os, shutil, subprocess, tempfile
 os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE') # a thread that waits for another one sleeps; it is read when torch is imported
 os.environ.setdefault('OPENBLAS_NUM_THREADS', '1') # NumPy's threads wait busily: on small matrices they cost ten times what they do
 from pathlib import Path
@@ -30,3 +30,32 @@ def same_number_of_threads():
 def no_proxy_to_this_machine(monkeypatch):
     "Servers that a test starts are on this machine, so that no proxy stands between, whatever the environment says"
     for k in ('no_proxy', 'NO_PROXY'): monkeypatch.setenv(k, '127.0.0.1,localhost')
+
+
+def postgres_missing():
+    "Reason why no PostgreSQL can be started here, or None"
+    if not postgres_programs(): return 'PostgreSQL is not installed: apt-get install postgresql'
+    if importlib.util.find_spec('psycopg') is None: return "its driver is not installed: pip install 'dlcourse[postgres]'"
+    if os.name != 'posix': return 'the server is started only on Linux and macOS'
+    if os.geteuid() == 0 and not shutil.which('runuser'): return 'PostgreSQL does not run as root, and there is no runuser'
+
+
+def postgres_programs():
+    "Folder of `initdb` and `pg_ctl`; None without them"
+    found = [Path(o).parent for o in (shutil.which('initdb'), *sorted(glob.glob('/usr/lib/postgresql/*/bin/initdb'))) if o]
+    return next((o for o in found[::-1] if (o/'pg_ctl').exists()), None)
+
+
+@pytest.fixture(scope='session')
+def postgres():
+    "Address of a database of a PostgreSQL that is started for the tests, with a password in it; skipped, saying why, where there is none"
+    if why := postgres_missing(): pytest.skip(why)
+    folder, programs = Path(tempfile.mkdtemp(dir='/tmp')), postgres_programs()
+    other = ['runuser', '-u', 'postgres', '--'] if os.geteuid() == 0 else []
+    if other: shutil.chown(folder, 'postgres')
+    def call(name, *args): subprocess.run([*other, programs/name, '-D', folder/'data', *args], check=True, capture_output=True, cwd=folder)
+    call('initdb', '-A', 'trust', '-U', 'ana', '--no-sync', '--locale=C', '-E', 'UTF8')
+    call('pg_ctl', '-w', '-l', folder/'log', '-o', f"-k {folder} -c listen_addresses='' -c fsync=off", 'start')
+    yield f'postgresql://ana:secret@/postgres?host={folder}'
+    call('pg_ctl', '-m', 'immediate', 'stop')
+    shutil.rmtree(folder)

@@ -14,6 +14,8 @@ from dlcourse.cli.parsing import commands, groups, parser
 from dlcourse.cli.studies import Progress
 from dlcourse.cli.train import settings_of
 from dlcourse.cli.values import shares, value
+from dlcourse.training.databases import Address, is_address
+from dlcourse.training.space import parse_space
 
 MLP = 'train mlp --data digits --n-per-class 40 --set widths=16'
 EVERY = [o.name.split() for o in commands.values()]
@@ -733,3 +735,32 @@ def test_best_settings_can_be_copied_into_python(run):
     learn = eval(call, names)
     assert code == 0 and said == 'with the best settings' and len(learn.dls.train_ds) < 200
     assert any(type(o).__name__ == 'GELU' for o in learn.model.modules())
+
+
+# ---- commands on pages ---------------------------------------------------------------------------
+
+def scripts(page):
+    "The blocks of bash on a page"
+    cells = json.loads((Path(__file__).parents[1]/'nbs'/page).read_text(encoding='utf-8'))['cells']
+    return [o for c in cells if c['cell_type'] == 'markdown' for o in re.findall(r'^```bash\n(.*?)^```', ''.join(c['source']), re.M | re.S)]
+
+
+SCRIPTS = scripts('cli/07_machines.ipynb')
+
+
+@pytest.mark.parametrize('script', SCRIPTS)
+def test_scripts_parse(script):
+    "Bash takes each script, and dlcourse each of its commands, within quotes too"
+    checked = subprocess.run(['bash', '-n'], input=script, text=True, capture_output=True)
+    assert (checked.returncode, checked.stderr) == (0, '')
+    lines = re.findall(r'\bdlcourse (?:search|reproduce) .*', script.replace('\\\n', ' '))
+    for line in lines:
+        line = re.sub(r"\$\{?\w+\}?", '1', re.split(r" > |' *$|;|&|\)", line)[0])
+        args = parser().parse_args(shlex.split(line)[1:])
+        assert args.run in [c.run for c in commands.values()]
+        if getattr(args, 'space', None): parse_space(args.space)
+        if is_address(getattr(args, 'storage', None)): assert Address(args.storage).search == 'widths'
+    assert lines or 'createdb' in script
+
+
+def test_scripts_of_pages_are_found(): assert sum('dlcourse search' in o for o in SCRIPTS) == 3

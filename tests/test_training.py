@@ -1,5 +1,5 @@
 "Faults and equalities of the training room that don't belong in a lesson: Learners, then searches, then run folders"
-import functools, json, math, multiprocessing, os, re, shutil, signal, sqlite3, subprocess, sys, time
+import functools, json, math, multiprocessing, os, pickle, re, shutil, signal, sqlite3, subprocess, sys, time
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -20,7 +20,7 @@ from dlcourse.data.blocks import dls_for
 from dlcourse.data.loader import MemoryDL
 from dlcourse.insight.studies import plot_history, plot_importance, plot_parallel, plot_study
 from dlcourse.files import read_tensors, write_tensors
-from dlcourse.training import checkpoints as C, runs as R, search as search_module, storage as storage_module
+from dlcourse.training import checkpoints as C, databases, runs as R, search as search_module, storage as storage_module
 from dlcourse.training import trials as trials_module
 from dlcourse.training.callbacks import BestWeights
 from dlcourse.training.checkpoints import load_tensors, load_weights, save_tensors
@@ -30,8 +30,9 @@ from dlcourse.training.learner import learner_for
 from dlcourse.training.runs import Run, start
 from dlcourse.training.search import search, study, trainer
 from dlcourse.training.settings import Settings, schedules
-from dlcourse.training.space import Choice, Range, narrow_space, parse_space
+from dlcourse.training.space import Choice, Range, narrow_space, parse_space, plan_trials
 from dlcourse.training.storage import Journal
+from dlcourse.training.trials import TrialStore
 from dlcourse.training.windows import During, train_only
 
 
@@ -387,6 +388,100 @@ def test_damaged_storage():
     lines = Path('s').read_text().splitlines()
     Path('s').write_text('\n'.join(lines[:3] + ['{"op_code":'] + lines[4:]) + '\n')
     with pytest.raises(CourseError, match='s, line 4, is damaged'): found(SPACE, plain, n=3, storage='s')
+
+
+# ---- one storage for several processes and machines ---------------------------------------------
+
+@pytest.fixture(params=['journal', 'sqlite', 'postgres'])
+def place(request):
+    "A storage of each kind; all keep the same contract"
+    if request.param == 'postgres': return f"{request.getfixturevalue('postgres')}#{request.node.name.replace('[', '-').replace(']', '')}"
+    return dict(journal='trials', sqlite='sqlite:///trials.db')[request.param]
+
+
+@linux
+def test_two_workers_share_a_storage_and_one_is_killed(place):
+    "The trial of the killed one is done again, with its settings; each trial is there once, and the table can be read again"
+    def deadly(settings):
+        if settings['depth'] == 4 and not Path('killed').exists():
+            Path('killed').touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return plain(settings)
+    shared = found(SPACE, deadly, n=8, storage=place, method='random', workers=2)
+    assert Path('killed').exists() and list(shared.table.state) == ['complete']*8
+    read = found(SPACE, nothing_left, n=8, storage=place, method='random')
+    assert params(shared) == params(found(SPACE, plain, n=8, method='random')) == params(read)
+
+
+def nothing_left(settings): raise AssertionError('every trial is there')
+
+
+@linux
+def test_a_worker_of_another_machine_is_killed(place, monkeypatch):
+    "Its trial counts as lost after some time without a heartbeat, and another machine takes it up"
+    monkeypatch.setattr(trials_module, 'grace_period', 0.8)
+    monkeypatch.setattr(trials_module, 'heartbeat_interval', 0.1)
+    here = os.getpid()
+    def deadly(settings):
+        if os.getpid() != here and len(done) == 2: os.kill(os.getpid(), signal.SIGKILL)
+        done.append(settings)
+        return plain(settings)
+    def elsewhere():
+        trials_module._machine = lambda: 'another machine'
+        found(SPACE, deadly, n=5, storage=place, method='random')
+    done, how = [], dict(n=5, storage=place, method='random')
+    other = multiprocessing.get_context('fork').Process(target=elsewhere)
+    other.start()
+    other.join()
+    assert other.exitcode == -signal.SIGKILL
+    first = found(SPACE, deadly, **how)
+    assert list(first.table.state) == ['complete', 'complete', 'running', 'complete', 'complete'] or len(first.complete) == 5
+    time.sleep(1)
+    whole = found(SPACE, deadly, **how)
+    assert len(whole.complete) == 5 and params(whole) == params(found(SPACE, plain, n=5, method='random')) and len(done) == 3
+
+
+def test_workers_with_other_settings_are_refused(place):
+    found(SPACE, plain, n=2, storage=place, seed=1, method='random')
+    for other in (dict(seed=2), dict(method='bayes'), dict(maximize=False)):
+        with pytest.raises(CourseError, match='holds another search: its .*; choose another storage') as e:
+            found(SPACE, plain, **dict(n=2, storage=place, seed=1, method='random') | other)
+        assert 'secret' not in str(e.value)
+    assert len(found(SPACE, plain, n=3, storage=place, seed=1, method='random').complete) == 3 # more trials are no other search
+
+
+def test_a_search_ends_with_the_trial_of_a_dead_process(place):
+    "A process that finds no trial left takes up one that was lost, without another call"
+    store = TrialStore(parse_space(SPACE), plan_trials(parse_space(SPACE), 'random', 3), dict(seed=0), search_module._place(place)).open()
+    lost = store.claim()
+    store.storage.set_trial_user_attr(lost._trial_id, 'who', dict(store.who, pid=2**22 + 1))
+    store.run_all(plain)
+    assert [t.state.name for t in store.slots().values()] == ['COMPLETE']*3
+
+
+@pytest.mark.parametrize('address, says', [
+    ('mysql://ana:secret@db/course', "unknown kind of database 'mysql'"), ('postgresql://ana:secret@db', 'ends in its name'),
+    ('postgresql://ana:secret@127.0.0.1:1/course#x', r'the database postgresql://ana@127.0.0.1:1/course#x does not work \(.*refused'),
+    ('sqlite:///:memory:', 'ends in its name'), ('sqlite:///text', 'the database sqlite:///text does not work .file is not a database'),
+    ('://', 'storage must be a file or an address'), ('postgresql://ana:secret@db:port/x', 'storage must be a file or an address')])
+def test_addresses_of_databases(address, says, capsys):
+    if address.startswith('postgresql://ana:secret@127'): pytest.importorskip('psycopg')
+    Path('text').write_text('no database'*100)
+    with pytest.raises(CourseError, match=says) as e: found(SPACE, plain, n=1, storage=address)
+    assert 'secret' not in str(e.value) + capsys.readouterr().out and '\n' not in str(e.value)
+
+
+def test_the_password_is_shown_nowhere():
+    address = databases.Address('postgresql://ana:secret@db/course?sslmode=require&password=secret#widths')
+    store = TrialStore(parse_space(SPACE), [{}], dict(seed=0), address)
+    assert 'secret' not in f'{address}{address!r}{store}'
+    assert str(address) == 'postgresql://ana@db/course#widths' and pickle.loads(pickle.dumps(address)).url.password == 'secret'
+
+
+def test_a_database_without_its_driver(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'psycopg', None)
+    with pytest.raises(CourseError, match=r"this needs psycopg, which is not installed: pip install 'dlcourse\[postgres\]'"):
+        found(SPACE, plain, n=1, storage='postgresql://ana@db/course')
 
 
 # ---- trials that fail, are pruned, are interrupted --------------------------------------------

@@ -118,7 +118,8 @@ _search_args = (
     arg('--n', type=whole, metavar='N', help='trials in all (default: 20, or the whole grid)'),
     arg('--seconds', type=above_zero, metavar='X', help='begin no trial after this time'),
     arg('--no-pruning', action='store_true', help='run every trial to its last epoch, even bad ones'),
-    arg('--storage', metavar='FILE', help='keep the trials in FILE: the same command carries on with them, also from several terminals'),
+    arg('--storage', metavar='FILE', help='keep the trials in FILE: the same command carries on with them, also from several terminals; '
+        'from several machines in a database, postgresql://USER@HOST/DATABASE#NAME'),
     arg('--workers', type=whole, metavar='N', help='processes (default: 1)'),
     arg('--seeds', type=whole, metavar='N', help='train each trial with N seeds, and take the mean (default: 1)'),
     arg('--metric', metavar='NAME', help='metric to improve on the validation part (default: accuracy)'),

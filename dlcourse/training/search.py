@@ -24,6 +24,7 @@ from ..data.blocks import dls_for
 from ..models.blocks import count_params
 from ..models.zoo import find_arch
 from .callbacks import BestWeights
+from .databases import Address, answering, is_address
 from .learner import learner_for
 from .results import SearchResult
 from .settings import schedules
@@ -111,14 +112,15 @@ def _stop_notice(store):
 # %% ../../nbs/training/12_search.ipynb #f6bdaba4
 def _run_search(store, train, workers, until, progress):
     "Run the remaining trials of `store`"
-    store.close_lost()
-    show = _bar(store, progress)
-    show()
-    try:
-        if workers > 1: _run_workers(store, train, workers, until, show)
-        else: store.run_all(train, lambda: time.time() > until, show)
-    except KeyboardInterrupt: print(_stop_notice(store))
-    result = SearchResult(store)
+    with answering(store.journal):
+        store.close_lost()
+        show = _bar(store, progress)
+        show()
+        try:
+            if workers > 1: _run_workers(store, train, workers, until, show)
+            else: store.run_all(train, lambda: time.time() > until, show)
+        except KeyboardInterrupt: print(_stop_notice(store))
+        result = SearchResult(store)
     if (result.table.state == 'failed').all(): result.best_trial # raises the first error
     return result
 
@@ -133,13 +135,19 @@ def _seconds_left(seconds):
         raise CourseError(f'seconds must be a number above 0, or None for no limit, got {brief(seconds)}')
     return float(seconds)
 
+# %% ../../nbs/training/12_search.ipynb #5df74ff2
+def _place(storage):
+    "The file or the address of a storage"
+    if is_address(storage): return Address(storage)
+    return None if storage is None else Path(os.path.expanduser(storage))
+
 # %% ../../nbs/training/12_search.ipynb #aceee9ff
 def search(
     space:dict, # Name -> list of choices or range, as for `parse_space`
     train, # Function of a dictionary of settings, and a `TrialReporter` if it takes one, that returns a number; `trainer` makes one
     method:str='bayes', # 'bayes', 'grid' or 'random'
     n:int=None, # Number of trials, at least 1, those in the storage included: by default 20, or the whole grid as in `plan_trials`
-    storage=None, # File to keep the trials in: the same call carries on with them, and several processes may share it
+    storage=None, # File, or address of a database, that keeps the trials: the same call carries on, and several processes may share it
     workers:int=1, # Number of processes
     seed:int=0, # Random seed: another one tries other settings
     maximize:bool=None, # Whether a large value is good; by default `train.maximize`, or True
@@ -153,7 +161,7 @@ def search(
     space, method = parse_space(space), choose(method, methods, 'search method')
     if not callable(train):
         raise CourseError(f'train must be a function of a settings dictionary, got {brief(train)}; `trainer(...)` builds one')
-    workers, path = check_whole('workers', workers, 1, most_workers), None if storage is None else Path(os.path.expanduser(storage))
+    workers, path = check_whole('workers', workers, 1, most_workers), _place(storage)
     if hasattr(train, 'check'): train.check(space)
     if maximize is None: maximize = getattr(train, 'maximize', True)
     plan, facts = plan_trials(space, method, n, seed, points), _facts(space, train, method, seed, bool(maximize), points)

@@ -16,10 +16,11 @@ from pathlib import Path
 from threading import Event, Thread
 from fastcore.basics import patch
 from ..core import CourseError, choose, notice, optional
+from .databases import answering, failures, journal_for
 from .run_files import first_difference
 from .settings import Rule, check_values, is_plain
 from .space import n_startup_trials
-from .storage import Journal, open_storage, without_interrupts
+from .storage import open_storage, without_interrupts
 from ..values.door import check_calls
 
 # %% ../../nbs/training/11_trials.ipynb #3e86b868
@@ -110,6 +111,7 @@ def _heartbeat(trial):
         while not done.wait(heartbeat_interval):
             try: trial.set_user_attr('seen', time.time())
             except (gone, CourseError): return # the end of the trial tells
+            except failures(): pass # a database may come back
     thread = Thread(target=renew, daemon=True)
     thread.start()
     try: yield
@@ -125,23 +127,27 @@ class TrialStore:
     space:dict # Space from `parse_space`
     plan:list # Settings of each trial, from `plan_trials`
     facts:dict # Description of the search, in words and numbers
-    path:Path=None # File of the storage; in memory if None
+    path:object=None # File of the storage, or the `Address` of a database; in memory if None
     pruner:object=None # A name of `pruners`, an Optuna pruner, or None
     maximize:bool=True # Whether a large value is a good one
 
     def open(self):
         "Open or begin the storage; raises `CourseError` if it is damaged or belongs to another search"
-        optuna, pruner = optional('optuna', 'search'), FairPruner(self.pruner)
-        self.who = dict(_this_process(), search=uuid.uuid4().hex)
-        self.journal = None if self.path is None else Journal(self.path)
-        self.storage, direction = open_storage(self.journal), 'maximize' if self.maximize else 'minimize'
-        with self.locked(), quiet_optuna():
-            known = self.storage.get_all_studies()
-            make = optuna.load_study if known else functools.partial(optuna.create_study, direction=direction)
-            self.study = make(storage=self.storage, study_name='search', pruner=pruner)
-            if not (known and self._is_begun()): self.study.set_user_attr('facts', self.facts)
-            self._check()
+        self.who, self.journal = dict(_this_process(), search=uuid.uuid4().hex), journal_for(self.path)
+        self.name = getattr(self.path, 'search', 'search')
+        with answering(self.journal):
+            self.storage = open_storage(self.journal)
+            with self.locked(), quiet_optuna(): self._begin()
         return self
+
+    def _begin(self):
+        "Load the study, or begin it"
+        optuna, direction = optional('optuna', 'search'), 'maximize' if self.maximize else 'minimize'
+        known = self.name in [o.study_name for o in self.storage.get_all_studies()]
+        make = optuna.load_study if known else functools.partial(optuna.create_study, direction=direction)
+        self.study = make(storage=self.storage, study_name=self.name, pruner=FairPruner(self.pruner))
+        if not (known and self._is_begun()): self.study.set_user_attr('facts', self.facts)
+        self._check()
 
     def _is_begun(self):
         "Whether the study has trials or facts, or a direction that isn't the one of this search"
@@ -313,13 +319,14 @@ def claim(self:TrialStore): # An Optuna trial
     "Begin the next trial; None if none is left"
     optuna = optional('optuna', 'search')
     with self.locked():
+        if not self.waiting(): self.close_lost()
         slot = next(iter(self.waiting()), None)
         if slot is None: return None
         begun = optuna.trial.create_trial(
             state=optuna.trial.TrialState.RUNNING, params=self._settings(slot), distributions=self._distributions(),
             user_attrs=dict(slot=slot, who=self.who))
         self.study.pruner = FairPruner(self.pruner)
-        study_id = self.storage.get_study_id_from_name('search')
+        study_id = self.storage.get_study_id_from_name(self.name)
         return optuna.trial.Trial(self.study, self.storage.create_new_trial(study_id, template_trial=begun))
 
 # %% ../../nbs/training/11_trials.ipynb #ad101ad0
