@@ -18,6 +18,7 @@ from dlcourse.cli import main
 from dlcourse.core import CourseError, lock_for, num_threads, optional, seed_all, whole_file
 from dlcourse.data.blocks import dls_for
 from dlcourse.data.loader import MemoryDL
+from dlcourse.insight.evaluation import evaluate
 from dlcourse.insight.studies import plot_history, plot_importance, plot_parallel, plot_study
 from dlcourse.files import read_tensors, write_tensors
 from dlcourse.training import checkpoints as C, databases, runs as R, search as search_module, storage as storage_module
@@ -1779,3 +1780,26 @@ def test_features_know_their_precision(monkeypatch, tmp_path):
         with learn.quiet(): learn.fit(1)
     fitted('float32')
     with pytest.raises(CourseError, match='other precision'): fitted('bf16')
+
+
+@pytest.fixture(scope='module')
+def half():
+    "A Learner in bfloat16, and the types that its layers gave since they were last cleared"
+    learn, seen = learner_for('cnn', data='digits', n_per_class=4, filters=(4,), bs=8, precision='bf16', seed=1), []
+    for layer in (m for m in learn.model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))):
+        layer.register_forward_hook(lambda layer, x, out: seen.append(out.dtype))
+    return learn, seen
+
+
+WAYS = dict(fit=lambda learn: learn.fit(1), validate=lambda learn: learn.validate(), predictions=lambda learn: learn.get_preds(ds_idx=2),
+            unlabelled=lambda learn: learn.get_preds(dl=learn.dls.test_dl(learn.dls.valid_ds.items[:2])),
+            one=lambda learn: learn.predict(learn.dls.valid_ds.items[0]), evaluate=lambda learn: evaluate(learn, 'test'))
+
+
+@pytest.mark.parametrize('way', WAYS)
+def test_every_way_computes_in_the_precision_asked_for(half, way):
+    learn, seen = half
+    seen.clear()
+    with learn.quiet(): WAYS[way](learn)
+    assert set(seen) == {torch.bfloat16} and not torch.is_autocast_enabled('cpu')
+    assert all(p.dtype == torch.float32 for p in learn.model.parameters())
