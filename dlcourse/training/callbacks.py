@@ -11,6 +11,7 @@ __all__ = ['in_training', 'BestWeights', 'EarlyStopping', 'StopOnNaN', 'Lookahea
 import math
 import numpy as np, torch
 from fastai.callback.core import Callback, CancelFitException
+from fastai.torch_core import get_model
 from ..core import CourseError, smaller_is_better
 
 # %% ../../nbs/training/03_callbacks.ipynb #5e360537
@@ -56,11 +57,11 @@ class BestWeights(Callback):
 
     def keep(self):
         "Copy the model's weights and buffers"
-        self.weights = {k: v.detach().clone() for k,v in self.learn.model.state_dict().items()}
+        self.weights = {k: v.detach().clone() for k,v in get_model(self.learn.model).state_dict().items()}
 
     def put_back(self):
         "Give the model the weights kept last"
-        self.learn.model.load_state_dict(self.weights)
+        get_model(self.learn.model).load_state_dict(self.weights)
 
     def after_epoch(self):
         "Keep the weights if this epoch is the best so far"
@@ -153,7 +154,7 @@ class LookaheadCallback(Callback):
 
     def weights(self):
         "Tensors to average: weights and buffers that aren't whole numbers"
-        return [o.detach() for o in self.learn.model.state_dict().values() if o.is_floating_point()]
+        return [o.detach() for o in get_model(self.learn.model).state_dict().values() if o.is_floating_point()]
 
     def look(self, pull):
         "Move the average towards the weights, and the weights to the average"

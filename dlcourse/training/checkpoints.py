@@ -11,6 +11,7 @@ __all__ = ['save_tensors', 'load_tensors', 'load_weights', 'optimizer_parameters
 # %% ../../nbs/training/07_checkpoints.ipynb #7348dc31
 import inspect, json
 import torch
+from fastai.torch_core import get_model
 from torch import Tensor
 from ..core import CourseError, whole_file
 from ..files import check_numbers, check_tensors, from_json, read_tensors, write_tensors
@@ -102,6 +103,7 @@ def frozen_names(
     model, # A network
 )->set: # Empty where nothing is frozen
     "Names of the weights in the frozen part of `model`"
+    model = get_model(model)
     if not (isinstance(model, TransferNet) and model.frozen): return set()
     return {f'body.{k}' for k in model.body.state_dict()}
 
@@ -119,7 +121,7 @@ def training_state(
     "Collect what a training needs to carry on: weights, best weights, state of the optimiser, running average of the loss, history"
     best = {} if watch.better else without(watch.weights, frozen)
     smooth = learn.recorder.smooth_loss
-    tensors = with_prefix('model.', without(learn.model.state_dict(), frozen)) | with_prefix('best.', best)
+    tensors = with_prefix('model.', without(get_model(learn.model).state_dict(), frozen)) | with_prefix('best.', best)
     tensors |= with_prefix('opt.', optimizer_tensors(learn)) | dict(smooth_val=smooth.val)
     waited = {k: vars(watch)[k] for k in ('best', 'wait') if k in vars(watch)}
     return tensors, dict(watch=waited, best_epoch=learn.best_epoch, smooth_count=smooth.count, rows=learn.rows, n_tensors=len(tensors))
@@ -156,9 +158,9 @@ def load_training_state(
     needed = [k for k in ('best', 'wait') if k in vars(watch)]
     if sorted(notes['watch']) != needed: raise CourseError(f"{source} is damaged: its note 'watch' must have {' and '.join(needed)}")
     model, best, opt = (within_prefix(tensors, o) for o in ('model.', 'best.', 'opt.'))
-    fixed = fixed or {}
-    load_weights(learn.model, fixed | (best or model), source) # the best ones must be sound
-    load_weights(learn.model, fixed | model, source, sound=False) # the last ones needn't be: `StopOnNaN` sees to that
+    fixed, net = fixed or {}, get_model(learn.model)
+    load_weights(net, fixed | (best or model), source) # the best ones must be sound
+    load_weights(net, fixed | model, source, sound=False) # the last ones needn't be: `StopOnNaN` sees to that
     if all(v.isfinite().all() for v in model.values()): _check_state(opt, tensors['smooth_val'], source)
     load_optimizer(learn, opt, source)
     kept = {k: v.to(learn.dls.device, copy=True) for k,v in (fixed | (best or model)).items()}

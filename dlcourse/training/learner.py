@@ -9,6 +9,7 @@ __all__ = ['sizes_of', 'learner_for']
 
 # %% ../../nbs/training/05_learner.ipynb #b4d85334
 import inspect, warnings
+import dlcourse.training.parallel # every Learner has `distrib_ctx`
 import torch
 from contextlib import contextmanager
 from pickle import PicklingError

@@ -12,7 +12,6 @@ __all__ = ['stand_in', 'record_of', 'put_record', 'LeanRecorder', 'LeanProgress'
 import inspect, time
 from bisect import bisect_right
 from copy import copy
-from types import SimpleNamespace
 import numpy as np, torch
 from fastai.callback.core import TrainEvalCallback
 from fastai.callback.progress import ProgressCallback
@@ -106,10 +105,11 @@ class LeanRecorder(Recorder):
         "Fold the losses kept since the last call into `losses`"
         if not self._pending: return
         means, self._pending = torch.stack([o.mean() for o in self._pending]).cpu(), []
-        for o in means.unbind():
-            self._smooth.accumulate(SimpleNamespace(loss=o))
-            self._losses.append(self._smooth.value)
-        self.learn._smooth_loss = self._smooth.value
+        smooth = self._smooth
+        for o in means.unbind(): # as `AvgSmoothLoss.accumulate`, which would ask other processes, where there are some
+            smooth.count, smooth.val = smooth.count + 1, torch.lerp(o, smooth.val, smooth.beta)
+            self._losses.append(smooth.value)
+        self.learn._smooth_loss = smooth.value
 
     def after_fit(self):
         "Bring the last fit's record back"
