@@ -1,11 +1,43 @@
 "What the tests share"
-import glob, importlib.util, os, shutil, subprocess, tempfile
+import glob, importlib.util, os, shutil, subprocess, sys, tempfile
 os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE') # a thread that waits for another one sleeps; it is read when torch is imported
+os.environ.setdefault('OMP_NUM_THREADS', '1') # two threads take a tenth more of the processors on tensors as small as these
 os.environ.setdefault('OPENBLAS_NUM_THREADS', '1') # NumPy's threads wait busily: on small matrices they cost ten times what they do
 from pathlib import Path
 
 import pytest
 import torch
+
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent/'tools'))
+import outputs
+
+
+def execute(code, folder, log):
+    "Execute `code` in this process, which was made for it; what it prints goes into the files `log`.out and `log`.err"
+    for fd,end in ((1, 'out'), (2, 'err')): os.dup2(os.open(f'{log}.{end}', os.O_WRONLY | os.O_CREAT | os.O_TRUNC), fd)
+    os.chdir(folder)
+    try: exec(code, dict(__name__='__main__'))
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+
+
+class Aside:
+    "Python code in a process of its own, in `folder` or this one; it is forked from one that has the imports behind it, on one thread"
+    def __init__(self, code, folder=None):
+        self.log = Path(tempfile.mkdtemp())/'log'
+        self.process = outputs.processes().Process(target=execute, args=(code, str(folder or os.getcwd()), str(self.log)))
+        with outputs.STARTING, outputs.lean_processes(): self.process.start()
+
+    def ended(self): return self.process.exitcode is not None
+
+    def result(self, seconds=300):
+        "Exit code, and what was printed"
+        self.process.join(seconds)
+        out, err = (Path(f'{self.log}.{o}').read_text(encoding='utf-8') for o in ('out', 'err'))
+        shutil.rmtree(self.log.parent)
+        return self.process.exitcode, out, err
 
 
 def needs_data(*folders):
@@ -59,3 +91,19 @@ def postgres():
     yield f'postgresql://ana:secret@/postgres?host={folder}'
     call('pg_ctl', '-m', 'immediate', 'stop')
     shutil.rmtree(folder)
+
+
+@pytest.fixture
+def drawn():
+    "A test that is about the pictures of a run asks for this: they are drawn"
+
+
+@pytest.fixture
+def drawn_on_request(request, monkeypatch):
+    "The pictures of a run stay white where a test is about something else: to draw them takes longer than to train a small network"
+    import matplotlib.pyplot as plt
+    from dlcourse.core import whole_file
+    def blank(fig, path, dpi=1):
+        plt.close(fig)
+        with whole_file(path, 'wb') as f: plt.imsave(f, [[1.]], format=Path(path).suffix[1:])
+    if 'drawn' not in request.fixturenames: monkeypatch.setattr('dlcourse.core.save_figure', blank)

@@ -5,7 +5,7 @@ from urllib.error import URLError
 
 import numpy as np
 import pytest
-from conftest import needs_data
+from conftest import Aside, needs_data
 from PIL import Image
 
 import dlcourse
@@ -22,7 +22,7 @@ EVERY = [o.name.split() for o in commands.values()]
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch): monkeypatch.chdir(tmp_path)
+def folder(tmp_path, monkeypatch, drawn_on_request): monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def odd(tmp_path_factory):
 
 @pytest.mark.parametrize('line', ['data show $a$', 'evaluate mlp--a--1', 'predict mlp--a--1 $a$/*/0.png', 'report mlp--a--1'])
 @pytest.mark.parametrize('encoding', ['ascii', 'cp1252'])
-def test_odd_names_in_any_encoding(line, encoding, odd, monkeypatch):
+def test_odd_names_in_any_encoding(line, encoding, odd, drawn, monkeypatch):
     if line.startswith('report'): pytest.importorskip('typst')
     monkeypatch.chdir(odd)
     out = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
@@ -179,7 +179,7 @@ def test_learning_rate_found(run):
     assert Path('runs/mlp-digits-1/lr_find.png').stat().st_size > 1000
 
 
-def test_numbers_instead_of_classes(run):
+def test_numbers_instead_of_classes(run, drawn):
     code, out, _ = run('train mlp --data boston_housing --epochs 3 --set widths=16')
     assert code == 0 and re.fullmatch(r'test mean absolute error \d+\.\d{4}  runs/mlp-boston_housing-1', out[-1])
     assert names('runs/mlp-boston_housing-1') == [o for o in FILES if 'confusion' not in o]
@@ -197,7 +197,7 @@ def test_data_without_test_part(run):
 
 # ---- judging and predicting --------------------------------------------------------------------
 
-def test_evaluate(run):
+def test_evaluate(run, drawn):
     trained = run(f'{MLP} --epochs 2')[1]
     before = Path('runs/mlp-digits-1/weights.safetensors').read_bytes()
     code, out, _ = run('evaluate runs/mlp-digits-1')
@@ -291,7 +291,7 @@ def test_data_list_says_what_is_here(run, monkeypatch, tmp_path):
 def test_data_get_what_comes_along(run): assert run('data get digits')[:2] == (0, ['digits comes with the installation'])
 
 
-def test_data_show(run):
+def test_data_show(run, drawn):
     code, out, _ = run('data show digits')
     assert code == 0 and out[0].startswith('digits: 1,438 training') and out[-1].endswith('digits.png')
     with Image.open('digits.png') as im: assert im.width > 800
@@ -544,20 +544,23 @@ def test_real_weights(run):
 def wait_for(done, p, seconds=120):
     end = time.time() + seconds
     while not done():
-        assert p.poll() is None and time.time() < end, p.communicate()
+        assert not p.ended() and time.time() < end, p.result(1)
         time.sleep(0.02)
 
 
 def test_interrupt_and_resume(run):
     "Ctrl-C after some epochs keeps them and says how to carry on; the end is that of a run without interruption"
-    heard = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) # where the tests run in the background it would be ignored
     words = shlex.split(f'{MLP} --epochs 60 --out cut --set dropout=0.1')
-    p = command(*words, preexec_fn=heard)
+    p = Aside(f"""
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler) # where the tests run in the background it would be ignored
+from dlcourse.cli import main
+sys.exit(main({words}))""")
     history = Path('cut/history.csv')
     wait_for(lambda: history.exists() and history.read_text().count('\n') > 2, p)
-    p.send_signal(signal.SIGINT)
-    out, err = p.communicate(timeout=100)
-    assert p.returncode == 130 and 'Traceback' not in err
+    os.kill(p.process.pid, signal.SIGINT)
+    code, out, err = p.result()
+    assert code == 130 and 'Traceback' not in err
     n = int(re.search(r'interrupted; (\d+) of 60 epochs are kept in cut\ncarry on with: dlcourse train --resume cut\n$', err)[1])
     assert 2 <= n < 60 and history.read_text().count('\n') == n+1
     assert names('cut') == ['checkpoint.safetensors', 'history.csv', 'settings.json', 'weights.safetensors']

@@ -1,5 +1,5 @@
 "The pages of insight: any fastai Learner, faults and bad input, and equality with independent counts"
-import json, os, random, shutil, subprocess, sys
+import json, os, random, runpy, shutil, subprocess, sys
 from copy import deepcopy
 from functools import partial
 from itertools import combinations
@@ -1262,19 +1262,33 @@ def test_settings_are_readable(byte_learn, folder):
     assert os.listdir(folder.parent) == ['net']
 
 
-def test_exported_script_reads_pictures_as_a_viewer_shows_them(folder, tmp_path):
-    note = Image.Exif()
+@pytest.fixture(scope='module')
+def read_alone(folder, tmp_path_factory):
+    "What the exported script says of six pictures: two that a viewer turns or converts, the two that it shows, and two more"
+    note, root = Image.Exif(), tmp_path_factory.mktemp('pictures')
     note[0x0112] = 6
-    Image.fromarray(np.linspace(0, 65535, 40*30).reshape(40, 30).astype(np.uint16)).save(tmp_path/'deep.png', exif=note)
-    lab = ImageCms.ImageCmsProfile(ImageCms.createProfile('LAB')).tobytes()
-    Image.fromarray(images(1, 3, 40)[0][0].permute(1, 2, 0).numpy(), 'LAB').save(tmp_path/'lab.tif', icc_profile=lab)
-    names = 'deep.png', 'lab.tif'
-    for o in names: open_picture(tmp_path/o).save(tmp_path/f'seen-{o}.png')
-    said = run_alone(folder, [tmp_path/o for o in (*names, *(f'seen-{o}.png' for o in names))])
-    assert len({o.pop('file') for o in said}) == 4 and said[:2] == said[2:]
+    Image.fromarray(np.linspace(0, 65535, 40*30).reshape(40, 30).astype(np.uint16)).save(root/'deep.png', exif=note)
+    lab, color = ImageCms.ImageCmsProfile(ImageCms.createProfile('LAB')).tobytes(), images(1, 3, 40)[0][0].permute(1, 2, 0).numpy()
+    Image.fromarray(color, 'LAB').save(root/'lab.tif', icc_profile=lab)
+    for o in ('deep.png', 'lab.tif'): open_picture(root/o).save(root/f'seen-{o}.png')
+    Image.fromarray(color).save(root/'color.png')
+    Image.fromarray(images(1, 1)[0][0, 0].numpy()).save(root/'fits.png')
+    return run_alone(folder, [root/o for o in ('deep.png', 'lab.tif', 'seen-deep.png.png', 'seen-lab.tif.png', 'color.png', 'fits.png')])
+
+
+def test_exported_script_reads_pictures_as_a_viewer_shows_them(read_alone):
+    said = [{k: v for k,v in o.items() if k != 'file'} for o in read_alone]
+    assert len({o['file'] for o in read_alone}) == 6 and said[:2] == said[2:4]
+
+
+def test_exported_script_names_every_picture_that_cannot_be_read(folder, tmp_path, monkeypatch):
     (tmp_path/'empty.png').touch()
-    with pytest.raises(CourseError, match=r'empty.png is not an image that can be read \(empty\); .*none.png .*no such file'):
-        run_alone(folder, [tmp_path/'empty.png', tmp_path/'none.png', tmp_path/'seen.png'])
+    Image.new('L', (9, 9)).save(tmp_path/'seen.png')
+    for name in ('path', 'argv', 'dont_write_bytecode'): monkeypatch.setattr(sys, name, getattr(sys, name))
+    sys.path, sys.argv = [*sys.path], ['predict.py', *(f'{tmp_path}/{o}.png' for o in ('empty', 'none', 'seen'))]
+    with pytest.raises(SystemExit, match=r'empty.png is not an image that can be read \(empty\); .*none.png .*no such file'):
+        runpy.run_path(str(folder/'predict.py'), run_name='__main__')
+    del sys.modules['pictures']
 
 
 def test_weights_build_the_network_again(byte_learn, folder):
@@ -1283,12 +1297,9 @@ def test_weights_build_the_network_again(byte_learn, folder):
     assert saved.keys() == have.keys() and all(torch.equal(saved[k], v) for k,v in have.items())
 
 
-def test_any_image_file(folder, tmp_path):
+def test_any_image_file(read_alone):
     "A colour image of another size, beside one that fits"
-    Image.fromarray(images(1, 3, 40)[0][0].permute(1, 2, 0).numpy()).save(tmp_path/'a.png')
-    Image.fromarray(images(1, 1)[0][0, 0].numpy()).save(tmp_path/'b.png')
-    for o in run_alone(folder, [tmp_path/'a.png', tmp_path/'b.png']):
-        assert o['answer'] in '01' and sum(o['probabilities'].values()) == pytest.approx(1, abs=1e-5)
+    for o in read_alone[4:]: assert o['answer'] in '01' and sum(o['probabilities'].values()) == pytest.approx(1, abs=1e-5)
 
 
 def test_tampered_folder(folder, tmp_path):

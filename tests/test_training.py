@@ -1,5 +1,5 @@
 "Faults and equalities of the training room that don't belong in a lesson: Learners, then searches, then run folders"
-import functools, json, math, multiprocessing, os, pickle, re, shutil, signal, sqlite3, subprocess, sys, time
+import functools, json, math, multiprocessing, os, pickle, re, shutil, signal, sqlite3, sys, time
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import Aside
 from fastai.callback.core import Callback, CancelBatchException
 from fastai.callback.tracker import SaveModelCallback
 from fastai.learner import Learner
@@ -38,7 +39,7 @@ from dlcourse.training.windows import During, train_only
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch): monkeypatch.chdir(tmp_path)
+def folder(tmp_path, monkeypatch, drawn_on_request): monkeypatch.chdir(tmp_path)
 
 
 # ==== Learners =================================================================================
@@ -894,19 +895,20 @@ def test_killed_process_carries_on():
     "A process that was killed has told nobody, and leaves a half-written file; it had another number of threads than this one"
     n = 1 if torch.get_num_threads() != 1 else 2
     code = f"""
-import os, sys
+import os, torch
 from fastai.callback.core import Callback
 from dlcourse.training.runs import start
 from dlcourse.training.settings import Settings
 class Die(Callback):
     def after_batch(self):
         if self.learn.epoch == 2: os._exit(9)
+torch.set_num_threads({n})
 run = start(Settings('mlp', 'digits', epochs=5, **{SMALL!r}), 'cut')
 run.train(cbs=[Die()])"""
-    environment = os.environ | dict(OMP_NUM_THREADS=str(n))
-    assert subprocess.run([sys.executable, '-W', 'ignore', '-c', code], env=environment).returncode == 9
+    assert Aside(code).result()[0] == 9
     Path('cut/weights.safetensors.99.part').write_bytes(b'half')
     there = Run('cut').settings.threads
+    assert there == n
     begin('whole', threads=there).train()
     assert_same(Run('whole'), resume('cut'))
 
@@ -1130,8 +1132,8 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
 try:
     with learn.quiet(): run.train()
 except CourseError as e: print(e)"""
-    out = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True)
-    assert out.stdout == 'cannot write runs/mlp-digits-1/checkpoint.safetensors: File too large\n', out.stderr
+    code, out, err = Aside(code).result()
+    assert (code, out) == (0, 'cannot write runs/mlp-digits-1/checkpoint.safetensors: File too large\n'), err
     assert names() == []
 
 

@@ -133,7 +133,8 @@ def _write_values(ax, C):
     K, most = len(C), np.nanmax(C)
     for i,j in np.ndindex(C.shape):
         shade = 'white' if C[i, j] > 0.55*most else '0.1' if C[i, j] > 0 else '0.75'
-        ax.text(j, i, _value_text(C[i, j]), ha='center', va='center', color=shade, fontsize=9 if K <= 12 else max(5.5, 130/K))
+        size = 9 if K <= 12 else max(5.5, 130/K)
+        ax.text(j, i, _value_text(C[i, j]), ha='center', va='center', color=shade, fontsize=size, in_layout=False)
 
 # %% ../../nbs/insight/02_evaluation.ipynb #ae09bc6c
 @patch

@@ -214,7 +214,9 @@ def match_params(
     base = _base_widths(a, kwargs)
     if isinstance(target, nn.Module): target = count_params(target, trainable=True)
     def args(widths): return {**kwargs, a.width: widths.tolist()}
-    def count(widths): return size_of(a.name, n_in, n_out, **args(widths))
+    @cache
+    def size(flat): return size_of(a.name, n_in, n_out, **args(np.reshape(flat, np.shape(base))))
+    def count(widths): return size(tuple(widths.flatten()))
     few, many = _bisect(base, target, count)
     filled = _fill(few, target, count, max(np.max(base), 2*few.max()))
     best = min([few, many, filled], key=lambda o: abs(count(o) - target))
