@@ -1,7 +1,6 @@
 "What the tests share"
 import glob, importlib.util, os, shutil, subprocess, sys, tempfile
 os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE') # a thread that waits for another one sleeps; it is read when torch is imported
-os.environ.setdefault('OMP_NUM_THREADS', '1') # two threads take a tenth more of the processors on tensors as small as these
 os.environ.setdefault('OPENBLAS_NUM_THREADS', '1') # NumPy's threads wait busily: on small matrices they cost ten times what they do
 from pathlib import Path
 
