@@ -14,6 +14,7 @@ from dlcourse.cli.parsing import commands, groups, parser
 from dlcourse.cli.studies import Progress
 from dlcourse.cli.train import settings_of
 from dlcourse.cli.values import shares, value
+from dlcourse.course.shares import read_share
 from dlcourse.training.databases import Address, is_address
 from dlcourse.training.space import parse_space
 
@@ -740,6 +741,28 @@ def test_best_settings_can_be_copied_into_python(run):
     assert any(type(o).__name__ == 'GELU' for o in learn.model.modules())
 
 
+# ---- shares ---------------------------------------------------------------------------------------
+
+def test_shares_are_measured_and_merged(run):
+    for k in (1, 2): assert run(f'reproduce tp1-1.1 --seeds 2 --share {k}/2 -o {k}')[0] == 0
+    code, out, err = run('reproduce --merge 1 2 -o all')
+    assert (code, err) == (0, []) and out[0].startswith('tp1-1.1: CIFAR-10') and out[-1] == 'records: all'
+    rows = json.loads(Path('all/tp1-1.1.quick.json').read_text())['rows']
+    assert [r['seed'] for r in rows] == [1, 2] and run('reproduce tp1-1.1 --merge 1 2 -o all')[0] == 0
+
+
+@pytest.mark.parametrize('line, says', [
+    ('reproduce tp1-1.1 --share 3/2 -o new', 'share must be K/N with K from 1 to N'), ('reproduce tp1-1.1 --share= -o new', 'share must be K/N'),
+    ('reproduce mba --full --share x -o new', 'share must be K/N'),
+    ('reproduce tp1-1.1 --share 1/2 --again -o new', 'share goes without again'),
+    ('reproduce --merge a --share 1/2 -o new', '--merge joins records and measures nothing: leave out --share'),
+    ('reproduce tp1-1.1 --merge a --seeds 2 -o new', 'leave out --seeds'), ('reproduce --merge a b -o new', 'there is no folder a'),
+    ('reproduce --merge . -o new', '. has no record to merge'), ('reproduce tp1-1.11 --merge . -o new', 'unknown experiment')])
+def test_shares_and_merges_that_cannot_be(line, says, run):
+    code, out, err = run(line)
+    assert code == 2 and says in err[0] and not Path('new').exists()
+
+
 # ---- commands on pages ---------------------------------------------------------------------------
 
 def scripts(page):
@@ -763,7 +786,8 @@ def test_scripts_parse(script):
         assert args.run in [c.run for c in commands.values()]
         if getattr(args, 'space', None): parse_space(args.space)
         if is_address(getattr(args, 'storage', None)): assert Address(args.storage).search == 'widths'
+        if getattr(args, 'share', None): read_share(args.share)
     assert lines or 'createdb' in script
 
 
-def test_scripts_of_pages_are_found(): assert sum('dlcourse search' in o for o in SCRIPTS) == 3
+def test_scripts_of_pages_are_found(): assert [sum(f'dlcourse {k}' in o for o in SCRIPTS) for k in ('search', 'reproduce')] == [3, 4]

@@ -1,5 +1,6 @@
 "The course: experiments and their records, a quick trial of each experiment, the documents' own rules and values"
 import copy, json, math, pickle, sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -31,7 +32,9 @@ from dlcourse.course.pcs.plane import neighbour_vote
 from dlcourse.course.pcs.landscape import downhill_share, first_crossing, radius_of
 from dlcourse.course.pcs.lesions import decays_gradually, erase_blocks
 from dlcourse.course.pcs.projections import compare_layer, fitted_models, widths_of
+from dlcourse.course.merging import merge
 from dlcourse.course.records import differences_to
+from dlcourse.course.shares import trials_of_share
 from dlcourse.data.sources import load
 from dlcourse.course.tp1.cifar10 import l2_adam
 from dlcourse.course.tp1.eurosat import images
@@ -224,6 +227,136 @@ def test_full_without_the_data(tmp_path, monkeypatch):
 @pytest.mark.parametrize('figures', [dict(a='high'), dict(a=[1, None]), dict(a=True)])
 def test_a_figure_is_a_number(tmp_path, figures):
     with pytest.raises(CourseError, match='a figure is a number'): ex.reproduce(exp(lambda t: figures), folder=tmp_path)
+
+
+# ---- shares of several machines -------------------------------------------------------------------
+
+@pytest.mark.parametrize('n', range(1, 9))
+@pytest.mark.parametrize('counts', [dict(a=3), dict(a=3, b=3), dict(a=1, b=4, c=2), dict(a=0, b=2)])
+def test_each_trial_is_in_one_share(n, counts):
+    shares = [trials_of_share(list(counts), counts, f'{k}/{n}') for k in range(1, n + 1)]
+    assert sorted(o for s in shares for o in s) == [(v, s) for v in sorted(counts) for s in range(1, counts[v] + 1)]
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_no_share_gets_the_slow_variant_alone():
+    counts = dict.fromkeys('abc', 6)
+    for k in (1, 2, 3): assert {v for v,_ in trials_of_share(list('abc'), counts, f'{k}/3')} == set('abc')
+
+
+@pytest.mark.parametrize('text', ['0/3', '4/3', '1', '1/0', 'a/b', '1/2/3', '', '-1/2', '1.0/2', '1/9999999'])
+def test_shares_that_cannot_be(text, tmp_path):
+    for how, says in (dict(share=text), 'share must be K/N with K from 1'), (dict(share='1/2', again=True), 'share goes without again'):
+        with pytest.raises(CourseError, match=says): ex.reproduce(exp(simple), folder=tmp_path/'out', **how)
+    assert not (tmp_path/'out').exists()
+
+
+def noisy(trial): return dict(a=float(torch.rand(()))*(2 if trial.variant == 'a' else 1), curve=torch.rand(3).tolist())
+
+
+def without_machine(record):
+    "A record without times and places, which differ from machine to machine"
+    rows = [{k: v for k,v in r.items() if k not in ('seconds', 'provenance')} for r in record['rows']]
+    return {k: v for k,v in record.items() if k not in ('seconds', 'checksum', 'rows')} | dict(rows=rows)
+
+
+@pytest.fixture
+def split(monkeypatch):
+    "An experiment of 2 × 3 trials that is registered, and a function that measures one share of it"
+    e = exp(noisy, seeds=3)
+    monkeypatch.setitem(ex.registry, e.id, e)
+    monkeypatch.setattr(ex, 'save_drawing', lambda exp, record, file: file.touch())
+    return e, lambda share, folder, **kwargs: ex.reproduce(e, full=True, share=share, folder=folder, **kwargs)
+
+
+@pytest.mark.parametrize('seeds', [None, 5])
+def test_merged_shares_equal_a_single_run(split, tmp_path, seeds):
+    e, measure = split
+    for k in (3, 1, 4, 2): measure(f'{k}/4', tmp_path/str(k), seeds=seeds)
+    merged, = merge([tmp_path/str(k) for k in (1, 2, 3, 4)], folder=tmp_path/'all')
+    alone = ex.reproduce(e, full=True, seeds=seeds, folder=tmp_path/'alone')
+    assert without_machine(merged) == without_machine(alone) and len(merged['rows']) == 2*(seeds or 3)
+    assert all(r['provenance']['commit'] == ex.provenance()['commit'] for r in merged['rows']) and (tmp_path/'all'/'test-1.svg').exists()
+    assert merge([tmp_path/'all', tmp_path/'1'], folder=tmp_path/'all') == [merged] # a second time
+
+
+def test_shares_in_one_folder_run_no_trial_twice(split, tmp_path):
+    "Two processes with a folder in common; the second one's trials are added to what the first one has"
+    e, measure = split
+    lines = []
+    for k in (1, 2): measure(f'{k}/2', tmp_path, show=lines.append)
+    assert len(lines) == len(set(lines)) == 6
+    both, alone = (ex.reproduce(e, full=True, folder=o) for o in (tmp_path, tmp_path/'alone'))
+    assert without_machine(both) == without_machine(alone)
+
+
+def test_a_share_that_was_ended_carries_on_and_nothing_is_lost(split, tmp_path):
+    e, measure = split
+    def stop(line):
+        if '(2 of 3)' in line: raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt): measure('1/2', tmp_path/'1', show=stop)
+    assert len(rc.read_record(tmp_path/'1'/'test-1.json')['rows']) == 1
+    part, = merge([tmp_path/'1'], folder=tmp_path/'all')
+    assert len(part['rows']) == 1 and part['trials'] == 6
+    assert len(measure('1/2', tmp_path/'1')['rows']) == 3
+    assert len(ex.reproduce(e, full=True, folder=tmp_path/'all')['rows']) == 6
+
+
+def changed(folder, **provenance):
+    "Write the record of a folder with other facts of its rows"
+    record = rc.read_record(folder/'test-1.json')
+    for r in record['rows']: r['provenance'] |= provenance
+    rc.write_record({k: v for k,v in record.items() if k not in ('schema', 'checksum')}, folder/'test-1.json')
+
+
+@pytest.mark.parametrize('facts, says', [
+    (dict(commit='0'*40), 'was measured with commit 0+, and'), (dict(uncommitted_changes=None), 'with uncommitted_changes None'),
+    (dict(threads=77), 'with threads 77, and .* with [0-9]+: measure all shares with the same OMP_NUM_THREADS'),
+    (dict(device='cuda'), 'with device cuda, and .* with cpu: measure all shares with the same --device'),
+    (dict(versions=dict(torch='1.0')), 'measured with dlcourse None, and .* with .*: measure all shares with the same code')])
+def test_records_of_other_code_and_settings_are_refused(split, tmp_path, facts, says):
+    for k in (1, 2): split[1](f'{k}/2', tmp_path/str(k))
+    changed(tmp_path/'2', **facts)
+    with pytest.raises(CourseError, match=says): merge([tmp_path/'1', tmp_path/'2'], folder=tmp_path/'all')
+    assert not (tmp_path/'all').exists()
+
+
+def test_machines_may_differ(split, tmp_path):
+    for k in (1, 2): split[1](f'{k}/2', tmp_path/str(k))
+    versions = rc.read_record(tmp_path/'2'/'test-1.json')['rows'][0]['provenance']['versions']
+    changed(tmp_path/'2', hardware=dict(cpu='another'), date='2020', system='another', versions=versions | dict(python='3.99'))
+    merged, = merge([tmp_path/'1', tmp_path/'2'], folder=tmp_path/'all')
+    assert {r['provenance']['hardware']['cpu'] for r in merged['rows']} >= {'another'} and len(merged['rows']) == 6
+
+
+def test_merges_that_cannot_be(split, tmp_path, monkeypatch):
+    e, measure = split
+    for k in (1, 2): measure(f'{k}/2', tmp_path/str(k))
+    ex.reproduce(e, full=True, folder=tmp_path/'alone')
+    changed(tmp_path/'alone', date='later')
+    with pytest.raises(CourseError, match='have both measured seed 1 of a: leave one of them out'):
+        merge([tmp_path/'1', tmp_path/'alone'], folder=tmp_path/'all')
+    with pytest.raises(CourseError, match='have both measured'): merge([tmp_path/'1'], folder=tmp_path/'alone')
+    with pytest.raises(CourseError, match='there is no folder'): merge([tmp_path/'none'], folder=tmp_path/'all')
+    with pytest.raises(CourseError, match='has no record to merge'): merge([tmp_path/'1'], ['mba-7'], folder=tmp_path/'all')
+    with pytest.raises(CourseError, match='has no record to merge'): merge([tmp_path/'1'], full=False, folder=tmp_path/'all')
+    monkeypatch.setitem(ex.registry, e.id, replace(e, variants=('a', 'c')))
+    with pytest.raises(CourseError, match='is of another version of test-1: its variants differs'):
+        merge([tmp_path/'1'], folder=tmp_path/'all')
+    file = tmp_path/'2'/'test-1.json'
+    file.write_text(file.read_text().replace('"seed": 1', '"seed": 9'))
+    with pytest.raises(CourseError, match='was changed after it was measured'): merge([tmp_path/'1', tmp_path/'2'], folder=tmp_path/'all')
+    assert not (tmp_path/'all').exists()
+
+
+def test_what_one_machine_could_not_measure(split, tmp_path, monkeypatch):
+    "A row without figures stays only where no machine has any"
+    def without_weights(trial): raise NotMeasured('its weights are missing')
+    e, measure = split
+    for k, run in ((1, without_weights), (2, noisy)): ex.reproduce(replace(e, run=run), full=True, share=f'{k}/2', folder=tmp_path/str(k))
+    ex.reproduce(e, full=True, variants=['a'], folder=tmp_path/'more', seeds=1)
+    merged, = merge([tmp_path/o for o in ('1', '2', 'more')], folder=tmp_path/'all')
+    assert len(merged['rows']) == 6 and sum('not_measured' in r for r in merged['rows']) == 2
 
 
 def test_drawing(tmp_path):

@@ -78,6 +78,20 @@ def _check_data(names, found):
     from dlcourse.course.experiment import check_needs
     check_needs(replace(found[0], id=' '.join(names), needs=tuple(dict.fromkeys(o for e in found for o in e.needs))))
 
+# %% ../../nbs/cli/06_studies.ipynb #0cb65c3e
+def _merge(args):
+    "Join the records of shares; print what they come to"
+    from dlcourse.core import CourseError
+    from dlcourse.course.experiment import find_experiments
+    from dlcourse.course.merging import merge
+    from dlcourse.course.records import record_file
+    odd = next((o for o in ('share', 'seeds', 'variant', 'device', 'again') if getattr(args, o)), None)
+    if odd: raise CourseError(f'--merge joins records and measures nothing: leave out --{odd}')
+    check_writable(record_file('', folder=args.output).parent)
+    ids = [o.id for o in find_experiments(args.names)] if args.names else None
+    for record in merge(args.merge, ids, args.full or None, args.output): _show_record(record)
+    _records(args.output)
+
 # %% ../../nbs/cli/06_studies.ipynb #bff4db65
 @command('reproduce', arg('names', nargs='*', metavar='ID',
         help='an experiment such as mba-7, a document (mac, mba, tp1), or all; none to list them'),
@@ -87,24 +101,30 @@ def _check_data(names, found):
     arg('--variant', action='append', metavar='NAME', help='only this variant of one experiment; repeat it for more'),
     arg('--device', metavar='NAME', help='cpu or cuda (default: the GPU if there is one)'),
     arg('--again', action='store_true', help='measure again what is already recorded'),
+    arg('--share', metavar='K/N', help='only the K-th of N shares of the trials, for N machines; see --merge'),
+    arg('--merge', nargs='+', metavar='FOLDER', help='measure nothing: join the records of shares that are in these folders'),
     arg('-o', '--output', metavar='FOLDER',
         help='folder of the records (default: $DLCOURSE_RESULTS, or experiments in results here or above)'),
-    examples=['dlcourse reproduce', 'dlcourse reproduce mba-7 --full', 'dlcourse reproduce mac --full --seeds 5'])
+    examples=['dlcourse reproduce', 'dlcourse reproduce mba-7 --full', 'dlcourse reproduce mac --full --seeds 5',
+              'dlcourse reproduce mba-7 --full --share 2/5 -o share2', 'dlcourse reproduce --merge share1 share2 share3'])
 def reproduce_command(args):
     "Run the course's experiments; print reported and obtained figures side by side"
     from dlcourse.core import CourseError, refuse_launcher
+    if args.merge: return _merge(args)
     if not args.names: return _list_experiments(args.output)
     refuse_launcher('an experiment')
     from dlcourse.course import experiment
     from dlcourse.course.records import record_file
+    from dlcourse.course.shares import check_share
     found = experiment.find_experiments(args.names)
     if args.variant and len(found) > 1: raise CourseError('--variant goes with one experiment')
+    if args.share is not None: check_share(args.share, args.again)
     check_writable(record_file('', folder=args.output).parent)
     if args.full: _check_data(args.names, found)
     args.carry_on = f"the same command carries on{' if --again is left out' * args.again}"
     for o in found:
         show = Progress()
-        try: record = experiment.reproduce(o, args.full, args.seeds, args.variant, args.device, args.output, args.again, show)
+        try: record = experiment.reproduce(o, args.full, args.seeds, args.variant, args.device, args.output, args.again, show, args.share)
         finally: show.clear()
         _show_record(record)
         if not show.trial: say('  nothing was left to run; --again measures anew')

@@ -6,8 +6,8 @@ Docs: https://dlcourse.github.io/dlcourse/course/experiment.html.md"""
 
 # %% auto #0
 __all__ = ['registry', 'Trial', 'NotMeasured', 'ShowEpochs', 'watched', 'classifier_figures', 'Experiment', 'experiment',
-           'experiments', 'find_experiments', 'one_trial', 'check_needs', 'record_of', 'save_drawing', 'threads_of',
-           'reproduce', 'recorded', 'reproduction']
+           'experiments', 'find_experiments', 'one_trial', 'check_needs', 'row_key', 'usual_trials', 'record_of',
+           'save_drawing', 'finish_record', 'threads_of', 'reproduce', 'recorded', 'reproduction']
 
 # %% ../../nbs/course/50_experiment.ipynb #32b5444f
 import math, re, shlex, time
@@ -19,6 +19,7 @@ import pandas as pd, torch
 from fastai.callback.core import Callback
 from ..core import CourseError, choose, import_all, lock_for, num_threads, seed_all, whole_file
 from .records import draw_record, find_record, read_record, record_file, summary, verdicts, write_record
+from .shares import check_share, trials_of_share
 from ..insight.evaluation import evaluate
 from ..provenance import provenance
 
@@ -190,7 +191,11 @@ def check_needs(
     raise CourseError(f"{exp.id} in full needs {', '.join(missing)}: {commands} (not found in {looked})")
 
 # %% ../../nbs/course/50_experiment.ipynb #488fb628
-def _key(row): return row['variant'], row['seed']
+def row_key(
+    row:dict, # Row of a record
+)->tuple: # Variant and seed
+    "The trial that a row is of"
+    return row['variant'], row['seed']
 
 # %% ../../nbs/course/50_experiment.ipynb #0723070c
 def _kept_rows(exp, file, full):
@@ -207,6 +212,14 @@ def _seed_counts(exp, rows, full, asked):
     def measured(variant): return max([r['seed'] for r in rows if r['variant'] == variant], default=0)
     def usual(variant): return exp.seeds_of(variant) if full else 1
     return {v: max(asked or usual(v), measured(v)) for v in exp.variants}
+
+# %% ../../nbs/course/50_experiment.ipynb #d67efdd1
+def usual_trials(
+    exp:Experiment,
+    full:bool, # Of a full run, or of a quick one
+)->int:
+    "Number of trials of a run that asks for no number of seeds"
+    return sum(_seed_counts(exp, [], full, None).values())
 
 # %% ../../nbs/course/50_experiment.ipynb #10d50b90
 def _command(exp, full, seeds):
@@ -234,8 +247,8 @@ def record_of(
 def _add(exp, mine, full, asked, file):
     "Write the rows `mine` together with those that the file has by now"
     with lock_for(file):
-        new = set(map(_key, mine))
-        rows = [r for r in _kept_rows(exp, file, full) if _key(r) not in new] + mine
+        new = set(map(row_key, mine))
+        rows = [r for r in _kept_rows(exp, file, full) if row_key(r) not in new] + mine
         rows.sort(key=lambda r: (exp.variants.index(r['variant']), r['seed']))
         return write_record(record_of(exp, rows, full, _seed_counts(exp, rows, full, asked)), file)
 
@@ -251,6 +264,19 @@ def save_drawing(
         fig = (exp.draw or draw_record)(record)
         with whole_file(file, 'wb') as f: fig.savefig(f, format='svg', bbox_inches='tight', metadata=dict(Date=None))
         plt.close(fig)
+
+# %% ../../nbs/course/50_experiment.ipynb #aeefc0d0
+def finish_record(
+    exp:Experiment,
+    rows:list, # Rows that were measured
+    full:bool, # Whether they ran at the full budget
+    seeds:int|None, # Number of seeds that were asked for; None for the experiment's own
+    file, # Path of the record
+)->dict: # The record
+    "Add the rows to the record in `file`, and draw it"
+    record = _add(exp, rows, full, seeds, file)
+    if record['rows'] and (full or exp.draw): save_drawing(exp, record, file.with_suffix('.svg'))
+    return record
 
 # %% ../../nbs/course/50_experiment.ipynb #a1f0c3d3
 def _threads(rows): return [n for r in rows if (n := r.get('provenance', {}).get('threads'))]
@@ -283,6 +309,13 @@ def _planned(variants, counts, done):
     pairs = [(v, s) for s in range(1, max(counts.values()) + 1) for v in variants if s <= counts[v]]
     return [o for o in pairs if o not in done]
 
+# %% ../../nbs/course/50_experiment.ipynb #8c6491ae
+def _share(exp, variants, full, seeds, again, share):
+    "The trials of a share, None for all; raises `CourseError` for a share that can't be"
+    if share is None: return None
+    check_share(share, again)
+    return trials_of_share(variants, _seed_counts(exp, [], full, seeds), share)
+
 # %% ../../nbs/course/50_experiment.ipynb #38724d81
 def reproduce(
     id, # An experiment's id, or an `Experiment`
@@ -293,15 +326,18 @@ def reproduce(
     folder=None, # Folder of the record; by default `experiments` in `results_folder()`
     again:bool=False, # Measure again what is recorded already
     show=None, # Function that is called with each line of progress
+    share:str=None, # Only a share of the trials: '2/5' is the second of five; the other machines take the others
 )->dict: # The record
     "Run the trials that are left, recording each; raises `CourseError` for unknown names, missing data and changed records"
     exp = id if isinstance(id, Experiment) else find_experiments([id])[0]
     variants = [choose(o, exp.variants, 'variant') for o in variants or exp.variants]
     device, file = _usable_device(device), record_file(exp.id, full, folder)
+    mine_only = _share(exp, variants, full, seeds, again, share)
     if full: check_needs(exp)
     if again and set(variants) == set(exp.variants): _set_aside(file)
     rows = _kept_rows(exp, file, full)
-    todo = _planned(variants, _seed_counts(exp, rows, full, seeds), [] if again else list(map(_key, rows)))
+    todo = _planned(variants, _seed_counts(exp, rows, full, seeds), [] if again else list(map(row_key, rows)))
+    if share: todo = [o for o in todo if o in mine_only]
     mine, threads = [], threads_of(rows)
     if todo and len({*_threads(rows)}) > 1 and show:
         show(f'{exp.id} was measured with different numbers of threads: this run takes {threads}')
@@ -309,9 +345,7 @@ def reproduce(
         if show: show(' '.join(f'{exp.id} {variant} seed {seed} ({i} of {len(todo)})'.split()))
         with num_threads(threads): mine.append(one_trial(exp, Trial(variant, seed, full, device, show)))
         _add(exp, mine, full, seeds, file)
-    record = _add(exp, mine, full, seeds, file)
-    if record['rows'] and (full or exp.draw): save_drawing(exp, record, file.with_suffix('.svg'))
-    return record
+    return finish_record(exp, mine, full, seeds, file)
 
 # %% ../../nbs/course/50_experiment.ipynb #470c9e4b
 def recorded(
@@ -326,7 +360,7 @@ def recorded(
 # %% ../../nbs/course/50_experiment.ipynb #32aa06aa
 def _state(exp, record):
     "How many of the trials that there should be are measured"
-    done = len({_key(r) for r in record['rows'] if 'figures' in r})
+    done = len({row_key(r) for r in record['rows'] if 'figures' in r})
     wanted = max(record.get('trials', 0), sum(map(exp.seeds_of, exp.variants)))
     if not done: return 'not measured'
     return 'measured' if done >= wanted else f'{done} of {wanted} trials'
