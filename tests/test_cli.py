@@ -752,7 +752,8 @@ def test_shares_are_measured_and_merged(run):
 
 
 @pytest.mark.parametrize('line, says', [
-    ('reproduce tp1-1.1 --share 3/2 -o new', 'share must be K/N with K from 1 to N'), ('reproduce tp1-1.1 --share= -o new', 'share must be K/N'),
+    ('reproduce tp1-1.1 --share 3/2 -o new', 'share must be K/N with K from 1'),
+    ('reproduce tp1-1.1 --share= -o new', 'share must be K/N'),
     ('reproduce mba --full --share x -o new', 'share must be K/N'),
     ('reproduce tp1-1.1 --share 1/2 --again -o new', 'share goes without again'),
     ('reproduce --merge a --share 1/2 -o new', '--merge joins records and measures nothing: leave out --share'),

@@ -127,7 +127,7 @@ def reproduce_command(args):
         try: record = experiment.reproduce(o, args.full, args.seeds, args.variant, args.device, args.output, args.again, show, args.share)
         finally: show.clear()
         _show_record(record)
-        if not show.trial: say('  nothing was left to run; --again measures anew')
+        if not show.trial: say(f'  nothing was left to run{" of this share" if args.share else "; --again measures anew"}')
     _records(args.output)
 
 # %% ../../nbs/cli/06_studies.ipynb #39bae7f0
