@@ -20,6 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from dlcourse.data.arrays import Examples
 from dlcourse.data.blocks import dls_for
 from dlcourse.data.check import check
+from dlcourse.data.explore import channel_stats, class_distribution, show_classes
 from dlcourse.data.sampling import class_weights
 from dlcourse.data.transforms import BatchAffine, CropFlip, RandomPosition, RandomScale, SaltAndPepper
 from dlcourse.insight.calibration import calibration
@@ -39,6 +40,7 @@ from dlcourse.insight.similarity import similarity
 from dlcourse.models.folding import fold_batchnorm
 from dlcourse.models.fusion import Rescale
 from dlcourse.models.views import OverViews, as_is, half_turned, mirrored, shifted
+from dlcourse.models.zoo import model_for
 from dlcourse.training.callbacks import BestWeights, EarlyStopping, LookaheadCallback, StopOnNaN
 from dlcourse.training.ensembles import ensemble, snapshot_ensemble
 from dlcourse.training.kept import KeepWeights
@@ -171,6 +173,17 @@ def test_tables_and_numbers():
     x, y = rng.random((30, 5), dtype=np.float32), rng.random(30, dtype=np.float32)
     with second_device() as d: assert np.isfinite(fitted(d, 'mlp', dls=pictures(d, (x, y), 8), widths=(8,)).history.valid_loss).all()
     with second_device() as d: fitted(d, 'mlp', dls=pictures(d, (x, (np.arange(30) % 2)), 8), widths=(8,)).predict(x[0])
+
+
+def test_arrays_that_lie_there():
+    "Tensors of your own may be on the device already: they are read, looked at, and made grey"
+    with second_device() as d:
+        x, y = (torch.as_tensor(o).to(d) for o in (PICTURES.x, PICTURES.y))
+        for how in (dict(), dict(channels=1), dict(size=8), dict(n_per_class=4)):
+            assert all(map(is_there, pictures(d, (x, y), 4, **how).one_batch()))
+        assert len(channel_stats(x)) == 2 and class_distribution((x, y)).sum().sum() and show_classes((x, y), 2)
+        fitted(d, dls=pictures(d, (x, y)), filters=(4,)).predict(x[0])
+        check(pictures(d), model_for('mlp', (3, 16, 16), 3))
 
 
 # Networks and training
