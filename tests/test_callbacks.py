@@ -495,8 +495,13 @@ def test_an_exported_learner_says_that_it_has_no_data(tmp_path):
     learn = learner_for('mlp', data='digits', n_per_class=20, bs=32, path=tmp_path)
     learn.export('e.pkl')
     loaded = load_learner(tmp_path/'e.pkl')
-    for f in (lambda: loaded.fit(1), loaded.validate, loaded.get_preds, loaded.tta, loaded.lr_find, lambda: loaded.fine_tune(1)):
+    for f in (lambda: loaded.fit(1), loaded.validate, loaded.get_preds, loaded.tta, loaded.lr_find, lambda: loaded.fine_tune(1),
+              loaded.show_results, lambda: loaded.show_results(ds_idx=0)):
         with loaded.quiet(), pytest.raises(CourseError, match='it was exported without'): f()
+    for f in (loaded.dls.show_batch, loaded.dls.one_batch, loaded.dls.valid.show_batch, loaded.dls.class_counts):
+        with pytest.raises(CourseError, match='export'): f()
+    items = learn.dls.test_dl([0, 1, 2])
+    with loaded.quiet(), pytest.raises(CourseError, match='these items have none'): loaded.show_results(dl=items)
     loaded.dls = learn.dls
     with loaded.quiet(): loaded.fit(1)
     assert len(loaded.history) == 1

@@ -1544,12 +1544,12 @@ def facts_with(**facts):
     return change
 
 
-def tensors_with(name, f):
-    "Change tensors and texts of a file by `f`"
+def tensors_with(name, f, summed=False):
+    "Change tensors and texts of a file by `f`; a checksum is left out, unless `summed`"
     def change(folder):
         path = folder/f'{name}.safetensors'
         tensors, texts = read_tensors(path)
-        tensors, texts = f({k: v.clone() for k,v in tensors.items()}, dict(texts))
+        tensors, texts = f({k: v.clone() for k,v in tensors.items()}, {k: v for k,v in texts.items() if summed or k != 'crc32'})
         with open(path, 'wb') as o: write_tensors(o, tensors, texts)
     return change
 
@@ -1597,7 +1597,12 @@ TAMPERED = [
     (tensors_with('checkpoint', note('watch', '[]')), 'watch must be'),
     (tensors_with('checkpoint', note('rows', '[{"epoch": 0}]')), 'each epoch must have'),
     (tensors_with('checkpoint', note('rows', '['*99999)), 'note .rows.'),
-    (tensors_with('checkpoint', note('made_with', '[1]')), 'must be a dictionary')]
+    (tensors_with('checkpoint', note('made_with', '[1]')), 'must be a dictionary'),
+    (tensors_with('weights', one(FIRST, lambda v: v + 1e-3), summed=True), 'its numbers are not those that were written'),
+    (tensors_with('weights', note('best_epoch', '0'), summed=True), 'its numbers are not those that were written'),
+    (tensors_with('checkpoint', one('opt.0.exp_avg_sq', lambda v: v + math.inf), summed=True), 'its numbers are not those'),
+    (lambda folder: (folder/'history.csv').write_text((folder/'history.csv').read_text().replace('\n1,', '\n1,9')),
+     'disagree about epoch 1')]
 
 
 @pytest.fixture(scope='module')

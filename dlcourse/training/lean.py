@@ -224,6 +224,18 @@ def get_preds(self:LeanLearner, ds_idx=1, dl=None, **kwargs):
     self._need_data(self.dls[ds_idx] if dl is None else dl)
     return Learner.get_preds(self, ds_idx, dl, **kwargs)
 
+# %% ../../nbs/training/02_lean.ipynb #991e1031
+@patch
+@delegates(Learner.show_results)
+def show_results(self:LeanLearner, ds_idx=1, dl=None, **kwargs):
+    "Show some items of `dl`, or of part `ds_idx` of the data, with targets and predictions, as `Learner.show_results`"
+    shown = self.dls[ds_idx] if dl is None else dl
+    self._need_data(shown)
+    if len(getattr(getattr(shown, 'dataset', None), 'tls', ())) == 1: # of items alone
+        raise CourseError('show_results shows predictions beside labels, and these items have none: '
+                          'use test_dl(items, with_labels=True), or learn.get_preds(dl=...) for the predictions alone')
+    return Learner.show_results(self, ds_idx, dl, **kwargs)
+
 # %% ../../nbs/training/02_lean.ipynb #3282cf13
 class SeedEpochs(Callback):
     "Start each epoch from a seed of its own, counted over all fits of the learner"

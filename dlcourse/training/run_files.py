@@ -7,7 +7,7 @@ Docs: https://dlcourse.github.io/dlcourse/training/run_files.html.md"""
 # %% auto #0
 __all__ = ['format_version', 'settings_file', 'history_file', 'weights_file', 'checkpoint_file', 'frozen_file', 'run_files',
            'fact_rules', 'note_rules', 'read_settings', 'first_difference', 'made_with', 'check_rows', 'read_rows',
-           'check_best', 'check_notes']
+           'best_of', 'check_best', 'check_history', 'check_notes']
 
 # %% ../../nbs/training/08a_run_files.ipynb #df083941
 import csv, io, json, math
@@ -145,6 +145,14 @@ def read_rows(
     check_rows(rows, path)
     return rows
 
+# %% ../../nbs/training/08a_run_files.ipynb #1cd32315
+def best_of(
+    rows:list, # Measurements, a dictionary for each epoch
+)->int|None: # None without a validation loss
+    "Find the epoch with the smallest validation loss"
+    known = [o for o in rows if o.get('valid_loss') is not None]
+    return min(known, key=lambda o: o['valid_loss'])['epoch'] if known else None
+
 # %% ../../nbs/training/08a_run_files.ipynb #75dfc56d
 def _is_watch(v): return isinstance(v, dict) and v.keys() <= {'best', 'wait'} and all(type(o) in (int, float) for o in v.values())
 def _is_epoch(v): return v is None or _is_whole(v)
@@ -162,6 +170,22 @@ def check_best(
     "Raise `CourseError` unless `best` is the number of one of `n` epochs, or None"
     if _is_epoch(best) and (best is None or best < n): return
     raise CourseError(f'{source} is damaged: its best epoch is {best!r:.50}, of {n} epochs')
+
+# %% ../../nbs/training/08a_run_files.ipynb #5f7a68a8
+def _same_number(a, b): return a == b or a is not None and b is not None and a != a and b != b # or both NaN
+def _same_row(a, b): return a.keys() == b.keys() and all(_same_number(v, b[k]) for k,v in a.items())
+
+def check_history(
+    rows:list, # Measurements in the history
+    kept:list, # Those in the checkpoint, which is written first
+    history, # File of the history, for the message
+    source, # File of the checkpoint, for the message
+):
+    "Raise `CourseError` if the history has other epochs than the checkpoint, or more of them"
+    odd = next((i for i,o in enumerate(rows) if i >= len(kept) or not _same_row(o, kept[i])), None)
+    if odd is not None:
+        raise CourseError(f'{history} and {source} disagree about epoch {odd}: '
+                          f'remove {history.name}, and it is written again from the checkpoint')
 
 # %% ../../nbs/training/08a_run_files.ipynb #92858fae
 def check_notes(

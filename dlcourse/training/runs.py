@@ -25,8 +25,9 @@ from .checkpoints import frozen_names, load_tensors, load_training_state, load_w
 from .checkpoints import save_tensors, training_state, within_prefix, without
 from .lean import LeanLearner
 from .progress import TextProgress
-from .run_files import check_best, check_notes, checkpoint_file, first_difference, format_version, frozen_file
-from .run_files import history_file, made_with, read_rows, read_settings, settings_file, weights_file
+from .run_files import best_of, check_best, check_history, check_notes, checkpoint_file, first_difference
+from .run_files import format_version, frozen_file, history_file, made_with, read_rows, read_settings
+from .run_files import settings_file, weights_file
 from .settings import Settings, backbone_facts, examples_of
 
 # %% ../../nbs/training/09_runs.ipynb #18fea410
@@ -68,10 +69,17 @@ class Run:
     @property
     def history(self): return pd.DataFrame(self.rows)
 
+    @property
+    def n_kept(self):
+        "Number of epochs that the checkpoint holds, or without one the history"
+        if not self.has(checkpoint_file): return len(self.rows)
+        try: return len(self.checkpoint()[1]['rows'])
+        except CourseError: return len(self.rows) # `train` says what is wrong with the checkpoint
+
     def __repr__(self):
         s, n = self.settings, self.settings.threads
         threads = '' if n in (None, torch.get_num_threads()) else f", {n} thread{'s' if n > 1 else ''}"
-        epochs = f'{len(self.rows)} of {s.n_epochs} epochs'
+        epochs = f'{self.n_kept} of {s.n_epochs} epochs'
         where = one_line(f'{self.folder.as_posix()}: {s.arch} on {Path(s.data).name}')
         return f"Run {where}, {epochs}{threads}{' (finished)' if self.finished else ''}"
 
@@ -158,12 +166,6 @@ def _remove(folders):
     lock_file(folders[0]).unlink(missing_ok=True) # held by this process
     _remove_empty(folders)
 
-# %% ../../nbs/training/09_runs.ipynb #ac3dbfe3
-def _best(rows):
-    "The epoch with the smallest validation loss"
-    known = [o for o in rows if o.get('valid_loss') is not None]
-    return min(known, key=lambda o: o['valid_loss'])['epoch'] if known else None
-
 # %% ../../nbs/training/09_runs.ipynb #6ff38e0f
 @patch
 def learner(self:Run,
@@ -176,7 +178,7 @@ def learner(self:Run,
         learn = self.settings.learner(device, self.facts.get('backbone') if source else None, own=False)
         self._compare(learn)
         learn.rows = self.rows
-        learn.best_epoch = notes.get('best_epoch', _best(learn.rows))
+        learn.best_epoch = notes.get('best_epoch', best_of(learn.rows))
         if source: load_weights(learn.model, weights, source)
         self._learn = learn
     return self._learn
@@ -203,6 +205,7 @@ def checkpoint(self:Run)->tuple: # Name -> tensor, name -> note
     notes.setdefault('at', [0, 0]) # as in a run of one fit
     check_notes(notes, source, [n or 0 for _,n in self.settings.fits()])
     self._check_unchanged(notes, source)
+    check_history(self.rows, notes['rows'], self.folder/history_file, source)
     return tensors, notes
 
 # %% ../../nbs/training/09_runs.ipynb #b1d50b22
