@@ -156,8 +156,9 @@ def draw_ways(
     record:dict, # Record of pcs-6.4
 ): # A matplotlib figure
     "Draw the test accuracy of each seed by way"
-    ax = panels(1, None, width=8, height=3)[0]
+    ax = panels(1, None, width=6, height=3.3)[0]
     dots(ax, {way: values(record, way, 'test_accuracy') for way in ways})
+    ax.tick_params('x', rotation=20)
     tidy(ax, 'test accuracy, a dot for each seed')
     return ax.figure
 

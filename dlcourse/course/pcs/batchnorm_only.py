@@ -104,7 +104,7 @@ def draw_parts(
     record:dict, # Record of pcs-5.3
 ): # A matplotlib figure
     "Draw the test accuracy of each seed, by the part that learns, and by the size of the network"
-    axs = panels(2, width=4.6, height=3)
+    axs = panels(2, width=5, height=2.8, ncols=1)
     for ax,names in zip(axs, (('none', 'last', 'random', 'norm', 'all'), ('norm', 'norm deep', 'norm wide'))):
         dots(ax, {o: values(record, o, 'test_accuracy') for o in names})
         ax.axhline(0.1, color='gray', linestyle='--')

@@ -120,7 +120,7 @@ def draw_drops(
     record:dict, # Record of pcs-4.5
 ): # A matplotlib figure
     "Draw the mean drop of each layer and state as a heat map for each network"
-    axs = panels(len(record['variants']), None, width=3.4, height=3.6)
+    axs = panels(len(record['variants']), None, width=5, height=2.7, ncols=1)
     for ax,net in zip(axs, record['variants']):
         ax.set_title(net)
         runs = values(record, net, 'drops')
@@ -129,9 +129,8 @@ def draw_drops(
         image = ax.imshow(mean, cmap='magma_r', vmin=0, vmax=0.8, aspect='auto')
         ax.set_xticks(range(mean.shape[1]), [str(o) for o in states[:mean.shape[1]]])
         ax.set_yticks(range(len(mean)), [*range(1, len(mean)), 'out'])
-        ax.set_xlabel('put back to epoch')
-        if ax is axs[-1]: ax.figure.colorbar(image, ax=ax, label='drop of accuracy')
-    axs[0].set_ylabel('layer or block')
+        ax.set(xlabel='put back to epoch', ylabel='layer or block')
+        if ax is axs[-1]: ax.figure.colorbar(image, ax=axs, label='drop of accuracy')
     return axs[0].figure
 
 # %% ../../../nbs/course/pcs/15_critical_layers.ipynb #bc999da6

@@ -112,7 +112,7 @@ def draw_windows(
     record:dict, # The record of pcs-5.2
 ): # A matplotlib figure
     "Plot the test accuracy of each seed against the window, for both regularisers, with one fall of the rate and restarted"
-    axs = panels(2, None, width=5)
+    axs = panels(2, None, width=5, height=2.9, ncols=1)
     for ax,regulariser in zip(axs, regularisers):
         for i,end in enumerate(('', ', restarted')):
             found = {w: values(record, (w if w == 'never' else f'{regulariser} {w}') + end, 'test_accuracy') for w in windows}

@@ -121,7 +121,7 @@ def draw_ensembles(
     record:dict, # The record of pcs-5.1
 ): # A matplotlib figure
     "Plot accuracy and loss of each seed, and the reliability of three ways, all seeds together"
-    axs = panels(3, None, width=4.2)
+    axs = panels(3, None, width=5, height=2.7, ncols=1)
     for ax,figure in zip(axs, ('test_accuracy', 'test_loss')):
         dots(ax, {way: values(record, way, figure) for way in ways})
         tidy(ax, figure.replace('_', ' '))

@@ -97,7 +97,7 @@ def draw_erased(
     record:dict, # Record of pcs-7.5
 ): # A matplotlib figure
     "Draw the accuracy without each block, and against the number of erased blocks"
-    axs = panels(2, width=4, height=3)
+    axs = panels(2, width=5, height=2.9, ncols=1)
     for how,color in zip(('residual', 'plain', 'residual, 12 blocks'), colors):
         each = values(record, how, 'without_each')
         mean_line(axs[0], range(1, len(each[0]) + 1) if each else [], each, color=color, marker='o', label=how)

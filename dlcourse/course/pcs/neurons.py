@@ -75,7 +75,7 @@ def draw_neurons(
     record:dict, # Record of pcs-4.1
 ): # A matplotlib figure
     "Draw latency against the number of layers, and the test accuracy of each seed"
-    axs = panels(2, None, width=4.6)
+    axs = panels(2, None, width=5, height=2.9, ncols=1)
     for figure,label,images,color in zip(('one_ms', 'batch_ms'), ('one image', 'in a batch of 64'), (1, 64), colors):
         runs = list(zip(*[values(record, o, figure) for o in spreads]))
         mean_line(axs[0], list(spreads.values()), [[v/images for v in o] for o in runs], marker='.', color=color, label=label)

@@ -124,7 +124,7 @@ def draw_random_labels(
     record:dict, # Record of pcs-2.3
 ): # A matplotlib figure
     "Draw the epochs until all labels are learned, and the test accuracy, over the share of random labels"
-    axs = panels(2, None, width=4.2)
+    axs = panels(2, None, width=5, height=2.9, ncols=1)
     for ax,figure in zip(axs, plot_title):
         for prefix,label,color in zip(('', 'clothes, '), ('CIFAR-10', 'Fashion-MNIST'), colors):
             runs = list(zip(*[values(record, o, figure) for o in names_of(prefix)]))

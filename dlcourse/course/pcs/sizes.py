@@ -160,13 +160,13 @@ def draw_predicted(
     record:dict, # Record of pcs-6.3
 ): # A matplotlib figure
     "Draw the accuracy of each rule against its FLOPs, means over the seeds, a panel for each data set"
-    axs = panels(2, None, width=5)
+    axs = panels(2, None, width=5, height=2.9, ncols=1)
     for ax,data in zip(axs, choices_of):
         for rule,style,color in zip(('fixed', 'predicted', 'look_until_sure', 'oracle'), ('s--', '.-', '.-', '*'), colors):
             lines = [values(record, data, f'{rule}_{o}') for o in ('mflops', 'accuracy')]
             if lines[0]: ax.plot(*np.mean(lines, 1), style, color=color, label=rule.replace('_', ' '))
         tidy(ax, data, 'million FLOPs per image')
-    axs[0].set_ylabel('test accuracy')
+        ax.set_ylabel('test accuracy')
     if axs[0].lines: axs[0].legend(edgecolor='none')
     return axs[0].figure
 
