@@ -119,10 +119,13 @@ def size_of(
     with torch.device('meta'): return count_params(model_for(arch, n_in, n_out, **kwargs))
 
 # %% ../../nbs/models/07_zoo.ipynb #9f3a0008
+@cache
 def _smallest_backbone(name):
     "Smallest side for a network of torchvision or timm"
     b = backbone_of(name)
-    with kept_rng(): return smallest_side(cut_net(b, 2, init=False)[0], b.size)
+    device = 'cpu' if b.library == 'timm' else 'meta' # timm's is tried on an image while it is cut; to draw weights takes long
+    with kept_rng(), torch.device(device): body = cut_net(b, 2, init=False)[0]
+    return smallest_side(body.to_empty(device='cpu'), b.size)
 
 # %% ../../nbs/models/07_zoo.ipynb #4497d14e
 def smallest_input(
@@ -143,7 +146,9 @@ def _sizes(name):
     "Parameters of `name` for ten classes, at two shapes, and its smallest side"
     least = smallest_input(name)
     def count(c, side): return size_of(name, (c, max(side, least), max(side, least)), 10)
-    return dict(params_3x32x32=count(3, 32), params_1x28x28=count(1, 28), smallest=least)
+    color = count(3, 32)
+    grey = count(1, 28) if name in registry else color # networks of a library repeat a single channel, and pool images of any size
+    return dict(params_3x32x32=color, params_1x28x28=grey, smallest=least)
 
 # %% ../../nbs/models/07_zoo.ipynb #3b77e9a2
 _library_sizes = cache(_sizes) # those of torchvision and timm stay what they are
