@@ -20,11 +20,13 @@ from pathlib import Path
 from fastcore.nbio import read_nb, write_nb
 from nbdev.config import get_config
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+TOOLS = str(Path(__file__).resolve().parent)
+sys.path.insert(0, TOOLS)
 from tidy import tidy
 
 # One thread; and the memory of a tensor that goes is kept for the next one: to ask for it again takes a fifteenth of a training's time
-LEAN = dict(OMP_NUM_THREADS='1', MALLOC_MMAP_THRESHOLD_=str(2**25), MALLOC_TRIM_THRESHOLD_=str(2**32))
+LEAN = dict(OMP_NUM_THREADS='1', MALLOC_MMAP_THRESHOLD_=str(2**25), MALLOC_TRIM_THRESHOLD_=str(2**32),
+            PYTHONPATH=os.pathsep.join(filter(None, [TOOLS, os.environ.get('PYTHONPATH')])))
 STARTING = threading.Lock() # one process at a time starts, or is asked for its exit code
 REAL = ['MNIST', 'FashionMNIST', 'cifar-10-batches-py', 'eurosat']
 TRAINS = re.compile(r'\.(?:fit\w*|fine_tune|validate|lr_find)\('
@@ -41,7 +43,9 @@ TIMES = re.compile(r'time|seconds|minutes|^ms\b|\bms$|latency|per second|/s$|^s$
 
 PRELOAD = ['dlcourse.all', 'fastai.vision.all', 'fastai.tabular.core', 'IPython.core.interactiveshell', 'matplotlib.pyplot',
            'matplotlib_inline.backend_inline', 'nbdev.test', 'nbdev.showdoc', 'optuna', 'scipy.stats', 'sklearn.decomposition',
-           'sklearn.linear_model', 'sklearn.manifold', 'sklearn.metrics', 'sklearn.model_selection', 'timm', 'torchvision.models']
+           'sklearn.linear_model', 'sklearn.manifold', 'sklearn.metrics', 'sklearn.model_selection', 'timm', 'torchvision.models',
+           'PIL.BmpImagePlugin', 'PIL.GifImagePlugin', 'PIL.JpegImagePlugin', 'PIL.PpmImagePlugin', 'sklearn.compose',
+           'sklearn.cross_decomposition', 'sklearn.datasets', 'sklearn.ensemble', 'sklearn.pipeline', 'warm']
 
 
 def flags():
