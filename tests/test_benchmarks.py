@@ -68,6 +68,20 @@ def test_recorded_studies(name):
         assert row['met'] == (None if row['target'] is None or value is None else value <= row['target'])
 
 
+def test_recorded_precision():
+    "The same seeds in both precisions; a loss is an interval below zero"
+    from benchmarks.precision import TASKS, judged
+    rows = json.loads((ROOT/'results'/'benchmarks'/'precision.json').read_text(encoding='utf-8'))['rows']
+    assert {r['name'] for r in rows} == set(TASKS) and all([o['seed'] for o in r['runs']] == [1, 2, 3, 4, 5] for r in rows)
+    for r in rows: assert r['met'] == judged(r['name'], r['runs'])['met'] and r['settings'] == TASKS[r['name']]
+
+
+def test_a_loss_beyond_the_interval_is_told():
+    from benchmarks.precision import judged
+    def met(drops): return judged('mnist-300', [dict(seed=i, float32=0.9, bf16=0.9 - o) for i,o in enumerate(drops)])['met']
+    assert [met(o) for o in ([0.01, -0.01, 0.], [0.01, 0.02, 0.015], [-0.01, -0.02], [0.01])] == [True, False, True, None]
+
+
 def test_help_without_torch():
     show = "import sys, benchmarks.__main__ as m; m.arguments([]); assert not {'torch', 'fastai'} & sys.modules.keys()"
     assert subprocess.run([sys.executable, '-c', show], cwd=ROOT, capture_output=True).returncode == 0
