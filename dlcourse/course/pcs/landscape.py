@@ -127,7 +127,7 @@ def draw_landscape(
     record:dict, # Record of pcs-6.5
 ): # A matplotlib figure
     "Draw the mean loss along the lines, with both ways of batch norm, and the radius of each seed"
-    axs = panels(3, width=4, height=3)
+    axs = panels(3, width=5, height=2.8, ncols=1)
     for kind,color in zip(kinds, colors):
         for ax,figure in zip(axs, ('line', 'line_batch')):
             runs = values(record, kind, figure)
