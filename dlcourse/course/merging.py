@@ -33,7 +33,7 @@ def _how(row):
     return {k: about.get(k) for k in ('commit', 'uncommitted_changes', 'device', 'threads')} | packages
 
 # %% ../../nbs/course/50a_merging.ipynb #b231cbb4
-remedies = dict(device=': measure all shares with the same --device', threads=': measure all shares with the same OMP_NUM_THREADS')
+remedies = dict(device='--device', threads='OMP_NUM_THREADS')
 
 def _check_alike(found):
     "Raise `CourseError` unless all rows of the records `found` were measured with the same code and settings"
@@ -41,8 +41,8 @@ def _check_alike(found):
     for file, how in rows:
         first, was = rows[0]
         odd = next((k for k in {**was, **how} if was.get(k) != how.get(k)), None)
-        if odd: raise CourseError(
-            f'{file} was measured with {odd} {how.get(odd)}, and {first} with {was.get(odd)}{remedies.get(odd, ": measure all shares with the same code")}')
+        if odd: raise CourseError(f'{file} was measured with {odd} {how.get(odd)}, and {first} with {was.get(odd)}: '
+                                  f'measure all shares with the same {remedies.get(odd, "code")}')
 
 # %% ../../nbs/course/50a_merging.ipynb #e1dc0716
 def _check_experiment(exp, found):
@@ -60,7 +60,8 @@ def _joined(found):
         for r in record['rows']:
             key, other = row_key(r), rows.get(row_key(r))
             if other and 'figures' in other and 'figures' in r and other != r:
-                raise CourseError(f'{file} and {files[key]} have both measured seed {key[1]} of {key[0] or record["id"]}: leave one of them out')
+                name = f'seed {key[1]} of {key[0] or record["id"]}'
+                raise CourseError(f'{file} and {files[key]} have both measured {name}: leave one of them out')
             if not other or 'figures' in r: rows[key], files[key] = r, file
     return list(rows.values())
 
@@ -68,6 +69,14 @@ def _joined(found):
 def _seeds_asked(exp, records):
     "Number of seeds that the records were measured for; None for the experiment's own"
     return max([r['seeds'] for r in records if r.get('trials') != usual_trials(exp, r['full'])], default=None)
+
+# %% ../../nbs/course/50a_merging.ipynb #90036a48
+def _by_experiment(sources):
+    "(id, full) -> path -> record, of the records of all folders"
+    groups = {}
+    for file, record in [o for found in sources for o in found.items()]:
+        groups.setdefault((record['id'], record['full']), {})[file] = record
+    return groups
 
 # %% ../../nbs/course/50a_merging.ipynb #70ae1e9b
 def merge(
@@ -78,8 +87,7 @@ def merge(
 )->list: # The merged records
     "Join records of the same experiments; raises `CourseError`, before anything is written, if they don't belong together"
     there = experiments()
-    sources, groups = [_records_in(o, ids or there, full) for o in folders], {}
-    for file, record in [o for found in sources for o in found.items()]: groups.setdefault((record['id'], record['full']), {})[file] = record
+    groups = _by_experiment([_records_in(o, ids or there, full) for o in folders])
     for (id, kind), found in groups.items():
         _check_experiment(there[id], found)
         _check_alike(found)

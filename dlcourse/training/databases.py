@@ -39,9 +39,10 @@ class Address:
         sqlalchemy, (text, _, name) = optional('sqlalchemy', 'search'), text.partition('#')
         try: url = sqlalchemy.engine.make_url(text)
         except (sqlalchemy.exc.ArgumentError, ValueError) as e: raise CourseError(
-            'storage must be a file or an address such as postgresql://USER@HOST/DATABASE#NAME, got something that has :// and is neither') from e
+            'storage must be a file or an address such as postgresql://USER@HOST/DATABASE#NAME, got neither') from e
         self.kind = choose(url.drivername.partition('+')[0], drivers, 'kind of database')
-        if url.database in (None, '', ':memory:'): raise CourseError(f'the address of a database ends in its name, got {_without_secrets(url)}: add /DATABASE')
+        if url.database in (None, '', ':memory:'):
+            raise CourseError(f'the address of a database ends in its name, got {_without_secrets(url)}: add /DATABASE')
         self.url, self.search = url.set(drivername=drivers[self.kind]), name or 'search'
         self.name = str(self)
 
