@@ -96,7 +96,7 @@ def test_files_of_odd_names_are_utf8(odd):
     assert set(json.loads((run/'metrics.json').read_text(encoding='utf-8'))['test']['classes']) == set(ODD)
 
 
-@pytest.mark.parametrize('line', ['train mlp', 'search mlp --space lr=0.1|0.2', 'reproduce mba-7'])
+@pytest.mark.parametrize('line', ['search mlp --space lr=0.1|0.2', 'reproduce mba-7'])
 def test_a_launcher_is_refused(line, run, monkeypatch):
     monkeypatch.setenv('RANK', '0')
     monkeypatch.setenv('WORLD_SIZE', '2')
@@ -107,7 +107,7 @@ def test_a_launcher_is_refused(line, run, monkeypatch):
 def test_two_runs_into_one_folder(run, monkeypatch):
     "The second, which looked before the first had written anything, is refused and leaves the first whole"
     from dlcourse.training import runs
-    monkeypatch.setattr(runs, '_check_folder', lambda folder: None)
+    monkeypatch.setattr(runs, 'check_folder', lambda folder: None)
     assert run(f'{MLP} --epochs 1 --out one')[0] == 0
     before = Path('one/settings.json').read_bytes()
     code, out, err = run(f'{MLP} --epochs 2 --out one')

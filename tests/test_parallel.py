@@ -1,11 +1,13 @@
 "Training in two processes does what one process does: loaders, weights, figures, decisions; then run folders"
-import os, subprocess, sys
+import json, os, shutil, signal, socket, subprocess, sys
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import in_two
+from dlcourse.cli import main
 from dlcourse.core import CourseError, kept_rng, num_threads
 from dlcourse.data.blocks import dls_for
 from dlcourse.training.processes import shares
@@ -15,11 +17,24 @@ pytest.importorskip('accelerate')
 LAUNCH = [sys.executable, '-m', 'torch.distributed.run', '--nproc-per-node', '2']
 
 
+def environment(): return {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(Path(__file__).parent.parent)}
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        return s.getsockname()[1]
+
+
 def launched(*words, limit=240, **kwargs):
     "Run `words` in two processes, on one thread each; fails when they take longer than `limit` seconds"
-    env = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(Path(__file__).parent.parent)}
-    free = ['--master-port', str(29600 + os.getpid() % 10000)]
-    return subprocess.run([*LAUNCH, *free, *map(str, words)], env=env, capture_output=True, text=True, timeout=limit, **kwargs)
+    line = [*LAUNCH, '--master-port', str(free_port()), *map(str, words)]
+    return subprocess.run(line, env=environment(), capture_output=True, text=True, timeout=limit, **kwargs)
+
+
+def children(pid):
+    "Processes that the process `pid` has started"
+    return [int(o) for o in Path(f'/proc/{pid}/task/{pid}/children').read_text().split()]
 
 
 # ---- the rows ---------------------------------------------------------------------------------
@@ -103,3 +118,64 @@ def test_a_loss_of_nan_ends_both(found):
 def test_without_the_block_each_trains_for_itself(found):
     one, *both = (o['outside'] for o in found)
     for o in both: assert o['rows'] == 1 and torch.equal(o['preds'], one['preds'])
+
+
+# ---- run folders, from the command line -----------------------------------------------------------
+
+LINE = 'train mlp --n-per-class 12 --bs 33 --seed 3 --threads 1'.split()
+EPOCHS = ['--epochs', '40', '--early-stopping', '30']
+
+
+def weights(folder): return torch.cat([o.flatten() for o in load_file(folder/'weights.safetensors').values()])
+
+
+def no_seconds(folder): return [o.rsplit(',', 1)[0] for o in (folder/'history.csv').read_text().splitlines()]
+
+
+def same_runs(a, b):
+    near(weights(a), weights(b))
+    rows = [[[float(v) for v in o.split(',')] for o in no_seconds(f)[1:]] for f in (a, b)]
+    near(*rows)
+    assert sorted(os.listdir(a)) == sorted(os.listdir(b))
+
+
+@pytest.fixture(scope='module')
+def alone(tmp_path_factory):
+    "The folder of a run of one process"
+    folder = tmp_path_factory.mktemp('alone')/'one'
+    assert main([*LINE, *EPOCHS, '--out', str(folder)]) == 0
+    return folder
+
+
+def test_accelerate_launch(alone, tmp_path):
+    words = [sys.executable, '-m', 'accelerate.commands.launch', '--multi_gpu', '--num_processes', '2', '--main_process_port', str(free_port()),
+             '-m', 'dlcourse', *LINE, *EPOCHS, '--out', 'two']
+    out = subprocess.run(words, env=environment(), cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    said = out.stdout.splitlines()
+    assert out.returncode == 0 and said[0].startswith('Run two') and said[-1].startswith('test accuracy'), out.stderr
+    assert len(said) == len(no_seconds(alone)) + 1
+    assert json.loads((tmp_path/'two/settings.json').read_text())['processes'] == 2
+    same_runs(alone, tmp_path/'two')
+
+
+def test_killed_and_resumed(alone, tmp_path, capsys):
+    "Killed by the system at some epoch; carried on with by two processes, and by one"
+    p = subprocess.Popen([*LAUNCH, '--master-port', str(free_port()), '-m', 'dlcourse', *LINE, *EPOCHS, '--out', 'cut'], env=environment(),
+                         cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True)
+    for line in p.stdout:
+        if line.startswith('[4/40]'): break
+    for pid in [*children(p.pid), p.pid]: os.kill(pid, signal.SIGKILL)
+    p.communicate(timeout=60)
+    shutil.copytree(tmp_path/'cut', tmp_path/'by one')
+    out = launched('-m', 'dlcourse', 'train', '--resume', 'cut', cwd=tmp_path)
+    assert out.returncode == 0 and 'may differ' not in out.stdout, out.stderr
+    same_runs(alone, tmp_path/'cut')
+    assert main(['train', '--resume', str(tmp_path/'by one')]) == 0
+    assert 'the number of processes was 2 and is 1' in capsys.readouterr().out
+    same_runs(alone, tmp_path/'by one')
+
+
+def test_settings_that_cannot_work(tmp_path):
+    out = launched('-m', 'dlcourse', *LINE, '--set', 'nothing=1', '--out', 'new', cwd=tmp_path, limit=120)
+    said = [o for o in out.stderr.splitlines() if o.startswith(('error:', '[rank'))]
+    assert out.returncode and not out.stdout and len(said) == 1 and 'nothing' in said[0] and not os.listdir(tmp_path)

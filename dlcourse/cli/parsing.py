@@ -8,9 +8,9 @@ Docs: https://dlcourse.github.io/dlcourse/cli/parsing.html.md"""
 __all__ = ['commands', 'groups', 'arg', 'Command', 'command', 'parser', 'say', 'lenient_output', 'main']
 
 # %% ../../nbs/cli/01_parsing.ipynb #623562c9
-import argparse, os, shlex, sys, warnings
+import argparse, os, shlex, sys, time, warnings
 from dataclasses import dataclass
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from .. import __version__
 from ..names import terminal_text
 
@@ -116,20 +116,43 @@ def _run(args):
     except ValueError as e:
         from dlcourse.core import CourseError
         if not isinstance(e, CourseError): raise
-        say(f'error: {e}', sys.stderr)
+        if not getattr(e, 'said', False): say(f'error: {e}', sys.stderr) # by the first of several processes
         return 2
 
 # %% ../../nbs/cli/01_parsing.ipynb #8354b236
+def _silent():
+    "Whether a launcher such as torchrun has started this process, and it isn't the first one"
+    return os.environ.get('WORLD_SIZE', '1') not in ('', '1') and os.environ.get('RANK', '0') not in ('', '0')
+
+@contextmanager
+def _one_voice(*streams):
+    "Within the block nothing is written to those of the standard `streams`, unless this process is the first one"
+    with ExitStack() as stack:
+        if _silent():
+            nowhere = stack.enter_context(open(os.devnull, 'w'))
+            for o in streams: stack.enter_context(o(nowhere))
+        yield
+
+@contextmanager
+def _last_to_go():
+    "A launcher ends all processes once one has failed: leave the first one the time to say why"
+    try: yield
+    finally:
+        if _silent(): time.sleep(1)
+
 def main(
     argv=None, # Words of the command line; by default those the program was called with
 )->int: # Exit code
     "Run a command of `dlcourse`"
     os.environ.setdefault('MPLBACKEND', 'agg')
-    with lenient_output(): return _run(parser().parse_args(argv))
+    with lenient_output(), _one_voice(redirect_stdout), _last_to_go():
+        with _one_voice(redirect_stderr): args = parser().parse_args(argv)
+        return _run(args)
 
 # %% ../../nbs/cli/01_parsing.ipynb #3e3713b8
 def _interrupted(e, args):
     "Say what was kept after Ctrl-C, and how to carry on"
+    if _silent(): return 130
     say(f"\n{str(e) or 'interrupted'}", sys.stderr)
     run, how = getattr(args, 'kept', None), getattr(args, 'carry_on', None)
     if run and run.folder.is_dir(): how = f'carry on with: dlcourse train --resume {shlex.quote(run.folder.as_posix())}'

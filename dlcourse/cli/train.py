@@ -16,7 +16,7 @@ from .values import above_zero, fraction, names, not_negative, rate, shares, ten
 data_options = (
     arg('--data', group='data', metavar='NAME|FOLDER',
         help='a data set (see `dlcourse data list`), or a folder with one subfolder of images per class (default: fashion_mini)'),
-    arg('--bs', group='data', type=whole, metavar='N', help='images in a batch (default: 64)'),
+    arg('--bs', group='data', type=whole, metavar='N', help='images in a batch, of all processes together (default: 64)'),
     arg('--size', group='data', type=whole, metavar='N', help='scale the images to N×N'),
     arg('--channels', group='data', type=int, choices=(1, 3), help='1 for gray, 3 for color'),
     arg('--classes', group='data', type=names, metavar='A,B,...', help='only these classes'),
@@ -179,14 +179,18 @@ def _resumed(args):
               '--cache features.safetensors --epochs 5 --fine-tune 10',
               'dlcourse train alexnet --data photos --size 64 --no-pretrained',
               'dlcourse train --fuse alexnet+mobilenet_v2 --data photos --size 64 --cache',
-              'dlcourse train --resume runs/cnn-fashion_mini-1'])
+              'dlcourse train --resume runs/cnn-fashion_mini-1', 'accelerate launch --num_processes 2 -m dlcourse train cnn_v3'])
 def train_command(args):
     "Train a network, judge it on the test part, and keep everything in a run folder"
+    from dlcourse.core import is_first
+    from dlcourse.training.processes import agreed, led, meet, part
     from dlcourse.training.progress import TextProgress
     from dlcourse.training.runs import start
-    run = args.kept = _resumed(args) if args.resume else start(settings_of(args), args.out)
-    learn = run.learner()
+    meet(args.device == 'cpu')
+    run = args.kept = agreed(_resumed, args) if args.resume else start(agreed(settings_of, args), args.out)
+    learn = agreed(run.learner)
     say(run)
-    if not run.finished or run.has('metrics.json'):
+    if led(lambda: not run.finished or run.has('metrics.json')):
         with learn.quiet(): run.train(cbs=[TextProgress()])
-    with run.alone(): say(evaluate_run(run)[1])
+    part()
+    if is_first(): say(evaluate_run(run)[1])

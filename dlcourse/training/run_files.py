@@ -48,11 +48,11 @@ def _is_backbone(v):
 def _are_versions(v): return isinstance(v, dict) and 'dlcourse' in v and all(_is_text(o) for kv in v.items() for o in kv)
 
 # %% ../../nbs/training/08a_run_files.ipynb #a8414820
-_text = Rule('a short text', _is_text)
+_text, _count = Rule('a short text', _is_text), Rule('a whole number of at least 1', lambda v: _is_whole(v, 1))
 fact_rules = dict(
     settings=Rule('a dictionary of settings', lambda v: isinstance(v, dict)), versions=Rule('versions by name', _are_versions),
     examples=Rule('the numbers of examples and the classes', _are_examples), parameters=Rule('a whole number', _is_whole),
-    backbone=Rule('weights, mean and std of a pretrained network, or None', _is_backbone), trained_on=_text, processor=_text)
+    backbone=Rule('weights, mean and std of a pretrained network, or None', _is_backbone), trained_on=_text, processor=_text, processes=_count)
 
 # %% ../../nbs/training/08a_run_files.ipynb #cc75e046
 def _check_facts(d, path):
@@ -61,7 +61,7 @@ def _check_facts(d, path):
     if type(d['format']) is not int or d['format'] != format_version:
         raise CourseError(f"{path.parent} is a run of format {d['format']!r:.50}, made by dlcourse {d['versions'].get('dlcourse')!s:.50}; "
                           f"this is dlcourse {version('dlcourse')}, which reads format {format_version}")
-    lacks = [k for k in fact_rules if k not in d and k not in ('backbone', 'processor')]
+    lacks = [k for k in fact_rules if k not in d and k not in ('backbone', 'processor', 'processes')]
     if lacks: raise CourseError(f"{path} is damaged or not of a run: it has no {' and no '.join(lacks)}")
     odd = next((k for k,rule in fact_rules.items() if k in d and not rule.fits(d[k])), None)
     if odd: raise CourseError(f'{path} is damaged or not of a run: {odd} must be {fact_rules[odd].what}, got {d[odd]!r:.80}')

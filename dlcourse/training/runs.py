@@ -8,26 +8,28 @@ Docs: https://dlcourse.github.io/dlcourse/training/runs.html.md"""
 __all__ = ['find_run', 'Run', 'start', 'KeepRun']
 
 # %% ../../nbs/training/09_runs.ipynb #4b9eff5d
-import json, math, os
-from contextlib import contextmanager
+import json, math
+from contextlib import ExitStack, contextmanager
 from csv import DictWriter
 from dataclasses import asdict
-from itertools import count
 from pathlib import Path
 import pandas as pd, torch
 from fastai.callback.core import Callback
+from fastai.torch_core import get_model
 from fastcore.basics import patch
-from ..core import CourseError, choose, lock_file, lock_for, num_threads, refuse_launcher, save_figure, seed_all, sweep, whole_file
+from ..core import CourseError, choose, is_first, lock_for, n_processes, num_threads, save_figure, seed_all, sweep, whole_file
 from ..names import file_name, one_line
 from ..provenance import cpu_model, versions
 from .callbacks import BestWeights
 from .checkpoints import frozen_names, load_tensors, load_training_state, load_weights
 from .checkpoints import save_tensors, training_state, within_prefix, without
 from .lean import LeanLearner
+from .processes import agreed, led, meet
 from .progress import TextProgress
 from .run_files import best_of, check_best, check_history, check_notes, checkpoint_file, first_difference
 from .run_files import format_version, frozen_file, history_file, made_with, read_rows, read_settings
 from .run_files import settings_file, weights_file
+from .run_folders import check_folder, make_folder, remove_empty, remove_new, there_already
 from .settings import Settings, backbone_facts, examples_of
 
 # %% ../../nbs/training/09_runs.ipynb #18fea410
@@ -83,65 +85,50 @@ class Run:
         where = one_line(f'{self.folder.as_posix()}: {s.arch} on {Path(s.data).name}')
         return f"Run {where}, {epochs}{threads}{' (finished)' if self.finished else ''}"
 
-# %% ../../nbs/training/09_runs.ipynb #d70fdf92
-def _there_already(folder):
-    return f'{folder} exists already: choose another folder for the run, or carry on with the run in it'
-
-def _next_free(stem):
-    "Make the folder `runs/<stem>-<n>` with the first `n` that is free"
-    for n in count(1):
-        try: (folder := Path('runs')/f'{stem}-{n}').mkdir(parents=True)
-        except FileExistsError: continue
-        return folder
-
-def _is_free(folder):
-    "Whether `folder` is empty, once what a killed process has left half-written is removed"
-    if not folder.is_dir(): return False
-    sweep(folder)
-    return all(o == lock_file(folder) for o in folder.iterdir())
-
-def _check_folder(folder):
-    "Raise `CourseError` if `folder` can't become a new run's"
-    there = next(o for o in (folder, *folder.absolute().parents) if o.exists())
-    if there == folder and not _is_free(folder):
-        raise CourseError(_there_already(folder))
-    if not there.is_dir(): raise CourseError(f'cannot make a folder for the run: {there} is a file ({folder})')
-    if not os.access(there, os.W_OK): raise CourseError(f'cannot make a folder for the run: no permission in {there} ({folder})')
-
-def _make_folder(folder, stem):
-    "Make an empty folder for a run"
-    try:
-        if folder is None: return _next_free(stem)
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as e: raise CourseError(f'cannot make a folder for the run: {e.strerror or e} ({e.filename})') from e
-    return folder
-
 # %% ../../nbs/training/09_runs.ipynb #e352787a
 def _claim(folder, s, learn):
     "Write the settings of a new run to `folder`, unless another process was there first"
     with lock_for(folder, f'another process is at {folder}: choose another folder for the run'):
-        if (folder/settings_file).exists(): raise CourseError(_there_already(folder))
+        if (folder/settings_file).exists(): raise CourseError(there_already(folder))
         _write_settings(folder, s, learn)
+
+def _begin(s, folder):
+    "Make the Learner and the folder of a new run, in one process"
+    if n_processes() > 1 and ':' in (s.device or ''):
+        raise CourseError(f'device must be left out for several processes, each of which takes its own, got {s.device!r}')
+    folder = None if folder is None else Path(folder).expanduser()
+    s = s.written_out()
+    check_folder(folder or Path('runs/new'))
+    s.rehearse()
+    learn = s.learner()
+    s.epochs = s.epochs or (1 if s.fine_tune else max(5, math.ceil(150 / len(learn.dls.train))))
+    above = [o for o in (Path('runs'),) if folder is None and not o.exists()]
+    folder = make_folder(folder, file_name(f"{s.arch.replace(':', '_')}-{Path(s.data).name}"))
+    try: _claim(folder, s, learn)
+    except CourseError: remove_empty([folder, *above]); raise
+    run = Run(folder)
+    run._learn, run._made = learn, [folder, *above]
+    return run
+
+def _opened(run, folder):
+    "The run in `folder` with its Learner, `run` where this process has made it"
+    if run: return run
+    run = Run(folder)
+    run.learner()
+    return run
 
 def start(
     settings:Settings, # Settings of the run
     folder=None, # Folder of the run; by default `runs/<arch>-<data>-<n>`
 )->Run: # Not trained yet: see `Run.train`
     "Make the Learner and the folder of a new run; raises `CourseError`, and leaves nothing, if one of them can't be made"
-    refuse_launcher('a run')
-    folder = None if folder is None else Path(folder).expanduser()
-    s = settings.written_out()
-    _check_folder(folder or Path('runs/new'))
-    s.rehearse()
-    learn = s.learner()
-    s.epochs = s.epochs or (1 if s.fine_tune else max(5, math.ceil(150 / len(learn.dls.train))))
-    above = [o for o in (Path('runs'),) if folder is None and not o.exists()]
-    folder = _make_folder(folder, file_name(f"{s.arch.replace(':', '_')}-{Path(s.data).name}"))
-    try: _claim(folder, s, learn)
-    except CourseError: _remove_empty([folder, *above]); raise
-    run = Run(folder)
-    run._learn, run._made = learn, [folder, *above]
-    return run
+    meet(settings.device == 'cpu')
+    made = [] # in the first process only
+    where = led(lambda: made.append(_begin(settings, folder)) or made[0].folder)
+    try: return agreed(_opened, made[0] if made else None, where)
+    except BaseException:
+        for o in made: remove_new(o._made)
+        raise
 
 # %% ../../nbs/training/09_runs.ipynb #cd21d3ed
 def _processor(): return f'{cpu_model()}, {torch.backends.cpu.get_cpu_capability()}'
@@ -150,21 +137,8 @@ def _write_settings(folder, s, learn):
     "Write `settings.json`: the settings, and facts about data, network and machine"
     n = sum(o.numel() for o in learn.model.parameters())
     facts = dict(examples=examples_of(learn.dls), parameters=n, backbone=backbone_facts(learn.model), trained_on=str(learn.dls.device),
-                 processor=_processor(), versions=versions('dlcourse torch fastai numpy'))
+                 processor=_processor(), processes=n_processes(), versions=versions('dlcourse torch fastai numpy'))
     with whole_file(folder/settings_file) as f: json.dump(dict(format=format_version, settings=asdict(s), **facts), f, indent=1)
-
-# %% ../../nbs/training/09_runs.ipynb #d0163336
-def _remove_empty(folders):
-    "Remove those of `folders` that are empty"
-    for o in folders:
-        if o.is_dir() and not any(o.iterdir()): o.rmdir()
-
-def _remove(folders):
-    "Remove the files that `start` writes, and those of `folders` that are then empty"
-    if not folders: return # not made by this process
-    for o in (settings_file, frozen_file, 'lr_find.png'): (folders[0]/o).unlink(missing_ok=True)
-    lock_file(folders[0]).unlink(missing_ok=True) # held by this process
-    _remove_empty(folders)
 
 # %% ../../nbs/training/09_runs.ipynb #6ff38e0f
 @patch
@@ -265,21 +239,25 @@ class KeepRun(Callback):
         bar = getattr(getattr(self.learn, 'progress', None), 'mbar', None)
         if bar: bar.update(0) # fastprogress must have seen 0 before it sees the epoch
 
-    def after_epoch(self):
+    def after_epoch(self): led(self._write)
+    def _write(self):
         "Write checkpoint, weights and history; once also the frozen part"
         learn, watch, folder = self.learn, self.watch, self.of.folder
         if self.still and not self.written:
-            save_tensors(folder/frozen_file, {k: v for k,v in learn.model.state_dict().items() if k in self.still})
+            save_tensors(folder/frozen_file, {k: v for k,v in get_model(learn.model).state_dict().items() if k in self.still})
         self.written = True
         tensors, notes = training_state(learn, watch, self.still)
         save_tensors(folder/checkpoint_file, tensors, at=self.at, made_with=self.of._made_with(), **notes)
-        weights = watch.weights if watch.restore else learn.model.state_dict()
+        weights = watch.weights if watch.restore else get_model(learn.model).state_dict()
         self.of.write_weights(without(weights, self.still))
         self.of.write_history(learn.rows)
 
     def after_fit(self):
-        "After the last fit write the final weights and history, and drop the checkpoint"
         if not self.learn.n_done or not (self.last or self.learn.fault): return
+        led(self._finish)
+
+    def _finish(self):
+        "Write the final weights and history, and drop the checkpoint"
         self.of.write_weights(self.learn.model.state_dict())
         self.of.write_history(self.learn.rows)
         for o in (frozen_file, checkpoint_file): (self.of.folder/o).unlink(missing_ok=True)
@@ -309,13 +287,19 @@ def train(self:Run,
     cbs=(), # Further callbacks
 )->LeanLearner: # The trained Learner, with the weights that were kept
     "Train the remaining epochs; raises `CourseError` if it can't. Ctrl-C reports what was saved"
-    refuse_launcher('a run')
-    with self.alone(), num_threads(self.settings.threads):
-        if self.finished: raise CourseError(f'{self.folder} is finished ({len(self.rows)} epochs): evaluate it, or start another run')
-        sweep(self.folder)
+    meet(self.settings.device == 'cpu')
+    with ExitStack() as held, num_threads(self.settings.threads):
+        led(self._prepare, held)
         try: self._fit(cbs)
         except BaseException as e: self._failed(e)
         return self._learn
+
+@patch
+def _prepare(self:Run, held):
+    "Hold the lock of the run until `held` is closed; raises `CourseError` if it can't be trained"
+    held.enter_context(self.alone())
+    if self.finished: raise CourseError(f'{self.folder} is finished ({len(self.rows)} epochs): evaluate it, or start another run')
+    sweep(self.folder)
 
 # %% ../../nbs/training/09_runs.ipynb #23d8743d
 @patch
@@ -328,10 +312,13 @@ def alone(self:Run):
 @patch
 def _failed(self:Run, e):
     "Leave nothing of a run that has no epoch yet, and raise `e` with what is kept"
-    self._learn = None
+    fault, self._learn = getattr(self._learn, 'fault', None), None
+    if not is_first():
+        e.said = fault is not None or getattr(e, 'said', False) # the first process says it
+        raise e
     kept = self.has(weights_file) or self.has(checkpoint_file)
     if kept: self._complete_history()
-    else: _remove(self._made)
+    else: remove_new(self._made)
     if isinstance(e, KeyboardInterrupt): raise KeyboardInterrupt(self._interrupted(kept)) from None
     if not isinstance(e, CourseError): raise e
     what = str(e).rpartition('\n\t')[2] # without the name of the callback, which fastai puts before it
@@ -362,6 +349,7 @@ def changes(self:Run)->list: # Texts such as 'torch was 2.14.0 and is 2.15.0'; e
     pairs = [(o, was.get(o), now[o]) for o in ('dlcourse', 'torch', 'fastai')]
     device = str(self.learner().dls.device)
     pairs += [('the processor', self.facts.get('processor'), _processor()), ('the device', self.facts.get('trained_on'), device)]
+    pairs.append(('the number of processes', self.facts.get('processes', 1), n_processes()))
     with num_threads(n): pairs.append(('the number of threads', n, torch.get_num_threads()))
     found = [f'{name} was {a} and is {b}' for name, a, b in pairs if a not in (None, b)]
     if n is None: found.append('the number of threads it began with is not known')
@@ -372,18 +360,19 @@ def changes(self:Run)->list: # Texts such as 'torch was 2.14.0 and is 2.15.0'; e
 @patch
 def _fit(self:Run, cbs):
     "Fit from the checkpoint, or from the start"
-    s, checkpoint = self.settings, self.checkpoint() if self.has(checkpoint_file) else None
-    learn = self.learner()
-    if checkpoint and (found := self.changes()):
+    s, checkpoint = self.settings, agreed(self.checkpoint) if self.has(checkpoint_file) else None
+    learn = agreed(self.learner)
+    if checkpoint and is_first() and (found := self.changes()):
         print(f"the last digits of the weights may differ from those of an uninterrupted run: {'; '.join(found)}")
     learn.rows = checkpoint[1]['rows'] if checkpoint else []
     seed_all(s.seed, learn.dls)
-    if s.lr == 'auto' and s.lr_found is None: self._find_lr(learn)
+    if s.lr == 'auto' and s.lr_found is None: s.lr_found = led(self._find_lr, learn)
     at, before = checkpoint[1]['at'] if checkpoint else (0, 0)
-    for i,(fit, n) in list(enumerate(s.fits()))[at:]:
-        keep = KeepRun(self, checkpoint, (i, before))
-        fit(learn, n, s.lr_found or s.lr, cbs=[keep, *cbs], start_epoch=learn.n_done - before)
-        checkpoint, before = None, learn.n_done
+    with learn.distrib_ctx():
+        for i,(fit, n) in list(enumerate(s.fits()))[at:]:
+            keep = KeepRun(self, checkpoint, (i, before))
+            fit(learn, n, s.lr_found or s.lr, cbs=[keep, *cbs], start_epoch=learn.n_done - before)
+            checkpoint, before = None, learn.n_done
 
 # %% ../../nbs/training/09_runs.ipynb #9d440353
 @patch
@@ -393,6 +382,7 @@ def _find_lr(self:Run, learn):
     save_figure(learn.lr_figure, self.folder/'lr_find.png')
     _write_settings(self.folder, self.settings, learn)
     print(f'learning rate {self.settings.lr_found:.2g}, suggested by lr_find (see lr_find.png)')
+    return self.settings.lr_found
 
 # %% ../../nbs/training/09_runs.ipynb #d5df01d6
 check_calls(globals())
