@@ -41,7 +41,8 @@ _training_args = (
     arg('--weight-decay', group='training', type=not_negative, metavar='X', dest='wd', help='weight decay (default: 0.01)'),
     arg('--label-smoothing', group='training', type=fraction, metavar='X', help='label smoothing, 0 to 1 (default: 0)'),
     arg('--seed', group='training', type=int, metavar='N', help='random seed (default: 42)'),
-    arg('--device', group='training', metavar='NAME', help='cpu or cuda (default: cuda where there is one)'),
+    arg('--device', group='training', metavar='NAME',
+        help='cpu or cuda (default: cuda where there is one; all of them with: accelerate launch -m dlcourse train ...)'),
     arg('--threads', group='training', type=whole, metavar='N', help='threads within one operation on the CPU (default: as torch chooses)'),
     arg('--precision', group='training', metavar='NAME',
         help='float32, or bf16 to compute in bfloat16, where the hardware does (default: float32)'),
@@ -179,7 +180,7 @@ def _resumed(args):
               '--cache features.safetensors --epochs 5 --fine-tune 10',
               'dlcourse train alexnet --data photos --size 64 --no-pretrained',
               'dlcourse train --fuse alexnet+mobilenet_v2 --data photos --size 64 --cache',
-              'dlcourse train --resume runs/cnn-fashion_mini-1', 'accelerate launch --num_processes 2 -m dlcourse train cnn_v3'])
+              'dlcourse train --resume runs/cnn-fashion_mini-1'])
 def train_command(args):
     "Train a network, judge it on the test part, and keep everything in a run folder"
     from dlcourse.core import is_first
@@ -193,4 +194,5 @@ def train_command(args):
     if led(lambda: not run.finished or run.has('metrics.json')):
         with learn.quiet(): run.train(cbs=[TextProgress()])
     part()
-    if is_first(): say(evaluate_run(run)[1])
+    if not is_first(): return
+    with run.alone(): say(evaluate_run(run)[1])

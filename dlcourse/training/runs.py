@@ -24,7 +24,7 @@ from .callbacks import BestWeights
 from .checkpoints import frozen_names, load_tensors, load_training_state, load_weights
 from .checkpoints import save_tensors, training_state, within_prefix, without
 from .lean import LeanLearner
-from .processes import agreed, led, meet
+from .processes import agreed, apart, led, meet
 from .progress import TextProgress
 from .run_files import best_of, check_best, check_history, check_notes, checkpoint_file, first_difference
 from .run_files import format_version, frozen_file, history_file, made_with, read_rows, read_settings
@@ -378,7 +378,7 @@ def _fit(self:Run, cbs):
 @patch
 def _find_lr(self:Run, learn):
     "Search for a learning rate and note it in the settings"
-    self.settings.lr_found = float(learn.lr_find().valley)
+    with apart(): self.settings.lr_found = float(learn.lr_find().valley)
     save_figure(learn.lr_figure, self.folder/'lr_find.png')
     _write_settings(self.folder, self.settings, learn)
     print(f'learning rate {self.settings.lr_found:.2g}, suggested by lr_find (see lr_find.png)')
