@@ -52,7 +52,8 @@ _text, _count = Rule('a short text', _is_text), Rule('a whole number of at least
 fact_rules = dict(
     settings=Rule('a dictionary of settings', lambda v: isinstance(v, dict)), versions=Rule('versions by name', _are_versions),
     examples=Rule('the numbers of examples and the classes', _are_examples), parameters=Rule('a whole number', _is_whole),
-    backbone=Rule('weights, mean and std of a pretrained network, or None', _is_backbone), trained_on=_text, processor=_text, processes=_count)
+    backbone=Rule('weights, mean and std of a pretrained network, or None', _is_backbone), trained_on=_text, processor=_text,
+    processes=_count)
 
 # %% ../../nbs/training/08a_run_files.ipynb #cc75e046
 def _check_facts(d, path):
