@@ -148,8 +148,8 @@ def alone(tmp_path_factory):
 
 
 def test_accelerate_launch(alone, tmp_path):
-    words = [sys.executable, '-m', 'accelerate.commands.launch', '--multi_gpu', '--num_processes', '2', '--main_process_port', str(free_port()),
-             '-m', 'dlcourse', *LINE, *EPOCHS, '--out', 'two']
+    words = [sys.executable, '-m', 'accelerate.commands.launch', '--multi_gpu', '--num_processes', '2',
+             '--main_process_port', str(free_port()), '-m', 'dlcourse', *LINE, *EPOCHS, '--out', 'two']
     out = subprocess.run(words, env=environment(), cwd=tmp_path, capture_output=True, text=True, timeout=240)
     said = out.stdout.splitlines()
     assert out.returncode == 0 and said[0].startswith('Run two') and said[-1].startswith('test accuracy'), out.stderr

@@ -743,7 +743,7 @@ def test_space_of_itself(): assert parse_space(parse_space(SPACE)) == parse_spac
 
 # ---- the command line -------------------------------------------------------------------------
 
-def test_command(capsys):
+def test_command(capsys, drawn):
     line = ['search', 'mlp', '--data', 'digits', '--n-per-class', '20', '--epochs', '1',
             '--space', 'lr=0.001:0.1:log,widths=[8]|[8,8]', '--storage', 's', '--plot', 'p.png', '--n']
     assert main([*line, '2']) == 0 and main([*line, '3']) == 0
