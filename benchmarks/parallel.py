@@ -45,13 +45,13 @@ def main(args=None):
         found = epochs(options.epochs_of)
         if os.environ.get('RANK', '0') == '0': print(json.dumps(found), flush=True)
         return
-    began, rows, groups = begin(1), [], {}
+    began, rows, seconds = begin(1), [], {}
     for arch in ARCHS:
         pairs = [(epoch_in(2, arch), epoch_in(1, arch)) for _ in range(options.repeats)]
         two, one = map(list, zip(*pairs))
         rows.append(compare(f'{arch}, two processes / one process', 'processes', two, one, TARGET, clock='wall').judge().plain())
-        groups[arch] = dict(two=two, one=one)
-    record(rows, groups, 'parallel', began, options.output, repeats=options.repeats, threads=1)
+        seconds[arch] = dict(two=two, one=one)
+    record(rows, dict(processes=dict(seconds=seconds)), 'parallel', began, options.output, repeats=options.repeats, threads=1)
 
 
 if __name__ == '__main__': main()
