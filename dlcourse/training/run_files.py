@@ -182,8 +182,8 @@ def check_history(
     history, # File of the history, for the message
     source, # File of the checkpoint, for the message
 ):
-    "Raise `CourseError` if the history has other epochs than the checkpoint, or more of them"
-    odd = next((i for i,o in enumerate(rows) if i >= len(kept) or not _same_row(o, kept[i])), None)
+    "Raise `CourseError` if the history has other numbers than the checkpoint for an epoch of both"
+    odd = next((i for i,(a, b) in enumerate(zip(rows, kept)) if not _same_row(a, b)), None)
     if odd is not None:
         raise CourseError(f'{history} and {source} disagree about epoch {odd}: '
                           f'remove {history.name}, and it is written again from the checkpoint')
