@@ -1,4 +1,4 @@
-"""Convolutional networks trained by `learner_for(..., channels_last=True)`, against the bare loop in float32 and the usual order.
+"""Convolutional networks as `learner_for` trains them on a processor, channels last, against the bare loop in float32 and the usual order.
 
 Networks see batches of 64 random images of 3×32×32. The bare loop draws a permutation, casts and normalises a batch at a time, and
 trains with the same optimiser and loss. bfloat16 is measured only where this processor multiplies faster in it than in float32."""
@@ -30,7 +30,7 @@ class ColorTask(Task):
 def ours(task, **kwargs):
     "A function that trains a Learner"
     from dlcourse.training.learner import learner_for
-    learn = learner_for(task.arch, our_loaders(task), seed=0, channels_last=True, **kwargs)
+    learn = learner_for(task.arch, our_loaders(task), seed=0, **kwargs)
     return again(lambda: learn.fit(1, HYPER['lr']), task.epochs)
 
 

@@ -4,7 +4,7 @@
 
 Networks see batches of 64 random images of 3×32×32. In two processes each computes half of a batch; tests/test_parallel.py holds that the
 weights are those of one process. It needs a core for each process and nothing else that computes."""
-import argparse, json, os, statistics, sys, time
+import argparse, json, statistics, sys, time
 
 from .__main__ import record
 from .measure import RESULTS, begin, child, compare
@@ -42,8 +42,9 @@ def main(args=None):
     p.add_argument('--epochs-of', choices=ARCHS, help=argparse.SUPPRESS)
     options = p.parse_args(args)
     if options.epochs_of:
+        from dlcourse.core import is_first
         found = epochs(options.epochs_of)
-        if os.environ.get('RANK', '0') == '0': print(json.dumps(found), flush=True)
+        if is_first(): print(json.dumps(found), flush=True)
         return
     began, rows, seconds = begin(1), [], {}
     for arch in ARCHS:

@@ -14,7 +14,7 @@ import outputs
 
 def execute(code, folder, log):
     "Execute `code` in this process, which was made for it; what it prints goes into the files `log`.out and `log`.err"
-    for fd,end in ((1, 'out'), (2, 'err')): os.dup2(os.open(f'{log}.{end}', os.O_WRONLY | os.O_CREAT | os.O_TRUNC), fd)
+    outputs.write_into(log)
     os.chdir(folder)
     try: exec(code, dict(__name__='__main__'))
     finally:
@@ -34,7 +34,7 @@ class Aside:
     def result(self, seconds=300):
         "Exit code, and what was printed"
         self.process.join(seconds)
-        out, err = (Path(f'{self.log}.{o}').read_text(encoding='utf-8') for o in ('out', 'err'))
+        out, err = outputs.written(self.log)
         shutil.rmtree(self.log.parent)
         return self.process.exitcode, out, err
 

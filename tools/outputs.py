@@ -60,9 +60,19 @@ class Ran:
     def __init__(self, returncode, stdout, stderr): self.returncode,self.stdout,self.stderr = returncode,stdout,stderr
 
 
+def write_into(log):
+    "From now on what this process prints goes into the files `log`.out and `log`.err"
+    for fd,end in ((1, 'out'), (2, 'err')): os.dup2(os.open(f'{log}.{end}', os.O_WRONLY | os.O_CREAT | os.O_TRUNC), fd)
+
+
+def written(log):
+    "What a process has printed into `log`.out and `log`.err"
+    return [Path(f'{log}.{end}').read_text(encoding='utf-8', errors='replace') for end in ('out', 'err')]
+
+
 def child(path, to, root, skip, force, log):
     "Run one notebook in this process, which was made for it; what it prints goes into the files `log`.out and `log`.err"
-    for fd,end in ((1, 'out'), (2, 'err')): os.dup2(os.open(f'{log}.{end}', os.O_WRONLY | os.O_CREAT | os.O_TRUNC), fd)
+    write_into(log)
     import nbdev.test
     nbdev.test.write_nb = lambda nb, _: write_nb(nb, to)
     ok, _ = nbdev.test.test_nb(path, skip_flags=skip.split(), force_flags=force.split(), basepath=root, save=True)
@@ -100,7 +110,7 @@ def run(path, to, cfg):
     with STARTING, lean_processes(): process.start()
     wait([process.sentinel])
     with STARTING: process.join() # a start reads the exit codes of all processes that ended, and each can be read once
-    return Ran(process.exitcode, *[Path(f'{log}.{end}').read_text(encoding='utf-8', errors='replace') for end in ('out', 'err')])
+    return Ran(process.exitcode, *written(log))
 
 
 def joined(text): return text if isinstance(text, str) else ''.join(text)
