@@ -168,12 +168,12 @@ def _order(arch, dls, half, asked):
 
 
 # %% ../../nbs/training/05_learner.ipynb #7a10c0e2
-def _network(dls, arch, loss_func, label_smoothing, channels_last, **for_model):
+def _network(dls, arch, loss_func, label_smoothing, channels_last, pretrained, **for_model):
     "Network, loss and usual metrics for `dls`; raises `CourseError` where they don't fit together"
     if isinstance(arch, nn.Module): arch = compiled_in_place(arch)
     batch = dls.one_batch()
     n_in, n_out = _sizes(dls, batch, arch)
-    model = model_for(arch, n_in, n_out, **for_model)
+    model = model_for(arch, n_in, n_out, **_with_weights(arch, pretrained), **for_model)
     if isinstance(loss_func, nn.Module): loss_func.to(dls.device) # weights of classes
     if loss_func is not None and isinstance(arch, str): _check_loss(loss_func, batch[-1], n_out)
     loss, metrics = _default_loss(_target_kind(dls, batch, n_out), label_smoothing)
@@ -220,8 +220,7 @@ def learner_for(
     if dls is None: dls = dls_for('fashion_mini' if data is None else data, **({} if seed is None else dict(seed=seed)), **for_data)
     if seed is not None: seed_all(seed, dls)
     half = check_precision(precision, dls.device or default_device())
-    for_model |= _with_weights(arch, pretrained)
-    model, loss, usual = _network(dls, arch, loss_func, label_smoothing, _order(arch, dls, half, channels_last), **for_model)
+    model, loss, usual = _network(dls, arch, loss_func, label_smoothing, _order(arch, dls, half, channels_last), pretrained, **for_model)
     cbs = [*listify(cbs), *_default_callbacks(cbs, early_stopping), *_further_callbacks(seed, half)]
     metrics = usual if metrics is None else metrics
     return _learner(dls, model, pretrained, frozen, loss_func=loss, opt_func=opt_func, metrics=metrics, cbs=cbs, **for_learn)

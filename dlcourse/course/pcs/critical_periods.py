@@ -1,4 +1,4 @@
-"""Does it matter when you regularise? Weight decay and augmentation in a third of the epochs only, with and without a restarted learning rate
+"""Does it matter when you regularise? Weight decay and augmentation in a third of the epochs, with and without a restarted rate
 
 Docs: https://dlcourse.github.io/dlcourse/course/pcs/critical_periods.html.md"""
 
