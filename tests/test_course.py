@@ -302,10 +302,12 @@ def test_a_share_that_was_ended_carries_on_and_nothing_is_lost(split, tmp_path):
     assert len(ex.reproduce(e, full=True, folder=tmp_path/'all')['rows']) == 6
 
 
-def changed(folder, **provenance):
-    "Write the record of a folder with other facts of its rows"
+def changed(folder, more=0, **provenance):
+    "Write the record of a folder with other facts of its rows; `more` is added to their figure a"
     record = rc.read_record(folder/'test-1.json')
-    for r in record['rows']: r['provenance'] |= provenance
+    for r in record['rows']:
+        r['provenance'] |= provenance
+        r['figures']['a'] += more
     rc.write_record({k: v for k,v in record.items() if k not in ('schema', 'checksum')}, folder/'test-1.json')
 
 
@@ -329,11 +331,20 @@ def test_machines_may_differ(split, tmp_path):
     assert {r['provenance']['hardware']['cpu'] for r in merged['rows']} >= {'another'} and len(merged['rows']) == 6
 
 
+def test_equal_figures_are_one_row(split, tmp_path):
+    "Measured twice with equal figures, at other times: nothing to choose between"
+    e, measure = split
+    for k in (1, 2): measure(f'{k}/2', tmp_path/str(k))
+    alone = ex.reproduce(e, full=True, folder=tmp_path/'alone')
+    changed(tmp_path/'1', date='earlier')
+    assert without_machine(merge([tmp_path/o for o in ('1', '2', 'alone')], folder=tmp_path/'all')[0]) == without_machine(alone)
+
+
 def test_merges_that_cannot_be(split, tmp_path, monkeypatch):
     e, measure = split
     for k in (1, 2): measure(f'{k}/2', tmp_path/str(k))
     ex.reproduce(e, full=True, folder=tmp_path/'alone')
-    changed(tmp_path/'alone', date='later')
+    changed(tmp_path/'alone', more=.5)
     with pytest.raises(CourseError, match='have both measured seed 1 of a: leave one of them out'):
         merge([tmp_path/'1', tmp_path/'alone'], folder=tmp_path/'all')
     with pytest.raises(CourseError, match='have both measured'): merge([tmp_path/'1'], folder=tmp_path/'alone')

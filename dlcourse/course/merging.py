@@ -59,7 +59,7 @@ def _joined(found):
     for file, record in found.items():
         for r in record['rows']:
             key, other = row_key(r), rows.get(row_key(r))
-            if other and 'figures' in other and 'figures' in r and other != r:
+            if other and 'figures' in other and 'figures' in r and other['figures'] != r['figures']:
                 name = f'seed {key[1]} of {key[0] or record["id"]}'
                 raise CourseError(f'{file} and {files[key]} have both measured {name}: leave one of them out')
             if not other or 'figures' in r: rows[key], files[key] = r, file
