@@ -49,6 +49,18 @@ def last_batch():
     dls.train.drop_last = False
     return dict(result(small(dls=dls)), batches=[len(o[0]) for o in dls.train])
 
+def last_norm():
+    "The same with batch norm: a row that one process takes for company is none of the batch"
+    dls = dls_for('fashion_mini', n_per_class=12, bs=32, seed=3, valid=55)
+    dls.train.drop_last = False
+    return result(small('cnn', dls=dls, opt_func=sgd, channels_last=False), lr=1e-2)
+
+def own_statistics():
+    "Each process normalises by its own rows; buffers are those of the first"
+    learn = small('cnn', bs=32)
+    with learn.quiet(), learn.distrib_ctx(sync_bn=False): learn.fit(1, 1e-3)
+    return dict(buffers=torch.cat([o.flatten().float() for o in learn.model.buffers()]), rows=len(learn.rows))
+
 def stopping():
     learn = small(cbs=EarlyStopping('accuracy', patience=1))
     return result(learn, 'fit', 9, 1e-3, check=lambda learn: learn.best_epoch)
@@ -82,7 +94,7 @@ def outside():
     with learn.quiet(): learn.fit(1)
     with learn.quiet(): return dict(rows=len(learn.rows), preds=learn.get_preds()[0])
 
-CASES = [uneven, with_norms, weighted_loss, own_loss, items, last_batch, stopping, unseeded, features, dropout, not_a_number, outside]
+CASES = [uneven, with_norms, weighted_loss, own_loss, items, last_batch, last_norm, own_statistics, stopping, unseeded, features, dropout, not_a_number, outside]
 
 
 def both():

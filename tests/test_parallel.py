@@ -1,15 +1,18 @@
 "Training in two processes does what one process does: loaders, weights, figures, decisions; then run folders"
 import json, os, shutil, signal, socket, subprocess, sys
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 import in_two
 from dlcourse.cli import main
 from dlcourse.core import CourseError, kept_rng, num_threads
 from dlcourse.data.blocks import dls_for
+from dlcourse.training.norms import part_norms, share_norms
 from dlcourse.training.processes import shares
 from dlcourse.training.shares import SharedDL
 
@@ -90,11 +93,36 @@ def same(a, b, tol=1e-5):
     assert a['found'] == b['found']
 
 
-@pytest.mark.parametrize('case', ['uneven', 'with_norms', 'weighted_loss', 'items', 'last_batch', 'stopping', 'unseeded', 'features'])
+@pytest.mark.parametrize('case', ['uneven', 'with_norms', 'weighted_loss', 'items', 'last_batch', 'last_norm', 'stopping', 'unseeded', 'features'])
 def test_two_processes_are_one(found, case):
     one, first, second = (o[case] for o in found)
     same(first, second, 0)
     same(one, first)
+
+
+def test_each_share_by_its_own_statistics(found):
+    one, first, second = (o['own_statistics']['buffers'] for o in found)
+    assert torch.equal(first, second) and not torch.allclose(one, first)
+
+
+@pytest.mark.parametrize('norm, shape', [
+    (nn.BatchNorm1d(4), (6, 4)), (nn.BatchNorm1d(4, affine=False), (6, 4, 5)), (nn.BatchNorm2d(4, track_running_stats=False), (3, 4, 2, 2)),
+    (nn.BatchNorm2d(4, momentum=None), (3, 4, 5, 1)), (nn.BatchNorm3d(4, affine=False, track_running_stats=False), (2, 4, 2, 2, 2))])
+@pytest.mark.parametrize('training', [True, False])
+@pytest.mark.parametrize('dtype, tol', [(torch.float32, 1e-5), (torch.float64, 1e-12), (torch.bfloat16, 1e-1)])
+def test_a_common_norm_is_the_usual_one(norm, shape, training, dtype, tol):
+    "In one process, all kinds of norms, outputs, gradients and statistics"
+    own = deepcopy(norm).train(training).to(torch.float64 if dtype == torch.float64 else torch.float32)
+    results, x, weight = [], torch.randn(shape).to(dtype)*3 + 5, torch.randn(shape).to(dtype)
+    for layer in (own, deepcopy(own)):
+        was = share_norms(layer) if results else []
+        given = x.clone().requires_grad_()
+        out = layer(given)
+        (out*weight).sum().backward()
+        part_norms(was)
+        assert type(layer) is type(norm) and vars(layer).keys() == vars(norm).keys()
+        results.append([out, given.grad, *(o.grad for o in layer.parameters()), *layer.buffers()])
+    for a, b in zip(*results, strict=True): assert a.dtype == b.dtype and torch.allclose(a, b, rtol=tol, atol=tol)
 
 
 def test_the_last_batch_has_one_row(found): assert found[0]['last_batch']['batches'] == [32, 32, 1]

@@ -10,40 +10,63 @@ __all__ = ['share_norms', 'part_norms']
 # %% ../../nbs/training/02c_norms.ipynb #8f7b89e0
 import torch, torch.distributed as dist
 from torch import nn
+from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 from ..core import notice
 
 # %% ../../nbs/training/02c_norms.ipynb #ef3ecb56
 from ..values.door import check_calls
 
-# %% ../../nbs/training/02c_norms.ipynb #89e92b4e
-class _SumOfAll(torch.autograd.Function):
-    "Sum of a tensor over all processes"
+# %% ../../nbs/training/02c_norms.ipynb #527f263d
+def _own_statistics(x, counts):
+    "Number of values, mean and variance of each channel, of the rows of this process"
+    mean, var = torch.batch_norm_update_stats(x if x.dtype == torch.float64 else x.float(), None, None, 0.)
+    return torch.cat([mean.new_tensor([counts*x.numel()/x.shape[1]]), mean, var])
+
+def _of_each(t):
+    "The tensors of all processes, stacked; over gloo that takes less time than their sum"
+    if not dist.is_initialized(): return t[None]
+    found = [torch.empty_like(t) for _ in range(dist.get_world_size())]
+    dist.all_gather(found, t)
+    return torch.stack(found)
+
+def _common_statistics(own):
+    "Number of values, mean and variance of each channel, of the rows of all processes, from the `own` of each"
+    each = _of_each(own)
+    n, means, variances = each[:, :1], *each[:, 1:].chunk(2, 1)
+    mean = (n*means).sum(0)/n.sum()
+    return n.sum(), mean, (n*(variances + (means - mean).square())).sum(0)/n.sum()
+
+# %% ../../nbs/training/02c_norms.ipynb #4cb668ca
+class _Normed(torch.autograd.Function):
+    "Batch norm with statistics of all processes, given as `n`, `mean` and `var`; `counts` tells whether the rows are rows of the batch"
     @staticmethod
-    def forward(ctx, x):
-        x = x.clone()
-        if dist.is_initialized(): dist.all_reduce(x)
-        return x
+    def forward(ctx, x, weight, bias, n, mean, var, eps, counts):
+        ctx.save_for_backward(x, weight, n, mean, var)
+        ctx.eps, ctx.counts = eps, counts
+        return torch.native_batch_norm(x, weight, bias, mean, var, False, 0., eps)[0]
 
     @staticmethod
-    def backward(ctx, grad): return _SumOfAll.apply(grad)
+    @once_differentiable
+    def backward(ctx, grad):
+        x, weight, n, mean, var = ctx.saved_tensors
+        of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
+            grad, x, weight, mean, var, None, None, False, ctx.eps, [False, True, True])[1:]
+        sums = _of_each(torch.stack([of_weight, of_bias])).sum(0)
+        by_grad = weight*(var + ctx.eps).rsqrt()
+        by_x = -by_grad*(var + ctx.eps).rsqrt()*sums[0]/n*ctx.counts
+        rest = -by_grad*sums[1]/n*ctx.counts - by_x*mean
+        by_grad, by_x, rest = (o.to(x.dtype).view(1, -1, *[1]*(x.ndim - 2)) for o in (by_grad, by_x, rest))
+        return torch.addcmul(rest, x, by_x).addcmul_(grad, by_grad), of_weight, of_bias, *[None]*5
 
-# %% ../../nbs/training/02c_norms.ipynb #6eafa13e
-def _mean_and_var(x, about):
-    "Mean and variance of each channel over the rows of all processes, and how many numbers they are of"
-    dims = [0, *range(2, x.ndim)]
-    n, off = x.numel()/x.shape[1], x - about.view(1, -1, *[1]*(x.ndim - 2))
-    sums = _SumOfAll.apply(torch.cat([off.sum(dims), (off*off).sum(dims), off.new_tensor([n])]))
-    (first, second), n = sums[:-1].view(2, -1), sums[-1].detach()
-    mean = first/n
-    return mean + about, (second/n - mean*mean).clamp_min(0), n
-
-# %% ../../nbs/training/02c_norms.ipynb #de91b8c1
+# %% ../../nbs/training/02c_norms.ipynb #dbab56b4
 class _CommonNorm(_BatchNorm):
     "Batch norm over the rows of all processes"
+    counts = True # Whether the rows of this process are rows of the batch
+
     def _check_input_dim(self, x): pass
 
-    def _remember(self, mean, var, n):
+    def _remember(self, n, mean, var):
         "Move the running statistics towards those of a batch"
         self.num_batches_tracked.add_(1)
         share = 1/self.num_batches_tracked.item() if self.momentum is None else self.momentum
@@ -51,15 +74,12 @@ class _CommonNorm(_BatchNorm):
         self.running_var.lerp_((var*n/(n - 1).clamp_min(1)).to(self.running_var.dtype), share)
 
     def forward(self, x):
-        if not self.training: return super().forward(x)
-        about = x.new_zeros(x.shape[1]) if self.running_mean is None else self.running_mean.clone()
-        mean, var, n = _mean_and_var(x.float(), about)
-        if self.running_mean is not None: self._remember(mean.detach(), var.detach(), n)
-        scale = (var + self.eps).rsqrt()
-        if self.weight is not None: scale = scale*self.weight
-        shift = -mean*scale if self.bias is None else self.bias - mean*scale
-        shape = 1, -1, *[1]*(x.ndim - 2)
-        return torch.addcmul(shift.view(shape), x, scale.view(shape)).to(x.dtype)
+        if not self.training and self.running_mean is not None: return super().forward(x)
+        n, mean, var = _common_statistics(_own_statistics(x.detach(), self.counts))
+        if self.training and self.running_mean is not None: self._remember(n, mean, var)
+        weight = torch.ones_like(mean) if self.weight is None else self.weight
+        bias = torch.zeros_like(mean) if self.bias is None else self.bias
+        return _Normed.apply(x, weight, bias, n, mean, var, self.eps, self.counts)
 
 # %% ../../nbs/training/02c_norms.ipynb #d9aab6d7
 _plain_norms = nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d
@@ -86,6 +106,7 @@ def part_norms(
     for o, cls in was:
         o.__class__ = cls
         del o.process_group
+        vars(o).pop('counts', None)
 
 # %% ../../nbs/training/02c_norms.ipynb #2a6dcd23
 check_calls(globals())

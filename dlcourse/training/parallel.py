@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ..core import CourseError, is_first, n_processes, optional
 from .lean import LeanLearner
 from .norms import part_norms, share_norms
-from .processes import joined, meet
+from .processes import joined, meet, same
 from .shares import SharedDL
 
 # %% ../../nbs/training/17_parallel.ipynb #ef3ecb56
@@ -37,7 +37,11 @@ class SharedTraining(Callback):
         **kwargs, # Arguments of `accelerate.Accelerator`
     ):
         self.sync_bn, self.was = sync_bn, []
-        self.accelerator = optional('accelerate', 'parallel').Accelerator(**kwargs)
+        accelerate = optional('accelerate', 'parallel')
+        handlers = list(kwargs.pop('kwargs_handlers', None) or [])
+        if not any(isinstance(o, accelerate.DistributedDataParallelKwargs) for o in handlers):
+            handlers.append(accelerate.DistributedDataParallelKwargs(broadcast_buffers=False))
+        self.accelerator = accelerate.Accelerator(kwargs_handlers=handlers, **kwargs)
 
     def share(self, dl):
         "The loader of this process's share of `dl`, on its device"
@@ -59,6 +63,12 @@ class SharedTraining(Callback):
 
     def before_train(self): self.learn.dl = self.share(self.learn.dl)
     def before_validate(self): self.learn.dl = self.share(self.learn.dl)
+    def after_train(self): same(list(self.learn.model.buffers()))
+
+    def before_batch(self):
+        "A process without a row has taken one that doesn't count"
+        for norm, _ in self.was[-1][-1] if self.was else (): norm.counts = self.learn.dl.sizes[dist.get_rank()] > 0
+
     def after_fit(self): self.bring_back(self.learn)
 
     def bring_back(self, learn):
@@ -99,7 +109,7 @@ def after_loss(self:SharedTraining):
 def join(self:SharedTraining):
     "Give the learner the outputs and targets of all processes, and the inputs where they are collected"
     learn, sizes = self.learn, self.learn.dl.sizes
-    learn.pred, learn.yb = joined(learn.pred, sizes), joined(learn.yb, sizes)
+    learn.pred, learn.yb = joined((learn.pred, learn.yb), sizes)
     if any(o.with_input for o in learn._grab_cbs(GatherPredsCallback)): learn.xb = joined(learn.xb, sizes)
 
 # %% ../../nbs/training/17_parallel.ipynb #43d7147c
