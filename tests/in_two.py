@@ -94,7 +94,8 @@ def outside():
     with learn.quiet(): learn.fit(1)
     with learn.quiet(): return dict(rows=len(learn.rows), preds=learn.get_preds()[0])
 
-CASES = [uneven, with_norms, weighted_loss, own_loss, items, last_batch, last_norm, own_statistics, stopping, unseeded, features, dropout, not_a_number, outside]
+CASES = [uneven, with_norms, weighted_loss, own_loss, items, last_batch, last_norm, own_statistics, stopping, unseeded, features, dropout,
+         not_a_number, outside]
 
 
 def both():

@@ -93,7 +93,8 @@ def same(a, b, tol=1e-5):
     assert a['found'] == b['found']
 
 
-@pytest.mark.parametrize('case', ['uneven', 'with_norms', 'weighted_loss', 'items', 'last_batch', 'last_norm', 'stopping', 'unseeded', 'features'])
+@pytest.mark.parametrize('case', ['uneven', 'with_norms', 'weighted_loss', 'items', 'last_batch', 'last_norm', 'stopping', 'unseeded',
+                                  'features'])
 def test_two_processes_are_one(found, case):
     one, first, second = (o[case] for o in found)
     same(first, second, 0)
