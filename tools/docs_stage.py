@@ -153,6 +153,26 @@ def unfold(nb):
         if o.cell_type == 'code': o.source = o.source.replace('#| code-fold: show\n#| code-summary: "Exported source"\n', '')
 
 
+def comments(cell):
+    "Whether a cell after a solution goes on about it: text that asks nothing new"
+    return cell.cell_type == 'markdown' and not re.search(r'\*\*Exercise|^#|^To go further', cell.source, re.M)
+
+
+def fold_solutions(nb):
+    "Fold a solution whole, with its results and the text on them: beside the fold, they would give the answer away"
+    options, cells, is_open = r'#\| code-fold: true\n#\| code-summary: "([^"\n]+)"\n', [], False
+    for o in nb.cells:
+        found = re.search(options, o.source) if o.cell_type == 'code' else None
+        if is_open and (found or not comments(o)):
+            cells.append(mk_cell('</details>', 'markdown'))
+            is_open = False
+        if found:
+            cells.append(mk_cell(f'<details class="code-fold">\n<summary>{found[1]}</summary>\n', 'markdown'))
+            o.source, is_open = o.source.replace(found[0], ''), True
+        cells.append(o)
+    nb.cells = cells + [mk_cell('</details>', 'markdown')]*is_open
+
+
 def link_names(nb, page, links):
     "Link the names in backticks in the text and the Markdown outputs of `nb`"
     for o in nb.cells:
@@ -175,6 +195,7 @@ def stage_page(src, page, dest, cfg, rename, found=(), links=None):
     for o in found: by_name.setdefault(o.name, []).append(o)
     add_entries(nb, page, by_name, f'{cfg.git_url}/blob/{cfg.branch}')
     link_names(nb, page, links or Links(found))
+    fold_solutions(nb)
     if is_lesson(page): add_badge(nb, colab_url(cfg, page))
     if rename: plain_links(nb)
     write_nb(nb, to)
