@@ -1,4 +1,4 @@
-"""Scaling or selecting features before the split: nothing to see in one case, 97 % accuracy on pure noise in the other
+"""Scaling or selecting features before the split: nothing to see in one case, nearly perfect accuracy on pure noise in the other
 
 Docs: https://dlcourse.github.io/dlcourse/course/pcs/leak.html.md"""
 
