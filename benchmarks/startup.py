@@ -10,9 +10,9 @@ COMMANDS = {'import torch': 'import torch', 'dlcourse --help': None, 'dlcourse.a
             'fastai.vision.all': 'from fastai.vision.all import *'}
 
 
-def command(name):
-    "The command line that `name` stands for"
-    code = COMMANDS[name]
+def command(name, quick=False):
+    "The command line that `name` stands for; in a dry run none that imports a heavy package"
+    code = COMMANDS[name] and ('import json' if quick else COMMANDS[name])
     return [sys.executable, '-c', code] if code else [Path(sysconfig.get_path('scripts'))/name.split()[0], *name.split()[1:]]
 
 
@@ -21,7 +21,7 @@ def import_rows(options):
     wall, cpu = ({k: [] for k in COMMANDS} for _ in range(2))
     for i in range(options.warm_up + options.starts):
         for k in COMMANDS:
-            w, c, _ = child(command(k), options.threads)
+            w, c, _ = child(command(k, options.quick), options.threads)
             if i >= options.warm_up: wall[k].append(w); cpu[k].append(c)
     pairs = [('dlcourse --help', 'import torch', 0.3), ('dlcourse.all', 'fastai.vision.all', 1.0), ('dlcourse.all', 'import torch', None)]
     rows = [compare(f'{a} / {b}' + (', CPU' if clock == 'CPU' else ''), 'import', s[a], s[b], t if clock == 'wall' else None, clock=clock)
@@ -61,7 +61,8 @@ def million_rows(options):
     n = 10_000 if options.quick else 1_000_000
     if sys.platform != 'linux':
         return [Row('million images', 'million', note='not measured: memory is read from /proc, which only Linux has')], {}
-    found = [child_json('benchmarks.startup', n, threads=options.threads) for _ in range(options.starts)]
+    def once(): return set_up(n) if options.quick else child_json('benchmarks.startup', n, threads=options.threads)
+    found = [once() for _ in range(options.starts)]
     of = lambda k, scale=1: [o[k] / scale for o in found]
     kw = dict(group='million', clock='wall')
     rows = [single('million images: set-up', values=of('seconds'), target=0.2, **kw),

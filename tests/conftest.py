@@ -12,9 +12,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent/'tools'))
 import outputs
 
 
-def execute(code, folder, log):
+def execute(code, folder, log, env):
     "Execute `code` in this process, which was made for it; what it prints goes into the files `log`.out and `log`.err"
     outputs.write_into(log)
+    os.environ.update(env)
     os.chdir(folder)
     try: exec(code, dict(__name__='__main__'))
     finally:
@@ -23,20 +24,25 @@ def execute(code, folder, log):
 
 
 class Aside:
-    "Python code in a process of its own, in `folder` or this one; it is forked from one that has the imports behind it, on one thread"
-    def __init__(self, code, folder=None):
+    """Python code in a process of its own, in `folder` or this one, with `env` added to its environment; it is forked from one that
+    has the imports behind it, on one thread"""
+    def __init__(self, code, folder=None, **env):
         self.log = Path(tempfile.mkdtemp())/'log'
-        self.process = outputs.processes().Process(target=execute, args=(code, str(folder or os.getcwd()), str(self.log)))
+        self.process = outputs.processes().Process(target=execute, args=(code, str(folder or os.getcwd()), str(self.log), env))
         with outputs.STARTING, outputs.lean_processes(): self.process.start()
 
     def ended(self): return self.process.exitcode is not None
 
+    def printed(self): return Path(f'{self.log}.out').read_text(encoding='utf-8') if Path(f'{self.log}.out').exists() else ''
+
     def result(self, seconds=300):
-        "Exit code, and what was printed"
+        "Exit code, and what was printed; a process that takes longer than `seconds` is killed, and its code is None"
         self.process.join(seconds)
+        code = self.process.exitcode
+        if code is None: self.process.kill()
         out, err = outputs.written(self.log)
         shutil.rmtree(self.log.parent)
-        return self.process.exitcode, out, err
+        return code, out, err
 
 
 def needs_data(*folders):

@@ -1,5 +1,4 @@
-"What tests/test_parallel.py trains in one process, and, started by torchrun with a folder, in two"
-import sys, time
+"What tests/test_parallel.py trains in one process, and in two"
 from pathlib import Path
 
 import torch
@@ -13,6 +12,7 @@ from dlcourse.data.blocks import dls_for
 from dlcourse.training.callbacks import EarlyStopping
 from dlcourse.training.lean import sgd
 from dlcourse.training.learner import learner_for
+from dlcourse.training.processes import part
 
 
 def result(learn, fit='fit_one_cycle', n=2, lr=3e-3, check=lambda learn: None, **kwargs):
@@ -99,19 +99,12 @@ CASES = [uneven, with_norms, weighted_loss, own_loss, items, last_batch, last_no
 
 
 def both():
-    "Results of all cases, and how long each took"
+    "Results of all cases"
     torch.set_num_threads(1)
-    found, seconds = {}, {}
-    for f in CASES:
-        start = time.perf_counter()
-        found[f.__name__] = f()
-        seconds[f.__name__] = time.perf_counter() - start
-    return found, seconds
+    return {f.__name__: f() for f in CASES}
 
 
-if __name__ == '__main__':
-    from dlcourse.training.processes import part
-    found, seconds = both()
-    torch.save(found, Path(sys.argv[1])/f'{int(not is_first())}.pt')
-    if is_first(): print({k: round(v, 2) for k,v in seconds.items()})
+def main(folder):
+    "Save the results of this one of two processes in `folder`"
+    torch.save(both(), Path(folder)/f'{int(not is_first())}.pt')
     part()

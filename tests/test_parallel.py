@@ -1,5 +1,5 @@
 "Training in two processes does what one process does: loaders, weights, figures, decisions; then run folders"
-import json, os, shutil, signal, socket, subprocess, sys
+import json, os, shutil, socket, subprocess, sys, time
 from copy import deepcopy
 from pathlib import Path
 
@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import in_two
+from conftest import Aside
 from dlcourse.cli import main
 from dlcourse.core import CourseError, kept_rng, num_threads
 from dlcourse.data.blocks import dls_for
@@ -17,7 +18,6 @@ from dlcourse.training.processes import shares
 from dlcourse.training.shares import SharedDL
 
 pytest.importorskip('accelerate')
-LAUNCH = [sys.executable, '-m', 'torch.distributed.run', '--nproc-per-node', '2']
 
 
 def environment(): return {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(Path(__file__).parent.parent)}
@@ -29,15 +29,18 @@ def free_port():
         return s.getsockname()[1]
 
 
-def launched(*words, limit=240, **kwargs):
-    "Run `words` in two processes, on one thread each; fails when they take longer than `limit` seconds"
-    line = [*LAUNCH, '--master-port', str(free_port()), *map(str, words)]
-    return subprocess.run(line, env=environment(), capture_output=True, text=True, timeout=limit, **kwargs)
+def two(code, folder=None):
+    "Python code in two processes, on one thread each, with the variables that torchrun sets; their imports are behind them"
+    place = dict(WORLD_SIZE='2', LOCAL_WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(free_port()))
+    return [Aside(code, folder, RANK=str(i), LOCAL_RANK=str(i), **place) for i in range(2)]
 
 
-def children(pid):
-    "Processes that the process `pid` has started"
-    return [int(o) for o in Path(f'/proc/{pid}/task/{pid}/children').read_text().split()]
+def commands(*words, folder): return two(f'from dlcourse.cli import main\nraise SystemExit(main({[*map(str, words)]}))', folder)
+
+
+def ended(both):
+    "Exit codes of two processes, and what each wrote to its streams"
+    return zip(*[o.result(240) for o in both])
 
 
 # ---- the rows ---------------------------------------------------------------------------------
@@ -73,9 +76,10 @@ def test_what_cannot_be_shared_out(fault):
 def found(tmp_path_factory):
     "What one process finds, and each of two"
     to = tmp_path_factory.mktemp('two')
-    out = launched(in_two.__file__, to)
-    assert out.returncode == 0, out.stderr
-    with num_threads(1): one = in_two.both()[0]
+    here = str(Path(in_two.__file__).parent)
+    codes, _, said = ended(two(f'import sys; sys.path.insert(0, {here!r})\nimport in_two; in_two.main({str(to)!r})'))
+    assert codes == (0, 0), said
+    with num_threads(1): one = in_two.both()
     return one, *(torch.load(to/f'{i}.pt', weights_only=False) for i in range(2))
 
 
@@ -189,15 +193,13 @@ def test_accelerate_launch(alone, tmp_path):
 
 def test_killed_and_resumed(alone, tmp_path, capsys):
     "Killed by the system at some epoch; carried on with by two processes, and by one"
-    p = subprocess.Popen([*LAUNCH, '--master-port', str(free_port()), '-m', 'dlcourse', *LINE, *EPOCHS, '--out', 'cut'], env=environment(),
-                         cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True)
-    for line in p.stdout:
-        if line.startswith('[4/40]'): break
-    for pid in [*children(p.pid), p.pid]: os.kill(pid, signal.SIGKILL)
-    p.communicate(timeout=60)
+    both = commands(*LINE, *EPOCHS, '--out', 'cut', folder=tmp_path)
+    while '\n[4/40]' not in both[0].printed() and not both[0].ended(): time.sleep(.01)
+    for o in both: o.process.kill()
+    assert [*ended(both)][0] == (-9, -9)
     shutil.copytree(tmp_path/'cut', tmp_path/'by one')
-    out = launched('-m', 'dlcourse', 'train', '--resume', 'cut', cwd=tmp_path)
-    assert out.returncode == 0 and 'may differ' not in out.stdout, out.stderr
+    codes, said, errors = ended(commands('train', '--resume', 'cut', folder=tmp_path))
+    assert codes == (0, 0) and 'may differ' not in ''.join(said), errors
     same_runs(alone, tmp_path/'cut')
     assert main(['train', '--resume', str(tmp_path/'by one')]) == 0
     assert 'the number of processes was 2 and is 1' in capsys.readouterr().out
@@ -205,6 +207,6 @@ def test_killed_and_resumed(alone, tmp_path, capsys):
 
 
 def test_settings_that_cannot_work(tmp_path):
-    out = launched('-m', 'dlcourse', *LINE, '--set', 'nothing=1', '--out', 'new', cwd=tmp_path, limit=120)
-    said = [o for o in out.stderr.splitlines() if o.startswith(('error:', '[rank'))]
-    assert out.returncode and not out.stdout and len(said) == 1 and 'nothing' in said[0] and not os.listdir(tmp_path)
+    codes, out, errors = ended(commands(*LINE, '--set', 'nothing=1', '--out', 'new', folder=tmp_path))
+    said = [o for o in ''.join(errors).splitlines() if o.startswith(('error:', '[rank'))]
+    assert all(codes) and out == ('', '') and len(said) == 1 and 'nothing' in said[0] and not os.listdir(tmp_path)
