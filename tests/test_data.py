@@ -1072,6 +1072,38 @@ def test_true_and_false_are_two_classes():
     assert as_examples((rows5, three > 0, ['no', 'yes'])).vocab == ['no', 'yes']
 
 
+class OtherTable:
+    "A table with the ways of polars"
+    def __init__(self, df): self.df, self.columns, self.shape = df, list(df.columns), df.shape
+    def __getitem__(self, name): return self.df[name].to_numpy()
+    def __len__(self): return len(self.df)
+    def __array__(self, dtype=None, copy=None): return self.df.to_numpy()
+
+
+NAMED_ROWS = [OtherTable, lambda df: df.to_records(index=False), lambda df: df.to_dict('records'),
+    lambda df: list(df.itertuples(index=False)), lambda df: [df.iloc[i] for i in range(len(df))]]
+
+
+@pytest.mark.parametrize('table', NAMED_ROWS, ids=range(5))
+def test_columns_of_every_table_are_found_by_name(readers, table):
+    turned = table(frame[list('edcba')])
+    ex = as_examples((table(frame), three, turned, three))
+    assert torch.equal(ex.x, ex.x_test) and ex.features == list('abcde')
+    expected = readers['table'].test_dl(range(30)).one_batch()[0]
+    assert torch.allclose(readers['table'].test_dl(turned).one_batch()[0], expected, atol=1e-6)
+    assert torch.allclose(readers['table'].test_dl([table(frame[list('edcba')][3:4])[0]] if table is not OtherTable else
+                                                   [table(frame[list('edcba')][3:4])]).one_batch()[0], expected[3:4], atol=1e-6)
+
+
+def test_the_order_of_listed_classes_counts_and_text_columns_are_named():
+    Enum = type('Enum', (), dict(categories=['c', 'b', 'a']))
+    column = type('Column', (), dict(dtype=Enum(), to_numpy=lambda self: np.array(list('abc'))[three], __array__=
+                                     lambda self, dtype=None, copy=None: self.to_numpy(), shape=(30,), __len__=lambda self: 30))()
+    assert as_examples((rows5, column)).vocab == ['c', 'b', 'a']
+    fails("in the columns 'day'", as_examples, (OtherTable(frame.assign(day=pd.Timestamp('2020-01-01'))), three))
+    assert as_examples((rows5, ['\udc80', 'b', 'c']*10)).vocab == ['b', 'c', '\udc80']
+
+
 @pytest.mark.parametrize('x', [rows5, rows5.astype('>f4'), rows5.astype(object), rows5.tolist(), list(rows5),
     frame, torch.tensor(rows5).to_sparse(),
     torch.tensor(rows5, requires_grad=True), read_only(rows5), np.asfortranarray(rows5), frame.astype('Float64'),
@@ -1146,8 +1178,9 @@ def test_pairs_of_training_and_test_arrays():
 
 
 @pytest.mark.parametrize('labels,words', [(['cat', 'Cat', 'dog']*10, "'Cat', 'cat', which differ only"),
+    (['a b', 'a\u00a0b', 'dog']*10, 'which differ only'),
     (['dog', 'dog ', 'cat']*10, 'which differ only'),
-    (np.array(['a', 'b', np.nan]*10), "a class called 'nan'"), (['caf\u00e9', 'cafe\u0301', 'tea']*10, '')], ids=range(4))
+    (np.array(['a', 'b', np.nan]*10), "a class called 'nan'"), (['caf\u00e9', 'cafe\u0301', 'tea']*10, '')], ids=range(5))
 def test_class_names_that_look_alike_are_said(labels, words, capsys):
     notice.cache_clear()
     ex = as_examples((rows5, labels))
@@ -1237,7 +1270,10 @@ def test_rows_to_predict_are_read_like_rows_to_learn_from(readers, items):
     ('color', bytes8[:3, 0], 'one colour image or 3 grey ones'), ('table', rows5[:, :4], 'rows of 5 numbers'),
     ('table', rows5*np.nan, 'got NaN'),
     ('table', ['a.png'], 'an array of 5 numbers or a row number'),
-    ('table', frame[list('abcd')], 'missing e; unknown none')], ids=range(14))
+    ('table', frame[list('abcd')], 'missing e; unknown none'), ('table', frame[:0], 'at least one'),
+    ('table', [frame[:2]], 'item 0 must be one example of 5 numbers, got 2 of them'), ('color', [np.zeros((2, 3, 8, 8))], 'got 2 of them'),
+    ('table', np.arange(5), '5 row numbers or one row of 5 numbers'), ('bytes', dict(enumerate(bytes8)), 'list(items.values())'),
+    ('bytes', {1, 2}, 'got set')], ids=range(20))
 def test_items_that_cannot_be_read(readers, reader, items, words): fails(words, readers[reader].test_dl, items)
 
 

@@ -6,7 +6,7 @@ Docs: https://dlcourse.github.io/dlcourse/data/containers.html.md"""
 
 # %% auto #0
 __all__ = ['is_array', 'values_of', 'tensor_values', 'column_values', 'table_values', 'list_values', 'image_values',
-           'masked_values', 'as_array', 'is_mapped', 'to_tensor', 'kind_text', 'check_finite']
+           'masked_values', 'as_array', 'is_mapped', 'to_tensor', 'as_column', 'as_table', 'kind_text', 'check_finite']
 
 # %% ../../nbs/data/00_containers.ipynb #e95734e9
 import warnings
@@ -180,6 +180,43 @@ def to_tensor(
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', 'The given NumPy array is not writable')
         return torch.from_numpy(a)
+
+# %% ../../nbs/data/00_containers.ipynb #cba60e77
+def as_column(
+    o, # A column of polars or pyarrow, or anything else
+): # A `pd.Series` for a column whose type lists its classes; anything else as it is
+    "Column of an `Enum` of polars as categories in their order"
+    names = getattr(o.dtype, 'categories', None) if type(getattr(o, 'dtype', None)).__name__ == 'Enum' else None
+    return o if names is None or not hasattr(o, 'to_numpy') else pd.Series(pd.Categorical(o.to_numpy(), list(names)))
+
+# %% ../../nbs/data/00_containers.ipynb #7a12df14
+def _record(o):
+    "A row with names as a dictionary; None for anything else"
+    if isinstance(o, pd.Series): return o.to_dict() if len(o) and all(isinstance(k, str) for k in o.index) else None
+    if isinstance(o, tuple) and hasattr(o, '_fields'): return dict(zip(o._fields, o))
+    if isinstance(o, np.void) and o.dtype.names: return {k: o[k] for k in o.dtype.names}
+    return o if isinstance(o, dict) and all(isinstance(k, str) for k in o) else None
+
+# %% ../../nbs/data/00_containers.ipynb #393470b3
+def _named_columns(o):
+    "Columns by name of a table that is not of pandas; None for anything else"
+    if isinstance(o, np.ndarray): return {k: o[k] for k in o.dtype.names} if o.ndim == 1 and o.dtype.names else None
+    names = getattr(o, 'column_names', None) or getattr(o, 'columns', None)
+    if not isinstance(names, list) or not hasattr(o, 'shape') or not all(isinstance(k, str) for k in names): return None
+    return {k: as_column(o[k]) for k in names}
+
+# %% ../../nbs/data/00_containers.ipynb #746cb5d6
+def as_table(
+    o, # A table of any library, an array with named fields, or a list of records: dictionaries, named tuples, rows of pandas
+): # A `DataFrame`; anything else as it is
+    "A table with names as one of pandas"
+    if isinstance(o, (list, tuple)) and len(o) and not hasattr(o, '_fields') and _record(o[0]) is not None:
+        records = [_record(r) for r in o]
+        return o if any(r is None for r in records) else pd.DataFrame(records)
+    if isinstance(o, (pd.DataFrame, pd.Series, list, tuple)): return o
+    columns = _named_columns(o)
+    if columns is None: return o
+    return pd.DataFrame({k: v if isinstance(v, pd.Series) or np.ndim(v) < 2 else list(np.asarray(v)) for k,v in columns.items()})
 
 # %% ../../nbs/data/00_containers.ipynb #7c82ebd0
 def kind_text(

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np, pandas as pd
 from ..core import CourseError, notice
 from .pixels import columns_of
-from .containers import as_array, check_finite, kind_text
+from .containers import as_array, as_column, as_table, check_finite, kind_text
 
 # %% ../../nbs/data/00b_labels.ipynb #5dd53d07
 from ..values.door import check_calls
@@ -33,9 +33,14 @@ def plain_name(
     return unicodedata.normalize('NFC', str(o))
 
 # %% ../../nbs/data/00b_labels.ipynb #34ac3850
+def _places(values, names):
+    "Position of each value in `names`, int64 (N,); -1 for a value that is none of them"
+    at = {o: i for i,o in enumerate(names)}
+    return np.array([at.get(o, -1) for o in values], dtype=np.int64)
+
 def _numbers_of(a, names):
     "Class numbers of names, int64 (N,), and the names as a list"
-    return pd.Index(names).get_indexer(a).astype(np.int64), [str(o) for o in names]
+    return _places(a, names), [str(o) for o in names]
 
 # %% ../../nbs/data/00b_labels.ipynb #8d2d1365
 def _from_columns(a, columns, name):
@@ -70,7 +75,7 @@ def read_labels(
     name:str='y', # Name of the argument
 )->Labels:
     "Open a container of labels; raises `CourseError` for labels that are missing or of several kinds"
-    if isinstance(y, pd.Categorical): y = pd.Series(y)
+    y = pd.Series(y) if isinstance(y, pd.Categorical) else as_column(as_table(y))
     if isinstance(y, pd.DataFrame) and y.shape[1] == 1: y = y.iloc[:, 0]
     a = as_array(y, name)
     if a.ndim == 2 and a.shape[1] > 1: return _from_columns(a, columns_of(y), name)
@@ -126,7 +131,7 @@ def _by_name(o): return (not o.isdecimal(), int(o) if o.isdecimal() else 0, o)
 def _say_alike(names, name):
     "Say which class names differ only in spaces or capitals, or read like a missing label"
     seen = {}
-    for o in names: seen.setdefault(o.strip().casefold(), []).append(o)
+    for o in names: seen.setdefault(' '.join(o.split()).casefold(), []).append(o)
     for o in seen.values():
         if len(o) > 1: notice(f'{name} has the classes {_some(o)}, which differ only in spaces or capitals')
     for o in sorted({'nan', 'none', 'null', 'n/a'} & set(seen)):
@@ -158,7 +163,7 @@ def match_classes(
     a = labels.values if labels.names is None else np.array(labels.names, dtype=object)[labels.values]
     if a.dtype.kind == 'f' and (a == np.round(a)).all(): a = a.astype(np.int64)
     found, place = np.unique(a, return_inverse=True)
-    names = pd.Index(vocab).get_indexer([str(o) for o in found])
+    names = _places([str(o) for o in found], vocab)
     numbers = np.where(found < len(vocab), found, -1).astype(np.int64) if by_number and a.dtype.kind in 'biu' else names*0 - 1
     named = by_name and (names >= 0).all()
     if not named and (numbers < 0).any(): raise _no_class(found, np.where(numbers < 0, names if by_name else -1, numbers), vocab, name)

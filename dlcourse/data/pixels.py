@@ -12,7 +12,7 @@ __all__ = ['SCALES', 'pixel_scale', 'pixel_range', 'to_bytes', 'channels_first',
 from tempfile import TemporaryFile
 import numpy as np, pandas as pd
 from ..core import CourseError
-from .containers import as_array, check_finite, is_mapped, kind_text, to_tensor
+from .containers import as_array, as_table, check_finite, is_mapped, kind_text, to_tensor
 from .download import disk_errors
 
 # %% ../../nbs/data/00a_pixels.ipynb #98a2d0b9
@@ -167,8 +167,9 @@ def _check_rounding(a, rows, name, columns):
 # %% ../../nbs/data/00a_pixels.ipynb #d868de81
 def columns_of(
     o, # Anything
-)->list|None: # Names as text; None for all but tables of pandas whose columns have names
+)->list|None: # Names as text; None for all but tables whose columns have names
     "Names of the columns of a table"
+    o = as_table(o)
     if not isinstance(o, pd.DataFrame) or isinstance(o.columns, pd.RangeIndex): return None
     return [str(c) for c in o.columns]
 
@@ -177,8 +178,9 @@ def in_order(
     o, # Anything; a table is put in order
     columns:list|None, # Names of the columns of the training table
     name:str='x', # Name of the argument
-): # `o`, or a table with the columns in that order
+): # `o`, or a table of pandas with the columns in that order
     "Put the columns of a table in the order of `columns`; raises `CourseError` if they are others"
+    o = as_table(o)
     found = columns_of(o)
     if not columns or not found or found == columns: return o
     if sorted(found) == sorted(columns) and len(set(found)) == len(found): return o.iloc[:, [found.index(c) for c in columns]]
