@@ -1,5 +1,6 @@
 "Every pattern of callbacks on both Learners, and what is left after an interruption"
 import tempfile
+from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -159,6 +160,28 @@ class LossHasGradient(Metric):
 
 
 class Cutting(Recorder): remove_on_fetch = False
+
+
+class Overheard(Callback):
+    "Is asked for each of its events"
+    def __init__(self): self.seen = []
+    def __getattribute__(self, k):
+        if k in ('before_batch', 'after_step', 'after_fit'): object.__getattribute__(self, 'seen').append(k)
+        return object.__getattribute__(self, k)
+
+
+def subclassed(both): # a Learner whose own step changes the loss in place
+    class Mine(both.kind):
+        def _backward(self):
+            self.loss_grad.mul_(2)
+            super()._backward()
+    both.kind = Mine
+    both.fit()
+
+
+def copied(both): # a Learner with a stranger among its callbacks holds no graph after a fit
+    both.learn = deepcopy(both.fit(Penalty()))
+    with both.learn.no_bar(): both.learn.fit(1, .05)
 
 
 def keeps(cls): # a callback of this class, and what it has seen
@@ -369,6 +392,9 @@ PATTERNS = {
     'own __call__': keeps(EachEvent),
     'own __call__, deaf': keeps(Deaf),
     'own __getattr__': keeps(Guesses),
+    'own __getattribute__': keeps(Overheard),
+    'own step of the Learner': subclassed,
+    'a copy after the fit': copied,
     'types before_batch': sees(lambda o: (type(o.x).__name__, type(o.y).__name__), 'before_batch', 0, typed=True),
     'types behind CastToTensor': sees(lambda o: (type(o.x).__name__, type(o.y).__name__), 'before_batch', 10, typed=True),
     'types of tuples': sees(lambda o: (type(o.learn.xb).__name__, type(o.learn.yb).__name__), 'before_batch', 0),

@@ -244,3 +244,37 @@ def test_results_are_shown(capsys):
     learn = fitted(on_arrays('mlp'))
     with learn.quiet(): learn.show_results(max_n=2)
     with learn.quiet(), pytest.raises(CourseError, match='dl must be a loader'): learn.get_preds(dl=[5])
+
+
+class Twice(nn.Module):
+    "Computes in float64"
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(64, 10).double()
+    def forward(self, x): return self.layer(x.flatten(1).double())
+
+
+def flat(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+
+
+@pytest.mark.parametrize('kw, says', [(dict(arch=flat().requires_grad_(False)), 'nothing to train'), (dict(splitter=lambda m: None), 'got None'),
+    (dict(splitter=lambda m: [list(m.parameters())]*2), 'got one twice'), (dict(opt_func=torch.optim.LBFGS), 'LBFGS computes each batch'),
+    (dict(opt_func=lambda p,lr: torch.optim.SGD(p[0] if isinstance(p[0], list) else p, lr)), 'got SGD: wrap it'),
+    (dict(arch='mlp', loss_func=nn.CrossEntropyLoss(reduction='none')), 'must give one number'), (dict(arch=Twice()), 'outputs of type float64'),
+    (dict(arch=flat().half()), 'in training mode'), (dict(arch=nn.Sequential(nn.Flatten(), nn.Linear(64, 10, device='meta'))), "device 'meta'")])
+def test_what_cannot_be_trained_is_said(kw, says):
+    with pytest.raises(CourseError, match=says): learner_for(**dict(arch=flat(), data='digits', n_per_class=10, bs=32) | kw).create_opt()
+
+
+def test_a_class_of_torch_is_an_optimiser():
+    learn = learner_for(flat(), data='digits', n_per_class=10, bs=32, opt_func=torch.optim.SGD)
+    with learn.quiet(): learn.fit(1, 0.1)
+    assert type(learn.opt.opt) is torch.optim.SGD
+
+
+def test_files_that_are_no_weights(tmp_path):
+    learn = learner_for('mlp', data='digits', n_per_class=10, bs=32, path=tmp_path)
+    learner_for(flat(), data='digits', n_per_class=10, bs=32, path=tmp_path).save('other', with_opt=False)
+    (tmp_path/'models/text.pth').write_bytes(b'text')
+    with pytest.raises(CourseError, match='other has the weights of another network'): learn.load('other')
+    with pytest.raises(CourseError, match='text cannot be read as weights'): learn.load('text')

@@ -114,11 +114,15 @@ def check_training(
     one_output:bool=True, # Whether the loss function takes one tensor of outputs
 ):
     "Raise `CourseError` if `model` refuses a batch of `n` in training mode, or gives several outputs where the loss takes one"
-    like = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(1))
+    name, device = type(model).__name__, next((p.device for p in model.parameters()), torch.device('cpu'))
+    if device.type == 'meta': raise CourseError(f"{name} has no values yet, since it was made on the device 'meta': make it on 'cpu'")
     shape = (n_in,) if isinstance(n_in, int) else tuple(n_in)
-    with untouched(model): out = _in_training(model, torch.zeros(n, *shape, device=like.device, dtype=like.dtype))
-    if isinstance(out, torch.Tensor) or not one_output: return
-    raise CourseError(f'{type(model).__name__} gives several outputs in training mode (a {type(out).__name__}), but the loss takes one '
+    with untouched(model): out = _in_training(model, torch.zeros(n, *shape, device=device))
+    if not one_output or getattr(out, 'dtype', None) == torch.float32: return
+    if isinstance(out, torch.Tensor):
+        raise CourseError(f'{name} gives outputs of type {str(out.dtype)[6:]}, and losses are averaged in float32: '
+                          'end its forward with .float()')
+    raise CourseError(f'{name} gives several outputs in training mode (a {type(out).__name__}), but the loss takes one '
                       'tensor: build it without auxiliary outputs, such as aux_logits=False, or pass a loss_func that takes them')
 
 # %% ../../nbs/models/06a_own.ipynb #d300001a

@@ -57,7 +57,8 @@ class BestWeights(Callback):
 
     def keep(self):
         "Copy the model's weights and buffers"
-        self.weights = {k: v.detach().clone() for k,v in get_model(self.learn.model).state_dict().items()}
+        state = get_model(self.learn.model).state_dict()
+        self.weights = {k: v.detach().clone() if isinstance(v, torch.Tensor) else v for k,v in state.items()}
 
     def put_back(self):
         "Give the model the weights kept last"

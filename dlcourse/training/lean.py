@@ -46,8 +46,8 @@ def _implements(cb, name):
 # %% ../../nbs/training/02_lean.ipynb #1d4f945c
 def _listens(cb, name):
     "Whether the callback `cb` may have to be called for the event `name`: where it is called in its own way, always"
-    cls = type(cb)
-    return _implements(cb, name) or cls.__call__ is not Callback.__call__ or cls.__getattr__ is not Callback.__getattr__
+    ways = ('__call__', '__getattr__', '__getattribute__')
+    return _implements(cb, name) or any(getattr(type(cb), o) is not getattr(Callback, o) for o in ways)
 
 # %% ../../nbs/training/02_lean.ipynb #d0e40723
 def _lineup(cbs):
@@ -119,7 +119,8 @@ def _look(self:LeanLearner):
     cbs, recorders = list(self.cbs), self._grab_cbs(Recorder)
     metrics = [*self.metrics, *(getattr(o, name, None) for o in recorders for name in ('loss', 'smooth_loss'))]
     self._lineup, self._table, self._n_inp = _lineup(cbs), {}, getattr(self.dls, 'n_inp', None)
-    self._watched = not (all(map(familiar, cbs)) and all(made_by(o, 'fastai', 'dlcourse') for o in metrics))
+    steps = [getattr(self, o) for o in ('_do_one_batch', '_do_grad_opt', '_backward', '_step', '_split', '_set_device')]
+    self._watched = not (all(map(familiar, cbs)) and all(made_by(o, 'fastai', 'dlcourse') for o in [*metrics, *steps]))
     self._copied = any(_implements(cb, o) for cb in cbs for o in ('after_loss', 'before_backward'))
     wants_input = any(o.with_input for o in self._grab_cbs(GatherPredsCallback))
     self._early = not (self._watched or wants_input) and len(self._grab_cbs(CastToTensor)) > 0

@@ -12,11 +12,13 @@ import inspect, warnings
 import dlcourse.training.parallel # every Learner has `distrib_ctx`
 import torch
 from contextlib import contextmanager
+from functools import partial
 from pickle import PicklingError
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner, load_model, save_model
 from fastai.losses import BaseLoss, BCEWithLogitsLossFlat, CrossEntropyLossFlat
 from fastai.metrics import accuracy, accuracy_multi, mae, mse
+from fastai.optimizer import OptimWrapper
 from fastai.torch_core import default_device
 from fastcore.basics import listify, patch
 from fastcore.meta import delegates
@@ -36,7 +38,8 @@ from .precision import Bfloat16, check_precision, precisions
 from .transfer import TransferLearner
 
 # %% ../../nbs/training/05_learner.ipynb #cbc76a19
-from ..values.door import check_calls, check_given
+from ..values.door import check_calls, check_given, shown
+from ..values.kinds import is_row
 
 # %% ../../nbs/training/05_learner.ipynb #ad9871f0
 def _names(f, *but):
@@ -147,11 +150,13 @@ def _check_loss(loss_func, y, n_out):
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
-            loss_func(outputs, y)
+            loss = loss_func(outputs, y)
     except Exception as e:
         pair = f'outputs {tuple(outputs.shape)} and targets {tuple(y.shape)} of type {str(y.dtype)[6:]}'
         name, fault = getattr(loss_func, '__name__', type(loss_func).__name__), str(e).splitlines()[0]
         raise CourseError(f'loss_func must take {pair}, got {name} ({fault}): leave it out for the usual loss of these data') from e
+    if isinstance(loss, Tensor) and loss.numel() > 1:
+        raise CourseError(f"loss_func must give one number for a batch, got {loss.numel()}: take the mean, such as reduction='mean'")
 
 # %% ../../nbs/training/05_learner.ipynb #7a10c0e1
 def _check_names(arch, for_model, precision):
@@ -244,8 +249,14 @@ def save(self:LeanLearner, file, **kwargs):
 @patch
 @delegates(load_model)
 def load(self:LeanLearner, file, device=None, **kwargs):
-    "Load as `Learner.load`, also into a network that `torch.compile` has wrapped"
-    with _plain_model(self): return Learner.load(self, file, device=device, **kwargs)
+    "Load as `Learner.load`, also into a network that `torch.compile` has wrapped; raises `CourseError` if the file has no weights for it"
+    with _plain_model(self):
+        try: return Learner.load(self, file, device=device, **kwargs)
+        except OSError: raise
+        except Exception as e:
+            other = isinstance(e, RuntimeError) and 'state_dict' in str(e)
+            fault = 'has the weights of another network' if other else 'cannot be read as weights: it is damaged, or holds other things'
+            raise CourseError(f'{file} {fault} ({" ".join(str(e).split())[:200] or type(e).__name__})') from e
 
 # %% ../../nbs/training/05_learner.ipynb #d3300015
 @patch
@@ -258,6 +269,42 @@ def export(self:LeanLearner, fname='export.pkl', **kwargs):
         self.dls, self.opt = dls, opt
         raise CourseError(f"this Learner can't be exported, since a part of it can't be pickled ({str(e).strip()}): save its weights "
                           "with learn.save") from e
+
+# %% ../../nbs/training/05_learner.ipynb #844e5c20
+def _as_fastais(opt_func):
+    "`opt_func`, wrapped for fastai if it is a class of torch; raises `CourseError` for one that computes a batch several times"
+    cls = getattr(opt_func, 'func', opt_func)
+    if not (isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer)): return opt_func
+    closure = inspect.signature(cls.step).parameters['closure']
+    if closure.default is not inspect.Parameter.empty: return partial(OptimWrapper, opt=opt_func)
+    raise CourseError(f'opt_func must make one step from one gradient, and {cls.__name__} computes each batch several times: '
+                      'choose another, such as adamw')
+
+# %% ../../nbs/training/05_learner.ipynb #76aaa191
+def _check_groups(learn):
+    "Raise `CourseError` unless the splitter gives lists of parameters, each in one list, and at least one"
+    name, groups = type(plain_network(learn.model)).__name__, learn.splitter(learn.model)
+    if not (is_row(groups) and len(groups) == 0 or is_row(groups) and all(isinstance(p, Tensor) for o in groups for p in listify(o))):
+        raise CourseError(f'splitter must return a list of parameters, or a list of such lists, got {shown(groups)}')
+    params = [p for o in groups for p in listify(o)]
+    if not params:
+        raise CourseError(f'{name} has nothing to train, since none of its parameters requires a gradient: unfreeze a part of it, '
+                          'or measure it as it is with learn.validate()')
+    if len(set(map(id, params))) < len(params): raise CourseError('splitter must put each parameter into one list, got one twice')
+
+# %% ../../nbs/training/05_learner.ipynb #95bfc7ba
+@patch
+def create_opt(self:LeanLearner):
+    "Make the optimiser as `Learner.create_opt`; raises `CourseError` if there is nothing to train or `opt_func` makes something else"
+    self.opt_func = _as_fastais(self.opt_func)
+    try: Learner.create_opt(self)
+    except (IndexError, TypeError, ValueError, AttributeError):
+        _check_groups(self)
+        raise
+    if hasattr(self.opt, 'set_hypers'): return
+    made, self.opt = self.opt, None
+    raise CourseError(f'opt_func must make a fastai optimiser, got {type(made).__name__}: wrap it, '
+                      'as partial(OptimWrapper, opt=torch.optim.SGD) does')
 
 # %% ../../nbs/training/05_learner.ipynb #feaed6ec
 check_calls(globals())

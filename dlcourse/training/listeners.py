@@ -12,6 +12,7 @@ from fastai.callback.core import (Callback, CancelBackwardException, CancelBatch
     CancelStepException, CancelTrainException, CancelValidException, _inner_loop, event)
 from fastcore.basics import getcallable
 from fastcore.xtras import modify_exception
+from types import MethodType
 from ..core import CourseError
 
 # %% ../../nbs/training/01b_listeners.ipynb #169bcd56
@@ -19,8 +20,8 @@ from ..values.door import check_calls
 
 # %% ../../nbs/training/01b_listeners.ipynb #c34ebbfb
 def made_by(o, *packages):
-    "Whether the class of `o`, or the class `o`, was made in one of `packages`"
-    cls = o if isinstance(o, type) else type(o)
+    "Whether the class of `o`, or the class or method `o`, was made in one of `packages`"
+    cls = o if isinstance(o, (type, MethodType)) else type(o)
     return cls.__module__.startswith(tuple(f'{p}.' for p in packages))
 
 # %% ../../nbs/training/01b_listeners.ipynb #0e7d0040

@@ -104,7 +104,8 @@ class LeanRecorder(Recorder):
     def fold(self):
         "Fold the losses kept since the last call into `losses`"
         if not self._pending: return
-        means, self._pending = torch.stack([o.mean() for o in self._pending]).cpu(), []
+        pending, self._pending = self._pending, []
+        means = torch.stack([o.mean().detach() for o in pending]).cpu()
         smooth = self._smooth
         for o in means.unbind(): # as `AvgSmoothLoss.accumulate`, which would ask other processes, where there are some
             smooth.count, smooth.val = smooth.count + 1, torch.lerp(o, smooth.val, smooth.beta)
