@@ -1,4 +1,4 @@
-"""The terms of the course in English and in Portuguese, each in one sentence and with the page that explains it
+"""The terms of the course in English and in Portuguese, each in one sentence and with a page that shows it at work
 
 Docs: https://dlcourse.github.io/dlcourse/glossary.html.md"""
 
@@ -96,7 +96,7 @@ residual network | rede residual | Network of blocks that add to their input. | 
 reliability diagram | diagrama de confiabilidade | Accuracy against confidence; on the diagonal if calibrated. | insight/13_calibration
 robustness | robustez | How little the answers suffer when weights or images are changed. | insight/10_robustness
 silhouette | silhueta | How much nearer an example is to its own class than to the next one, from −1 to 1. | course/pcs/14_layers
-skip connection | conexão de salto | Carries a value past one or more layers. | insight/12_landscape
+skip connection | conexão de salto | Carries a value past one or more layers. | course/pcs/22_blocks
 snapshot ensemble | conjunto de snapshots | Networks kept from several cycles of one training answer together. | course/pcs/16_ensembles
 softmax | softmax | Turns scores into probabilities that add up to 1. | insight/01a_outputs
 stride | passo (stride) | How far a kernel moves from one place to the next, in pixels. | course/pcs/19_all_conv
