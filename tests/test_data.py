@@ -473,7 +473,7 @@ def test_split_of_a_folder_is_said(folder):
 @pytest.mark.parametrize('keep', [0, 1])
 def test_fewer_than_two_classes(tmp_path, keep):
     if keep: picture(tmp_path/'cat'/'0.png')
-    with pytest.raises(CourseError, match=f'has {keep} class folders'): image_files(tmp_path)
+    with pytest.raises(CourseError, match=f"has {keep or 'no'} class folders"): image_files(tmp_path)
 
 
 def test_no_such_folder(tmp_path):
@@ -799,7 +799,9 @@ PARTS = {('Training', 'Testing'): (10, 0, 10), ('Train', 'Valid', 'Test'): (10, 
          ('seg_train', 'seg_test'): (10, 0, 10), ('train', 'validation'): (10, 10, 0), ('train', 'dev', 'test'): (10, 10, 10),
          ('train_set', 'test_set'): (10, 0, 10), ('trainset', 'testset'): (10, 0, 10), ('TrainData', 'TestData'): (10, 0, 10),
          ('treino', 'validação', 'teste'): (10, 10, 10), ('cats_train', 'cats_test'): (10, 0, 10), ('01_train', '02_test'): (10, 0, 10),
-         ('seg_train/seg_train', 'seg_test/seg_test'): (10, 0, 10), ('photos/train', 'photos/test'): (10, 0, 10), ('train',): (10, 0, 0)}
+         ('seg_train/seg_train', 'seg_test/seg_test'): (10, 0, 10), ('photos/train', 'photos/test'): (10, 0, 10), ('train',): (10, 0, 0),
+         ('x_train', 'test'): (10, 0, 10), ('train_v2', 'final_test'): (10, 0, 10), ('dados de treino', 'conjunto de teste'): (10, 0, 10),
+         ('x/y/train', 'x/y/tests'): (10, 0, 10), ('train/images', 'test/images'): (10, 0, 10), ('train', 'development'): (10, 10, 0)}
 
 
 @pytest.mark.parametrize('folders', PARTS, ids='-'.join)
@@ -819,7 +821,10 @@ def test_classes_that_are_called_as_parts_are(tmp_path, files, vocab): assert im
     ((*within('Testing'), *within('valid')), 'no training part'), (within('train', 'extra'), 'may hold the parts train, or the classes'),
     ((*within('train'), 'images/1.png'), 'may hold the parts train, or the classes'),
     ((*within('train'), 'test/cow/1.png'), 'cow is a class that'), (('cat/1.png',), 'at least two are needed'),
-    (('1.png', '2.png'), 'at least two are needed'), (('a/.x/1.png', 'b/1.png'), 'a holds no image')])
+    (('1.png', '2.png'), 'no class folders, but 2 images beside each other: at least two are needed'),
+    (('a/.x/1.png', 'b/1.png'), 'a holds no image'), (within('fit', 'test'), 'parts test, or the classes fit, test, each with the folders'),
+    (within('train', 'train_masks', 'test'), 'may hold the parts'), (within('train', 'eval'), 'call them train, valid and test'),
+    (('cat/train/1.png', 'cat/test/1.png', 'dog/train/1.png', 'dog/test/1.png'), 'the parts test, train within each class')])
 def test_folders_of_two_meanings_and_of_none(tmp_path, files, words): fails(words, image_files, draw(tmp_path, *files))
 
 
@@ -829,12 +834,13 @@ def test_all_that_is_left_out_is_counted(tmp_path, capsys):
     draw(tmp_path, *within('.'), *hidden, '3.png', 'cat/6.JFIF.png')
     for o in ('cat/Thumbs.db', 'dog/.DS_Store', 'cat/a.heic', 'cat/b.HEIC', 'dog/notes.txt', 'dog/raw', 'read me.md'): (tmp_path/o).touch()
     (tmp_path/'dog'/'loop').symlink_to(tmp_path)
+    (tmp_path/'again').symlink_to(tmp_path)
     (tmp_path/'dog'/'mine').symlink_to('mine')
     assert sizes(tmp_path) == (['cat', 'dog'], [11, 0, 0])
     said = capsys.readouterr().out
     for o in ('5 hidden folders', '3 hidden files', '1 .txt files (notes.txt)', '2 .heic files, which Pillow cannot read',
               '1 images outside', '1 files outside of class folders (read me.md)', '2 files without an ending (mine, raw)',
-              '1 links that lead back (loop)'):
+              '2 links that lead back (again, loop)'):
         assert o in said, (o, said)
 
 

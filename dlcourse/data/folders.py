@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np, torch
 from ..core import CourseError, notice
 from .arrays import Examples, holdout
-from .layout import (LeftOut, Paths, class_folders, entries, find_parts, folder_name, is_picture, looked_once, part_name,
+from .labels import say_alike
+from .layout import (LeftOut, Paths, class_folders, entries, find_parts, folder_name, is_picture, leads_back, looked_once, part_name,
                                   pictures_below)
 from .pictures import image_suffixes
 from .reading import common_shape, read_images
@@ -48,7 +49,9 @@ class ImageFiles:
 def _by_class(folder, left):
     "Class folders in `folder` by class name; names that differ only in how an accent is written are one"
     found, (folders, files) = defaultdict(list), entries(folder, left)
-    for o in folders: found[folder_name(o)].append(o)
+    for o in folders:
+        if leads_back(o): left.add('links that lead back', o.name)
+        else: found[folder_name(o)].append(o)
     for o in files: left.add('images outside of class folders' if is_picture(o) else 'files outside of class folders', o)
     return dict(sorted(found.items()))
 
@@ -66,9 +69,13 @@ def match_class(
 # %% ../../nbs/data/03_folders.ipynb #b06de062
 def _class_files(folders, left, above):
     "The images of one class"
-    found = [f for o in sorted(folders) for f in pictures_below(o, left, above).texts]
+    here = LeftOut()
+    found = [f for o in sorted(folders) for f in pictures_below(o, here, above).texts]
+    left.join(here)
     if found: return found
-    raise CourseError(f'the class folder {folders[0]} holds no image: remove it, or put files in it ({", ".join(sorted(image_suffixes))})')
+    but = f' but {here.text()}' if here.counts else ''
+    raise CourseError(f'the class folder {folders[0]} holds no image{but}: remove it, or put files in it '
+                      f'({", ".join(sorted(image_suffixes))})')
 
 # %% ../../nbs/data/03_folders.ipynb #4c928894
 def _say_choices(root, parts, classes):
@@ -79,6 +86,9 @@ def _say_choices(root, parts, classes):
     named = [] if len(parts) > 1 else [o for o in classes if part_name(o)[0]]
     if named: notice(f'{name}: {", ".join(named)} is read as a class, as the folders beside it are')
     inner = {tuple(folder_name(o) for o in class_folders(f)) for f in folders}
+    if len(inner) == 1 and 'train' in [part_name(o)[0] for o in min(inner)]:
+        raise CourseError(f'{root} has the parts {", ".join(min(inner))} within each class: put the classes into the parts instead, '
+                          f'as in {min(inner)[0]}/{min(classes)}')
     if len(inner) == 1 and len(min(inner)) > 1:
         notice(f'{name}: the classes are {", ".join(classes)}; the folders within them ({", ".join(min(inner))}) are not told apart')
 
@@ -104,6 +114,15 @@ def image_files(
     "List the images of a folder; raises `CourseError` for fewer than two classes, an empty class and an unknown class"
     with looked_once(): return _image_files(Path(path).expanduser(), LeftOut())
 
+# %% ../../nbs/data/03_folders.ipynb #ed7bf953
+def _few_classes(folder, vocab):
+    "The error for a folder with fewer than two class folders"
+    n, loose = len(vocab), sum(map(is_picture, entries(folder)[1]))
+    if n: return CourseError(f'{folder} has {n} class folders ({", ".join(vocab)}): at least two are needed')
+    beside = f', but {loose:,} images beside each other' if loose else ''
+    return CourseError(f'{folder} has no class folders{beside}: at least two are needed, so put the images of each class in a folder '
+                       'of its own; with labels in a table, pass dls_for((read_images(files), labels))')
+
 # %% ../../nbs/data/03_folders.ipynb #0e63e48e
 def _image_files(root, left):
     "The images below `root`; counts what is left out"
@@ -111,10 +130,11 @@ def _image_files(root, left):
     classes = {folder: _by_class(folder, left) for _,folder in parts}
     first = parts[0][1]
     vocab = list(classes[first])
-    if len(vocab) < 2: raise CourseError(f'{first} has {len(vocab)} class folders ({", ".join(vocab)}): at least two are needed')
+    if len(vocab) < 2: raise _few_classes(first, vocab)
     files, y, part = _list_classes(root, parts, classes, left)
     _say_choices(root, parts, classes[first])
     left.say(root.absolute().name)
+    say_alike(vocab, root.absolute().name)
     return ImageFiles(files, y, vocab, part)
 
 # %% ../../nbs/data/03_folders.ipynb #47e5b7ca

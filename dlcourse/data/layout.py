@@ -6,7 +6,7 @@ Docs: https://dlcourse.github.io/dlcourse/data/layout.html.md"""
 
 # %% auto #0
 __all__ = ['not_data', 'part_words', 'is_hidden', 'folder_name', 'part_name', 'LeftOut', 'looked_once', 'entries', 'Paths',
-           'is_picture', 'pictures_below', 'holds_pictures', 'class_folders', 'find_parts']
+           'is_picture', 'pictures_below', 'holds_pictures', 'leads_back', 'class_folders', 'find_parts']
 
 # %% ../../nbs/data/02c_layout.ipynb #62d71bcb
 import os, re, unicodedata
@@ -43,10 +43,12 @@ def folder_name(
     return plain_name(from_disk(Path(path).name))
 
 # %% ../../nbs/data/02c_layout.ipynb #ee187f49
-part_words = dict(train='train training trn treino treinamento', valid='valid validation validate val dev validacao',
-                  test='test testing tst teste')
+part_words = dict(train='train training trn treino treinamento trainval entrenamiento',
+                  valid='valid validation validate val dev devel development validacao validacion',
+                  test='test tests testing tst teste testes')
 _words = {word: part for part,words in part_words.items() for word in words.split()}
 _fillers = 'data|dataset|set|images|image|imgs|img|pictures|photos|folder|dir|seg|split|part|dados|imagens|fotos'
+_little = 'de|da|do|dos|das|of|for|the|para|conjunto|copy|zip'
 _part = re.compile(rf"(?:{_fillers})*({'|'.join(sorted(_words, key=len, reverse=True))})(?:{_fillers})*")
 
 # %% ../../nbs/data/02c_layout.ipynb #45074d35
@@ -58,7 +60,7 @@ def part_name(
     tokens = re.findall('[a-z]+', ''.join(o for o in plain if not unicodedata.combining(o)).casefold())
     found = [_part.fullmatch(o) for o in tokens]
     parts = [_words[o[1]] for o in found if o]
-    rest = ''.join(t for t,o in zip(tokens, found) if not o and not re.fullmatch(_fillers, t))
+    rest = ''.join(t for t,o in zip(tokens, found) if not o and not re.fullmatch(f'{_fillers}|{_little}', t))
     return (parts[0], rest) if len(parts) == 1 else (None, '')
 
 # %% ../../nbs/data/02c_layout.ipynb #86e890d0
@@ -75,13 +77,23 @@ class LeftOut:
         self.counts[what] += n
         self.names.setdefault(what, {})[name] = True
 
+    def join(self,
+        other, # `LeftOut` of another folder
+    ):
+        "Add what `other` counts"
+        self.counts += other.counts
+        for what,names in other.names.items(): self.names.setdefault(what, {}).update(names)
+
+    def text(self):
+        "Describe what was left out, with some names"
+        def some(names): return ', '.join([*names][:5]) + (', …' if len(names) > 5 else '')
+        return '; '.join(f'{n:,} {what} ({some(self.names[what])})' for what,n in sorted(self.counts.items()))
+
     def say(self,
         name:str, # Name of the set
     ):
         "Print what was left out, if there was anything"
-        def some(names): return ', '.join([*names][:5]) + (', …' if len(names) > 5 else '')
-        found = [f'{n:,} {what} ({some(self.names[what])})' for what,n in sorted(self.counts.items())]
-        if found: notice(f"{name}: left out {'; '.join(found)}")
+        if self.counts: notice(f'{name}: left out {self.text()}')
 
 # %% ../../nbs/data/02c_layout.ipynb #8cd79652
 def _look(folder):
@@ -204,11 +216,17 @@ def holds_pictures(
     return _has_pictures(folder) or bool(pictures_below(folder))
 
 # %% ../../nbs/data/02c_layout.ipynb #2ff8d5f3
+def leads_back(
+    path:Path, # Path of a folder
+)->bool:
+    "Whether a folder is a link to one in which it lies"
+    return path.is_symlink() and _leads_back(path, [Path(os.path.realpath(path.parent))])
+
 def class_folders(
     folder:Path, # A folder
 )->list: # Paths, sorted
     "The folders in `folder` that hold pictures"
-    return [o for o in entries(folder)[0] if holds_pictures(o)]
+    return [o for o in entries(folder)[0] if not leads_back(o) and holds_pictures(o)]
 
 # %% ../../nbs/data/02c_layout.ipynb #512bf6af
 def _inner(folder, is_part):
@@ -216,8 +234,9 @@ def _inner(folder, is_part):
     inside = class_folders(folder)
     if len(inside) != 1 or _has_pictures(folder): return folder
     is_same = part_name(folder.name)[0] == part_name(inside[0].name)[0] or inside[0].name == folder.name
-    if len(class_folders(inside[0])) < 2 or is_part and not is_same: return folder
-    return _inner(inside[0], is_part)
+    if is_part and not is_same and not re.fullmatch(_fillers, inside[0].name.casefold()): return folder
+    found = _inner(inside[0], is_part)
+    return found if len(class_folders(found)) > 1 else folder
 
 # %% ../../nbs/data/02c_layout.ipynb #80fd7862
 def _readings(root, parts, others):
@@ -226,6 +245,15 @@ def _readings(root, parts, others):
     return CourseError(f'{root} may hold the parts {named}, or the classes {named} and {rest}: in the former case move {rest} elsewhere, '
                        f'in the latter rename {named}')
 
+# %% ../../nbs/data/02c_layout.ipynb #d17269ab
+def _told_by_classes(root, folders, parts, inner):
+    "Folders that hold the same classes, if their names tell one training part and what the others are; raises `CourseError` if not"
+    names = [part_name(o.name)[0] for o in folders]
+    if len(parts) == len(folders) and 'train' in names and len(set(names)) == len(names): return folders
+    named, every, classes = (', '.join(o) for o in ([o.name for o in parts], [o.name for o in folders], inner[:5]))
+    raise CourseError(f'{root} may hold the parts {named}, or the classes {every}, each with the folders {classes}: '
+                      'in the former case call them train, valid and test, in the latter rename them all')
+
 # %% ../../nbs/data/02c_layout.ipynb #bf8cd84a
 def _split(root, folders):
     "The folders that are parts, or none of them if all are classes; raises `CourseError` where both may be meant"
@@ -233,9 +261,11 @@ def _split(root, folders):
     parts = [o for o in named if class_folders(o)]
     others = [o for o in folders if o not in named]
     if named and not others and not any(part_name(o.name)[0] == 'train' for o in parts): raise _no_classes(root, named)
-    if not any(part_name(o.name)[0] == 'train' for o in parts): return []
-    if len({part_name(o.name)[1] for o in parts}) > 1: return []
-    if not others or len(parts) > 1: return parts
+    is_alike = len({part_name(o.name)[1] for o in parts}) == 1 and any(part_name(o.name)[0] == 'train' for o in parts)
+    if is_alike and (not others or len(parts) > 1): return parts
+    inner = {tuple(folder_name(o) for o in class_folders(f)) for f in folders}
+    if parts and len(folders) > 1 and len(inner) == 1 and len(min(inner)) > 1: return _told_by_classes(root, folders, parts, min(inner))
+    if not is_alike: return []
     if any(map(_has_pictures, others)) and len(others) > 1: return []
     raise _readings(root, parts, others)
 
