@@ -241,9 +241,10 @@ def test_numbers_stand_to_the_right():
 def test_a_solution_is_folded_whole():
     "With its results and the text on them; a new question, a heading and other code end the fold"
     solution = '#| code-fold: true\n#| code-summary: "Solution"\n'
-    cells = [('markdown', '**Exercise 1.** How many?'), ('code', solution + '40 + 2'), ('markdown', 'It is 42.'), ('markdown', '**Exercise 2.** Why?'),
-             ('code', solution + 'first()'), ('code', solution + 'second()'), ('markdown', 'To go further: how?'), ('code', solution + 'third()'),
-             ('code', 'shown()'), ('code', solution + 'last()'), ('markdown', 'So it is.')]
+    cells = [('markdown', '**Exercise 1.** How many?'), ('code', solution + '40 + 2'), ('markdown', 'It is 42.'),
+             ('markdown', '**Exercise 2.** Why?'), ('code', solution + 'first()'), ('code', solution + 'second()'),
+             ('markdown', 'To go further: how?'), ('code', solution + 'third()'), ('code', 'shown()'), ('code', solution + 'last()'),
+             ('markdown', 'So it is.')]
     nb = SimpleNamespace(cells=[mk_cell(text, kind) for kind, text in cells])
     docs_stage.fold_solutions(nb)
     marks = {'<details class="code-fold">\n<summary>Solution</summary>\n': '[', '</details>': ']'}

@@ -257,11 +257,13 @@ class Twice(nn.Module):
 def flat(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
 
 
-@pytest.mark.parametrize('kw, says', [(dict(arch=flat().requires_grad_(False)), 'nothing to train'), (dict(splitter=lambda m: None), 'got None'),
+@pytest.mark.parametrize('kw, says', [
+    (dict(arch=flat().requires_grad_(False)), 'nothing to train'), (dict(splitter=lambda m: None), 'got None'),
     (dict(splitter=lambda m: [list(m.parameters())]*2), 'got one twice'), (dict(opt_func=torch.optim.LBFGS), 'LBFGS computes each batch'),
     (dict(opt_func=lambda p,lr: torch.optim.SGD(p[0] if isinstance(p[0], list) else p, lr)), 'got SGD: wrap it'),
-    (dict(arch='mlp', loss_func=nn.CrossEntropyLoss(reduction='none')), 'must give one number'), (dict(arch=Twice()), 'outputs of type float64'),
-    (dict(arch=flat().half()), 'in training mode'), (dict(arch=nn.Sequential(nn.Flatten(), nn.Linear(64, 10, device='meta'))), "device 'meta'")])
+    (dict(arch='mlp', loss_func=nn.CrossEntropyLoss(reduction='none')), 'must give one number'),
+    (dict(arch=Twice()), 'outputs of type float64'), (dict(arch=flat().half()), 'in training mode'),
+    (dict(arch=nn.Sequential(nn.Flatten(), nn.Linear(64, 10, device='meta'))), "device 'meta'")])
 def test_what_cannot_be_trained_is_said(kw, says):
     with pytest.raises(CourseError, match=says): learner_for(**dict(arch=flat(), data='digits', n_per_class=10, bs=32) | kw).create_opt()
 
