@@ -1,5 +1,5 @@
 "The data room: catalogue, downloads, folders, samples, transforms, loaders; faults and equalities that don't belong in a lesson"
-import errno, gzip, hashlib, io, itertools, json, os, pickle, re, runpy, shutil, stat, struct, subprocess, sys, tarfile, threading, time
+import errno, gzip, hashlib, io, itertools, json, os, pickle, re, runpy, shutil, stat, struct, tarfile, threading, time
 import warnings, zipfile, zlib
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
@@ -408,11 +408,6 @@ def test_split_is_the_same_every_time():
     a, b = load('digits'), load('digits')
     assert torch.equal(a.x_test, b.x_test) and len(a.x) + len(a.x_test) == 1797
     assert (a.y_test.bincount() - 0.2*(a.y.bincount() + a.y_test.bincount())).abs().max() <= 0.5
-
-
-def test_import_is_light():
-    code = "import sys, dlcourse.data.sources; print([m for m in ('torchvision', 'sklearn', 'fastai.vision') if m in sys.modules])"
-    assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip() == '[]'
 
 
 @needs_data('MNIST/raw', 'FashionMNIST/raw', 'cifar-10-batches-py')

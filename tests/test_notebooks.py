@@ -335,6 +335,19 @@ def test_a_picture_that_is_not_painted_is_drawn():
         assert Image.open(BytesIO(picture)).size == (1, 1)
 
 
+def test_pictures_in_files_are_not_painted(tmp_path):
+    fig = Figure()
+    fig.subplots()
+    with outputs.paintless('png'), open(tmp_path/'b.png', 'wb') as f:
+        fig.savefig(tmp_path/'a.png')
+        fig.savefig(f, format='png', dpi=20)
+        fig.savefig(tmp_path/'c.svg')
+    with outputs.paintless('svg'): fig.savefig(tmp_path/'e.svg')
+    fig.savefig(tmp_path/'d.png')
+    sizes = [Image.open(tmp_path/f'{o}.png').size for o in 'abd']
+    assert sizes == [(1, 1), (1, 1), (640, 480)] and (tmp_path/'c.svg').stat().st_size > 1000 > (tmp_path/'e.svg').stat().st_size
+
+
 def test_columns_of_times_are_left_out():
     def table(s): return f'<table><tr><th>arch</th><th>seconds</th><th>n</th></tr><tr><th>cnn</th><td>{s}</td><td>7</td></tr></table>'
     assert outputs.without_times(table(3)) == outputs.without_times(table(9)) == 'arch n\ncnn 7'

@@ -137,6 +137,15 @@ def test_help_of_the_command():
     for word in ('data', 'train', 'evaluate', 'predict'): assert word in out.stdout
 
 
+def test_models_and_sources_import_no_heavy_package():
+    show = """import sys, dlcourse.models.zoo
+print([m for m in ('torchvision', 'timm', 'sklearn', 'dlcourse.data') if m in sys.modules])
+import dlcourse.data.sources
+print([m for m in ('torchvision', 'sklearn', 'fastai.vision') if m in sys.modules])"""
+    out = subprocess.run([sys.executable, '-c', show], capture_output=True, text=True, check=True)
+    assert out.stdout.splitlines() == ['[]', '[]']
+
+
 def test_help_without_torch():
     show = """import sys
 sys.argv = ['dlcourse', '--help']

@@ -13,7 +13,7 @@ another order. A cell whose words depend on the machine says so, and why, in a l
 sees."""
 import argparse, html, math, multiprocessing, os, re, subprocess, sys, tempfile, threading
 from base64 import b64decode
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import lru_cache
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -80,13 +80,31 @@ def unpainted(fig, fmt='png', base64=False, **kwargs):
     return EMPTY if base64 else b64decode(EMPTY)
 
 
+@contextmanager
+def paintless(*kinds):
+    "Within the block nothing paints a picture, neither IPython nor, in files of the `kinds` 'png' and 'svg', `savefig`"
+    import IPython.core.pylabtools as shown
+    from matplotlib.figure import Figure
+    shows, saves = shown.print_figure, Figure.savefig
+    def savefig(fig, file, **kwargs):
+        kind = kwargs.get('format') or Path(str(file)).suffix[1:]
+        if kind not in kinds: return saves(fig, file, **kwargs)
+        fig.draw_without_rendering()
+        picture = b64decode(EMPTY) if kind == 'png' else b'<svg xmlns="http://www.w3.org/2000/svg"/>'
+        if hasattr(file, 'write'): file.write(picture)
+        else: Path(file).write_bytes(picture)
+    shown.print_figure, Figure.savefig = unpainted, savefig
+    try: yield
+    finally: shown.print_figure, Figure.savefig = shows, saves
+
+
 def child(path, to, root, skip, force, paint, log):
     "Run one notebook in this process, which was made for it; what it prints goes into the files `log`.out and `log`.err"
     write_into(log)
-    import IPython.core.pylabtools, nbdev.test
-    if not paint: IPython.core.pylabtools.print_figure = unpainted
+    import nbdev.test
     nbdev.test.write_nb = lambda nb, _: write_nb(nb, to)
-    ok, _ = nbdev.test.test_nb(path, skip_flags=skip.split(), force_flags=force.split(), basepath=root, save=True)
+    with nullcontext() if paint else paintless('png'):
+        ok, _ = nbdev.test.test_nb(path, skip_flags=skip.split(), force_flags=force.split(), basepath=root, save=True)
     sys.stdout.flush()
     sys.stderr.flush()
     sys.exit(not ok)
