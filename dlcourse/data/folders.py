@@ -16,8 +16,8 @@ import numpy as np, torch
 from ..core import CourseError, notice
 from .arrays import Examples, holdout
 from .labels import say_alike
-from .layout import (LeftOut, Paths, class_folders, entries, find_parts, folder_name, is_picture, leads_back, looked_once, part_name,
-                                  pictures_below)
+from .layout import (LeftOut, Paths, class_folders, entries, find_parts, folder_name, is_picture, leads_back, looked_once,
+                                  part_name, pictures_below)
 from .pictures import image_suffixes
 from .reading import common_shape, read_images
 

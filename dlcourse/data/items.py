@@ -94,7 +94,8 @@ def _listed(items, store):
 def _unpacked(items, store):
     "What stands for one item as it is, a batch of one without its list, and a table as one of pandas"
     if isinstance(items, (dict, set, frozenset)):
-        raise CourseError(f'items must be in an order of their own, got {type(items).__name__}: pass a list, for instance list(items.values())')
+        raise CourseError(f'items must be in an order of their own, got {type(items).__name__}: '
+                          'pass a list, for instance list(items.values())')
     if isinstance(items, list) and len(items) == 1 and is_array(items[0]) and np.ndim(as_table(items[0])) == len(store.shape) + 1:
         if len(items[0]) != 1:
             raise CourseError(f'item 0 must be one example of {shape_text(store.shape)}, got {len(items[0]):,} of them: '
