@@ -924,7 +924,7 @@ def test_differences_say_what_is_not_measured():
     record = dict(variants=['a', 'b'], rows=[dict(variant=v, seed=s, figures=dict(acc=s/10 + (v == 'a')*(1 + s/100)))
                                              for v in 'ab' for s in (1, 2, 3)])
     table = differences_to(record, 'a', ['b'], 'acc')
-    assert table['ours minus theirs'].tolist() == ['+1.0200'] and table.clear.tolist() == ['yes']
+    assert table['difference'].tolist() == ['+1.0200'] and table.clear.tolist() == ['yes']
     assert differences_to(dict(record, rows=[]), 'a', ['b'], 'acc').iloc[0, 0] == 'not measured'
 
 

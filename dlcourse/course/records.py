@@ -279,13 +279,13 @@ def differences_to(
     ours:str, # One of its variants
     others, # Variants to compare it with
     figure:str, # Name of a figure
-)->pd.DataFrame: # By variant: mean of ours minus theirs, its 95 % interval, seeds, whether the interval leaves out zero
+)->pd.DataFrame: # By variant: mean difference, ours minus this one; its 95 % interval, seeds, whether the interval leaves out zero
     "Compare one variant with others seed by seed"
-    columns = ['ours minus theirs', '95 % interval', 'seeds', 'clear']
-    if not values(record, ours, figure): return pd.DataFrame([['not measured', '', 0, '']]*len(others), list(others), columns)
+    columns, index = ['difference', '95 % interval', 'seeds', 'clear'], pd.Index(list(others), name=f'{ours} minus')
+    if not values(record, ours, figure): return pd.DataFrame([['not measured', '', 0, '']]*len(others), index, columns)
     found = [paired_difference(record, ours, o, figure) for o in others]
     rows = [(f'{d.mean:+.4f}', interval_text(d.interval), len(d.values), 'yes' if d.is_clear else 'no') for d in found]
-    return pd.DataFrame(rows, list(others), columns)
+    return pd.DataFrame(rows, index, columns)
 
 # %% ../../nbs/course/49_records.ipynb #50669985
 def both_intervals(
