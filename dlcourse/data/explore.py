@@ -94,6 +94,7 @@ def channel_stats(
     "Exact mean and (population) standard deviation of each channel"
     if not isinstance(x, Iterator):
         x = torch.as_tensor(x)
+        if x.ndim != 4 or not len(x): raise CourseError(f'images must be of shape (N, C, H, W), at least one, got {tuple(x.shape)}')
         if x.dtype != torch.uint8: return x.double().mean((0, 2, 3)).float(), x.double().std((0, 2, 3), correction=0).float()
         x = x.split(1000)
     values, counts = torch.arange(256.).double()/255, _counts(x).cpu().double()

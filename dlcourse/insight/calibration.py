@@ -59,13 +59,14 @@ def calibration(
     preds, # Probabilities (N, K), or (N, 1) of the second of two classes; or a fastai `Learner`
     targets=None, # Classes (N,); not for a `Learner`
     *,
-    bins:int=15, # Bins of equal width, at least 1
+    bins:int=15, # Bins of equal width, 1 to 10000
     part='valid', # Part of a `Learner`'s data: 'train' (0), 'valid' (1) or 'test' (2)
 )->Calibration:
     "Compare confidence and accuracy; raises `CourseError` for anything but probabilities of classes"
     if isinstance(preds, Learner):
         ev = evaluate(preds, part)
         preds, targets = ev.preds, ev.targets
+    elif targets is None: raise CourseError('targets must be the class number of each row of preds, got None')
     p, y = _probabilities(preds, targets)
     sure, answer = p.max(1)
     bin_of = (sure*bins).ceil().long().clamp(1, bins) - 1

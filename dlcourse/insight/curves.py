@@ -16,7 +16,7 @@ from ..core import CourseError, choose, smaller_is_better
 from ..names import legend_text, plot_text
 
 # %% ../../nbs/insight/01_curves.ipynb #cf247fb3
-from ..values.door import check_calls
+from ..values.door import check_calls, shown
 
 # %% ../../nbs/insight/01_curves.ipynb #728a3a5b
 def history(
@@ -214,7 +214,9 @@ def step_losses(
     "Training losses by step of the last fit; raises `CourseError` for fewer than five"
     if isinstance(o, pd.DataFrame): o = history(o).train_loss
     rec = getattr(o, 'recorder', None)
-    losses = np.array([float(l) for l in (o if rec is None else getattr(rec, 'losses', []))])
+    try: losses = np.array([float(l) for l in (o if rec is None else getattr(rec, 'losses', []))])
+    except (TypeError, ValueError) as e:
+        raise CourseError(f'runs must be a fitted `Learner`, a history, a list of losses, or a dictionary of these, got {shown(o)}') from e
     if len(losses) < 5: raise CourseError(f'convergence needs the losses of at least five steps; there are {len(losses)}')
     return losses
 

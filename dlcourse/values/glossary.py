@@ -8,11 +8,13 @@ Docs: https://dlcourse.github.io/dlcourse/values/glossary.html.md"""
 __all__ = ['a_learner', 'some_loaders', 'a_loader', 'a_module', 'an_axes', 'a_trainer', 'functions', 'callbacks', 'an_optimiser',
            'a_loss', 'an_arch', 'a_piece', 'a_seed', 'a_device', 'a_move', 'a_slice', 'a_pair', 'some_data',
            'some_numbers', 'layer_names', 'some_classes', 'a_part', 'a_count', 'some_items', 'augmentation',
-           'some_labels', 'a_file', 'a_cache', 'a_split', 'a_colormap', 'positive', 'not_negative', 'a_share',
-           'a_fraction', 'one_or_each', 'share_or_each', 'number_or_pair', 'counts', 'numbers', 'objects', 'glossary']
+           'transforms', 'some_labels', 'a_file', 'a_cache', 'a_split', 'a_colormap', 'parts', 'positive',
+           'not_negative', 'a_share', 'a_fraction', 'one_or_each', 'share_or_each', 'number_or_pair', 'counts',
+           'numbers', 'objects', 'glossary']
 
 # %% ../../nbs/values/02_glossary.ipynb #ac134a2a
 import matplotlib, numpy as np, torch
+from collections.abc import Mapping
 from .kinds import Kind, Limits, a_path, an_array, as_number, as_whole, is_row, of_kind, refused
 
 # %% ../../nbs/values/02_glossary.ipynb #06055687
@@ -23,11 +25,12 @@ a_learner = of_kind('a fastai `Learner`, with its data', lambda v: _has('model',
 some_loaders = of_kind('fastai `DataLoaders`', _has('loaders'))
 a_loader = of_kind('a loader, such as `learn.dls.valid`', lambda v: _has('dataset')(v) or _are_batches(v))
 a_module = of_kind('a network (an `nn.Module`)', lambda v: isinstance(v, torch.nn.Module))
-an_axes = of_kind('matplotlib axes', lambda v: hasattr(v, 'plot') or is_row(v))
+def _axes(v): return hasattr(v, 'plot') or is_row(v) and len(v) > 0 and all(map(_axes, v))
+an_axes = of_kind('matplotlib axes', _axes)
 
 # %% ../../nbs/values/02_glossary.ipynb #8e2a1e17
 def _single(v): return isinstance(v, (str, bytes)) or not is_row(v)
-def _all(v, fits): return fits(v) if _single(v) else all(fits(o) for o in v)
+def _all(v, fits): return fits(v) if _single(v) else not hasattr(v, 'dtype') and all(fits(o) for o in v)
 def _is_callback(v): return hasattr(v, 'run_train') and hasattr(v, 'run_valid')
 def _is_function(v): return callable(v) or hasattr(v, 'accumulate') # a fastai `Metric` needn't be called
 
@@ -37,7 +40,8 @@ callbacks = of_kind("a callback, such as `EarlyStopping()`, or a list of them", 
 an_optimiser = of_kind("a function that makes a fastai optimiser, such as `adamw`, without quotes", callable)
 a_loss = of_kind("a function or an `nn.Module`, such as `nn.CrossEntropyLoss()`, without quotes", callable)
 an_arch = of_kind('a name, a module or a function of (n_in, n_out)', lambda v: isinstance(v, str) or callable(v))
-a_piece = of_kind('a name, a class, a module or None', lambda v: v is None or isinstance(v, str) or callable(v))
+def _piece(v): return v is None or isinstance(v, str) or (issubclass(v, torch.nn.Module) if isinstance(v, type) else callable(v))
+a_piece = of_kind('a name, a class, a module or None', _piece)
 
 # %% ../../nbs/values/02_glossary.ipynb #25801f03
 def _seed(v):
@@ -86,19 +90,50 @@ a_part = Kind("'train' (0), 'valid' (1) or 'test' (2)", _part)
 a_count = (int, 'at least 1')
 some_items = (Kind('a whole number of at least 1', _items), of_kind('files, images or positions', _is_object))
 augmentation = of_kind('True, a transform or a list of them', _tfms)
+transforms = of_kind('a transform or a list of them', lambda v: v is None or _all(v, callable))
 some_labels = of_kind('an array', lambda v: hasattr(v, '__array__') or hasattr(v, '__iter__') and not isinstance(v, (str, bytes, dict)))
 a_file = of_kind('a path or an open file', lambda v: isinstance(v, bytes) or hasattr(v, 'read') or a_path.take(v) is not None)
 a_cache = of_kind('True, False or a file', lambda v: isinstance(v, bool) or v is None or a_path.take(v) is not None)
 a_split = of_kind("a fraction, a number of images, 'test' or positions", _split)
 a_colormap = of_kind("the name of a matplotlib colormap, such as 'Blues'", lambda v: not isinstance(v, str) or v in matplotlib.colormaps)
 
+# %% ../../nbs/values/02_glossary.ipynb #5c0a57f4
+def _many(v):
+    "Whether `v` has several parts: an array, an image, a list or an iterator, and no text"
+    if isinstance(v, (str, bytes, Mapping, type)): return False
+    parts = hasattr(v, '__iter__') or hasattr(v, '__array_interface__')
+    return parts and (isinstance(v, torch.Tensor) or getattr(v, 'ndim', 1) > 0)
+
+def _listed(v): return _many(v) and hasattr(v, '__len__')
+def _of_numbers(v): return _many(v) and not (isinstance(v, (list, tuple)) and any(o is None or isinstance(o, str) for o in v))
+def _numbers(v): return _listed(v) and np.ndim(a := np.asarray(v)) == 1 and a.dtype.kind in 'iuf'
+def _spec(v): return isinstance(v, (str, Mapping)) or _listed(v) or as_number(v) is not None
+def _are_names(v): return not is_row(v) or all(isinstance(o, (str, int, np.generic)) for o in v)
+def _words(v): return isinstance(v, str) or _many(v) and _are_names(v)
+def _vocab(v): return v is None or isinstance(v, Mapping) or _many(v)
+def _weights(v): return v is None or isinstance(v, Mapping) or a_path.take(v) is not None
+def _shown_classes(v):
+    if isinstance(v, str): return v
+    return as_whole(v) if not is_row(v) else refused(v) if getattr(v, 'ndim', 1) != 1 else v.tolist() if hasattr(v, 'tolist') else v
+def _module(v): return is_row(v) and len(v) == 6 and all(as_whole(o) in Limits(1, 100_000) for o in v)
+
+parts = dict(x=of_kind('images or rows of numbers', _of_numbers), have=of_kind('a list of numbers, one for each class', _numbers),
+    spec=of_kind('a ratio, or counts or fractions by class', _spec), imbalance=of_kind('a ratio, or counts or fractions by class', _spec),
+    vocab=of_kind('a list of names', _vocab), files=of_kind('a list of files', _listed), names=of_kind('a name or a list of names', _words),
+    modules=of_kind('a list of six numbers for each module', lambda v: is_row(v) and all(map(_module, v))),
+    weights=of_kind("a file, a folder, a name of torchvision's weights or a dictionary of these", _weights),
+    keep=of_kind('a function', lambda v: callable(v) or isinstance(v, Mapping) and len(v) > 0),
+    preds=of_kind('rows of probabilities, or a `Learner`', lambda v: _of_numbers(v) or hasattr(v, 'dls')),
+    targets=of_kind('class numbers', _of_numbers), of=Kind("'actual', 'predicted', a class, or a list of these", _shown_classes))
+
 # %% ../../nbs/values/02_glossary.ipynb #65d0a55f
 positive, not_negative, a_share, a_fraction = (float, 'above 0'), (float, 'at least 0'), (float, '0 to below 1'), (float, '0 to 1')
 one_or_each, share_or_each, number_or_pair = (int, tuple[int, ...]), (float, tuple[float, ...]), (float, tuple[float, ...])
 
-counts = ('epochs bs val_bs n k n_classes n_per_class chunk ncols most rounds steps limit patience every max_params max_width '
+counts = ('epochs bs val_bs n k n_per_class chunk ncols most rounds steps limit patience every max_params max_width '
           'dpi ppi largest deepest fine_tune early_stopping side num_it deep longest')
-numbers = {k: a_count for k in counts.split()} | dict(copies=(int, '1 to 1000'), num_workers=(int, '0 to 256'), workers=(int, '1 to 256'),
+numbers = {k: a_count for k in counts.split()} | dict(copies=(int, '1 to 1000'), n_classes=(int, '1 to 1000000'),
+    num_workers=(int, '0 to 256'), workers=(int, '1 to 256'),
     points=(int, '1 to 10000'), n_out=(int, '1 to 1000000'), n_in=(one_or_each, '1 to 1000000'), size=((int, a_pair), '1 to 10000'),
     depth=(int, '1 to 1000'), filters=(one_or_each, '1 to 100000'), kernel=(one_or_each, '1 to 99'), convs=(int, '1 to 100'),
     grid=(int, '1 to 1000'), halvings=(int, '0 to 30'), folds=(int, 'at least 2'), digits=(int, '0 to 20'),
@@ -121,8 +156,8 @@ objects = dict(seed=a_seed, split_seed=a_seed, device=a_device, ds_idx=a_part, p
     model=a_module, ax=an_axes, axs=an_axes, cbs=callbacks, metrics=functions, loss_func=a_loss, opt_func=an_optimiser, train=a_trainer,
     norm=a_piece, pooling=a_piece, activation=a_piece, final_activation=a_piece, init=a_piece, head_init=a_piece, head=a_piece,
     arch=an_arch, y=some_labels, p=some_numbers, path=a_path, folder=a_path, file=a_file, root=a_path, dest=a_path, storage=a_path,
-    data=some_data, classes=some_classes, layers=layer_names, other_layers=layer_names, augment=augmentation, item_tfms=augmentation,
-    batch_tfms=augmentation, cmap=a_colormap, loss=a_loss,
+    data=some_data, classes=some_classes, layers=layer_names, other_layers=layer_names, augment=augmentation, item_tfms=transforms,
+    batch_tfms=transforms, cmap=a_colormap, loss=a_loss,
     cache=a_cache, valid=a_split, views=functions)
 
-glossary = numbers | {k: (v, '') for k,v in objects.items()} | dict(items=(some_items, '')) # Name -> (kinds of values, range)
+glossary = numbers | {k: (v, '') for k,v in (objects | parts).items()} | dict(items=(some_items, '')) # Name -> (kinds of values, range)

@@ -115,15 +115,17 @@ def of_kind(
 
 def _flag(v): return bool(v) if _is_bool(v) and _is_single(v) or type(v) is int and v in (0, 1) else refused(v)
 def is_row(v): return hasattr(v, '__len__') and hasattr(v, '__getitem__') and not isinstance(v, (str, bytes, Mapping))
+def _series(v): return refused(v) if not is_row(v) else v.tolist() if hasattr(v, 'dtype') else v
 def _row(v): return list(v) if isinstance(v, tuple) else v if is_row(v) else refused(v)
-def _is_path(v): return isinstance(v, os.PathLike) or isinstance(v, str) and v.strip() != '' and '\0' not in v
+def _fits_disk(v): return '\0' not in v and all(len(o.encode('utf-8', 'surrogateescape')) < 256 for o in Path(v).parts)
+def _is_path(v): return isinstance(v, os.PathLike) or isinstance(v, str) and v.strip() != '' and _fits_disk(v)
 def _is_array(v): return hasattr(v, '__array__') or is_row(v)
 
 # %% ../../nbs/values/01_kinds.ipynb #5bd4223f
 a_path = of_kind('a path', _is_path)
 an_array = of_kind('an array', _is_array)
 kinds = {int: Kind('a whole number', as_whole), float: Kind('a number', as_number), bool: Kind('True or False', _flag),
-    str: of_kind('text', lambda v: isinstance(v, str)), Path: a_path, list: Kind('a list', _row), tuple: of_kind('a list', is_row),
+    str: of_kind('text', lambda v: isinstance(v, str)), Path: a_path, list: Kind('a list', _row), tuple: Kind('a list', _series),
     dict: of_kind('a dictionary', lambda v: isinstance(v, Mapping)), torch.Tensor: an_array, np.ndarray: an_array,
     Callable: of_kind('a function', callable), callable: of_kind('a function', callable),
     None: of_kind('None', lambda v: v is None), type(None): of_kind('None', lambda v: v is None),
