@@ -1,5 +1,5 @@
 "Faults and equalities of the training room that don't belong in a lesson: Learners, then searches, then run folders"
-import functools, json, math, multiprocessing, os, pickle, re, shutil, signal, sqlite3, sys, time
+import functools, itertools, json, math, multiprocessing, os, pickle, re, shutil, signal, sqlite3, sys, time
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -22,6 +22,7 @@ from dlcourse.data.loader import MemoryDL
 from dlcourse.insight.evaluation import evaluate
 from dlcourse.insight.studies import plot_history, plot_importance, plot_parallel, plot_study
 from dlcourse.files import read_tensors, write_tensors
+from dlcourse.training.feature_files import described, hash_of_network
 from dlcourse.training import checkpoints as C, databases, runs as R, search as search_module, storage as storage_module
 from dlcourse.training import trials as trials_module
 from dlcourse.training.callbacks import BestWeights
@@ -1810,3 +1811,39 @@ def test_every_way_computes_in_the_precision_asked_for(half, way):
     with learn.quiet(): WAYS[way](learn)
     assert set(seen) == {torch.bfloat16} and not torch.is_autocast_enabled('cpu')
     assert all(p.dtype == torch.float32 for p in learn.model.parameters())
+
+
+OWN = """from fasttransform import Transform
+by, factors = {by}, [{listed}]
+def scaled(x): return x*{helper}
+class Mine(Transform):
+    def __init__(self, v): self.kept = v
+    def encodes(self, x:int):
+        self.last = x
+        return scaled(x)*by*factors[0]*{code}
+"""
+
+
+@pytest.mark.parametrize('change', ['by', 'listed', 'helper', 'code', 'kept'])
+def test_features_know_what_a_transform_of_your_own_does(change):
+    def text(**kwargs):
+        values, space = dict(by=1, listed=1, helper=1, code=1, kept=1) | kwargs, dict(__name__='mine')
+        exec(OWN.format(**values), space)
+        mine = space['Mine'](values['kept'])
+        mine.last = next(calls)
+        return described([mine])
+    calls = itertools.count()
+    assert text() == text() != text(**{change: 2})
+
+
+def test_features_know_the_settings_of_a_network():
+    def hashed(change=lambda body: None):
+        body = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.BatchNorm2d(2), torch.nn.ReLU())
+        change(body)
+        net = torch.nn.Module()
+        net.body = body
+        return hash_of_network(net)
+    assert hashed() == hashed(lambda body: body.eval())
+    changes = [lambda body: setattr(body[1], 'eps', .3), lambda body: body.__setitem__(2, torch.nn.Tanh()),
+               lambda body: setattr(body[0], 'stride', (2, 2))]
+    assert len({hashed(), *map(hashed, changes)}) == 4
