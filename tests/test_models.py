@@ -1071,3 +1071,7 @@ def test_linear_from_draws_no_random_numbers():
     pca, state = PCA(2).fit(np.random.default_rng(1).normal(size=(9, 4))), torch.get_rng_state()
     linear_from(pca)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_what_cannot_be_fused_is_said():
+    with pytest.raises(CourseError, match="'cnn' has no body that another network can share"): find_arch('cnn+mlp')

@@ -44,6 +44,9 @@ def unknown_network(
     own=(), # Further names that are allowed
 )->CourseError: # To be raised
     "An error that names the networks nearest to `name`"
+    if name.lower() in own:
+        return CourseError(f'{name!r} has no body that another network can share: fuse those of torchvision or timm, '
+                           'such as alexnet+mobilenet_v2')
     near = get_close_matches(name.lower(), {*own, *torchvision_names(), *timm_names()}, n=3, cutoff=0.5)
     hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ''
     allowed = ', '.join([*own, 'every classifier of torchvision and every network of timm'])
