@@ -715,6 +715,14 @@ def test_png_by_hand(name):
     assert np.asarray(open_picture(file))[0].tolist() == np.asarray(as_viewed(Image.open(io.BytesIO(file))))[0].tolist() == want
 
 
+@pytest.mark.parametrize('content, words', [(b'\0\0\0\x18ftypheic', 'HEIC, which'), (b'version https://git-lfs.github.com', 'git lfs pull'),
+    (b'<!DOCTYPE html>', 'a web page'),
+    (b'II*\0\0\0', 'a TIFF that is damaged'), (b'MZ', 'damaged, or none of'), (b'', 'empty')])
+def test_what_is_no_picture_is_named(tmp_path, content, words):
+    (tmp_path/'a.png').write_bytes(content)
+    for o in (content, tmp_path/'a.png'): fails(words, open_picture, o)
+
+
 def test_first_of_several(tmp_path, capsys):
     "Pages and frames: the first one, and it is said how many files have more"
     first, second = Image.fromarray(SENSOR), Image.fromarray(255 - SENSOR)

@@ -9,7 +9,7 @@ __all__ = ['picture_formats', 'image_suffixes', 'gray_modes', 'as_viewed', 'open
            'holds_more']
 
 # %% ../../nbs/data/02a_pictures.ipynb #4865cffc
-import os, stat, struct
+import os, re, stat, struct
 from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
@@ -36,14 +36,28 @@ def _source(file):
     if not stat.S_ISREG(mode): raise OSError('a pipe or a device')
     return file
 
+# %% ../../nbs/data/02a_pictures.ipynb #640c18a8
+_heads = {rb'....ftyphe[iv]': 'HEIC, which Pillow does not read: save it as JPEG',
+          rb'version https://git-lfs': 'a note of Git LFS in place of the picture: git lfs pull fetches it',
+          rb'\s*<(!doctype|html|\?xml|svg)': 'a text such as a web page or an SVG',
+          rb'II\*\0|MM\0\*|II\+\0|MM\0\+': 'a TIFF that is damaged, or of a kind that Pillow does not read: save it with 8 bits a channel'}
+
+def _unknown(file):
+    "Words for what Pillow does not know, by its first bytes"
+    if isinstance(file, bytes): head = file[:64]
+    else:
+        with open(file, 'rb') as f: head = f.read(64)
+    if not head: return 'empty'
+    known = [words for start,words in _heads.items() if re.match(start, head, re.I | re.S)]
+    return known[0] if known else f"damaged, or none of {', '.join(picture_formats)}"
+
 # %% ../../nbs/data/02a_pictures.ipynb #59ff936f
 def _reason(file, error):
     "Describe in a few words why a picture can't be read"
     if isinstance(error, FileNotFoundError): return 'a link to nothing' if os.path.islink(file) else 'there is no such file'
     if isinstance(error, Image.DecompressionBombError): return f'more than {2*Image.MAX_IMAGE_PIXELS/1e6:.0f} million pixels'
-    if isinstance(error, UnidentifiedImageError):
-        is_empty = not (len(file) if isinstance(file, bytes) else os.path.getsize(file))
-        return 'empty' if is_empty else f"damaged, or none of {', '.join(picture_formats)}"
+    if isinstance(error, UnidentifiedImageError): return _unknown(file)
+    if isinstance(error, AssertionError): return 'damaged'
     words = getattr(error, 'strerror', None) or str(error) or type(error).__name__
     return words.splitlines()[0]
 
