@@ -105,7 +105,9 @@ def _many(v):
     return parts and (isinstance(v, torch.Tensor) or getattr(v, 'ndim', 1) > 0)
 
 def _listed(v): return _many(v) and hasattr(v, '__len__')
-def _of_numbers(v): return _many(v) and not (isinstance(v, (list, tuple)) and any(o is None or isinstance(o, str) for o in v))
+def _of_numbers(v):
+    is_odd = isinstance(v, (list, tuple)) and any(o is None or isinstance(o, str) for o in v)
+    return (_many(v) or hasattr(v, '__array__')) and not is_odd
 def _numbers(v): return _listed(v) and np.ndim(a := np.asarray(v)) == 1 and a.dtype.kind in 'iuf'
 def _spec(v): return isinstance(v, (str, Mapping)) or _listed(v) or as_number(v) is not None
 def _are_names(v): return not is_row(v) or all(isinstance(o, (str, int, np.generic)) for o in v)
