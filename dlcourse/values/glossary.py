@@ -109,16 +109,21 @@ def _of_numbers(v):
     is_odd = isinstance(v, (list, tuple)) and any(o is None or isinstance(o, str) for o in v)
     return (_many(v) or hasattr(v, '__array__')) and not is_odd
 def _numbers(v): return _listed(v) and np.ndim(a := np.asarray(v)) == 1 and a.dtype.kind in 'iuf'
-def _spec(v): return isinstance(v, (str, Mapping)) or _listed(v) or as_number(v) is not None
+
+# %% ../../nbs/values/02_glossary.ipynb #1d283946
 def _are_names(v): return not is_row(v) or all(isinstance(o, (str, int, np.generic)) for o in v)
 def _words(v): return isinstance(v, str) or _many(v) and _are_names(v)
 def _vocab(v): return v is None or isinstance(v, Mapping) or _many(v)
+
+# %% ../../nbs/values/02_glossary.ipynb #c5d77a02
+def _spec(v): return isinstance(v, (str, Mapping)) or _listed(v) or as_number(v) is not None
 def _weights(v): return v is None or isinstance(v, Mapping) or a_path.take(v) is not None
 def _shown_classes(v):
     if isinstance(v, str): return v
     return as_whole(v) if not is_row(v) else refused(v) if getattr(v, 'ndim', 1) != 1 else v.tolist() if hasattr(v, 'tolist') else v
 def _module(v): return is_row(v) and len(v) == 6 and all(as_whole(o) in Limits(1, 100_000) for o in v)
 
+# %% ../../nbs/values/02_glossary.ipynb #0f8beb49
 parts = dict(x=of_kind('images or rows of numbers', _of_numbers), have=of_kind('a list of numbers, one for each class', _numbers),
     spec=of_kind('a ratio, or counts or fractions by class', _spec), imbalance=of_kind('a ratio, or counts or fractions by class', _spec),
     vocab=of_kind('a list of names', _vocab), files=of_kind('a list of files', _listed), names=of_kind('a name or a list of names', _words),
