@@ -8,7 +8,7 @@ Docs: https://dlcourse.github.io/dlcourse/data/decoding.html.md"""
 __all__ = ['pictures_alone', 'origin_of', 'decode']
 
 # %% ../../nbs/data/10b_decoding.ipynb #5ebbd577
-import hashlib, inspect, json, os, signal, subprocess, sys, tempfile, zlib
+import hashlib, inspect, json, os, re, signal, subprocess, sys, tempfile, zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -32,7 +32,7 @@ def pictures_alone(
     lines = Path(pictures.__file__).read_text(encoding='utf-8').splitlines()
     alone = [o for o in lines if not o.startswith(('from ..', 'check_calls('))]
     error = 'class CourseError(ValueError): "What is wrong with a file"'
-    return '\n'.join(alone).replace('import os, stat', f'{error}\n\nimport os, stat', 1)
+    return re.sub('^import ', f'{error}\n\nimport ', '\n'.join(alone), count=1, flags=re.M)
 
 # %% ../../nbs/data/10b_decoding.ipynb #430a6728
 def _decode_chunk(f, start, files, shape):

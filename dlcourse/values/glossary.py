@@ -111,8 +111,6 @@ def _of_numbers(v):
 def _numbers(v): return _listed(v) and np.ndim(a := np.asarray(v)) == 1 and a.dtype.kind in 'iuf'
 
 # %% ../../nbs/values/02_glossary.ipynb #1d283946
-def _are_names(v): return not is_row(v) or all(isinstance(o, (str, int, np.generic)) for o in v)
-def _words(v): return v is None or isinstance(v, str) or _many(v) and _are_names(v)
 def _vocab(v): return v is None or isinstance(v, Mapping) or _many(v)
 
 # %% ../../nbs/values/02_glossary.ipynb #c5d77a02
@@ -127,10 +125,9 @@ def _module(v): return is_row(v) and len(v) == 6 and all(as_whole(o) in Limits(1
 parts = dict(x=of_kind('images or rows of numbers', _of_numbers), have=of_kind('a list of numbers, one for each class', _numbers),
     spec=of_kind('a ratio, or counts or fractions by class', _spec), imbalance=of_kind('a ratio, or counts or fractions by class', _spec),
     vocab=of_kind('a list of names', _vocab), files=of_kind('a list of files', _listed),
-    names=of_kind('a name, a list of names or None', _words),
     modules=of_kind('a list of six numbers for each module', lambda v: is_row(v) and all(map(_module, v))),
     weights=of_kind("a file, a folder, a name of torchvision's weights or a dictionary of these", _weights),
-    keep=of_kind('a function', lambda v: callable(v) or isinstance(v, Mapping) and len(v) > 0),
+    keep=of_kind('a function', lambda v: callable(v) or isinstance(v, Mapping)),
     preds=of_kind('rows of probabilities, or a `Learner`', lambda v: _of_numbers(v) or hasattr(v, 'dls')),
     targets=of_kind('class numbers', _of_numbers), of=Kind("'actual', 'predicted', a class, or a list of these", _shown_classes))
 
