@@ -127,7 +127,7 @@ parts = dict(x=of_kind('images or rows of numbers', _of_numbers), have=of_kind('
     vocab=of_kind('a list of names', _vocab), files=of_kind('a list of files', _listed),
     modules=of_kind('a list of six numbers for each module', lambda v: is_row(v) and all(map(_module, v))),
     weights=of_kind("a file, a folder, a name of torchvision's weights or a dictionary of these", _weights),
-    keep=of_kind('a function', lambda v: callable(v) or isinstance(v, Mapping)),
+    keep=of_kind('a function, or one for each layer', lambda v: callable(v) or isinstance(v, Mapping)),
     preds=of_kind('rows of probabilities, or a `Learner`', lambda v: _of_numbers(v) or hasattr(v, 'dls')),
     targets=of_kind('class numbers', _of_numbers), of=Kind("'actual', 'predicted', a class, or a list of these", _shown_classes))
 
