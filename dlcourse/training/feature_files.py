@@ -153,6 +153,9 @@ def hash_of_network(
     own = [_of_class(m, 4) for m in model.body.modules() if _is_own(type(m))]
     return digest(re.sub(' at 0x[0-9a-f]+', '', repr(model.body)), own)
 
+# %% ../../nbs/training/03a_feature_files.ipynb #dc8166be
+def _of_network(model): return dict(weights=hash_of_weights(model), network=hash_of_network(model))
+
 # %% ../../nbs/training/03a_feature_files.ipynb #cd70a34f
 def feature_origin(
     model, # A `TransferNet`
@@ -162,8 +165,7 @@ def feature_origin(
     "Hashes of everything that the features of `model` on `dls` depend on"
     loaders = dls.loaders[:2]
     images = digest(*[_pixels(dl) for dl in loaders])
-    net = dict(weights=hash_of_weights(model), network=hash_of_network(model))
-    return dict(**net, images=images, transforms=digest(*map(_transforms, loaders), copies))
+    return dict(**_of_network(model), images=images, transforms=digest(*map(_transforms, loaders), copies))
 
 # %% ../../nbs/training/03a_feature_files.ipynb #9a546c5f
 def table_origin(
@@ -175,8 +177,7 @@ def table_origin(
     "Hashes of everything that a table of features depends on"
     store = dls.valid.store
     images = digest(_bytes(rows), *([_bytes(x) for x,_ in store.parts] if store.origin is None else [store.origin]))
-    net = dict(weights=hash_of_weights(model), network=hash_of_network(model))
-    return dict(**net, images=images, transforms=digest(_transforms(dls.valid), described(list(views))))
+    return dict(**_of_network(model), images=images, transforms=digest(_transforms(dls.valid), described(list(views))))
 
 # %% ../../nbs/training/03a_feature_files.ipynb #cc394cc4
 def write_features(

@@ -8,11 +8,12 @@ Docs: https://dlcourse.github.io/dlcourse/training/norms.html.md"""
 __all__ = ['share_norms', 'part_norms']
 
 # %% ../../nbs/training/02c_norms.ipynb #8f7b89e0
-import torch, torch.distributed as dist
+import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 from ..core import notice
+from .processes import of_each
 
 # %% ../../nbs/training/02c_norms.ipynb #ef3ecb56
 from ..values.door import check_calls
@@ -23,16 +24,9 @@ def _own_statistics(x, counts):
     mean, var = torch.batch_norm_update_stats(x if x.dtype == torch.float64 else x.float(), None, None, 0.)
     return torch.cat([mean.new_tensor([counts*x.numel()/x.shape[1]]), mean, var])
 
-def _of_each(t):
-    "The tensors of all processes, stacked; over gloo that takes less time than their sum"
-    if not dist.is_initialized(): return t[None]
-    found = [torch.empty_like(t) for _ in range(dist.get_world_size())]
-    dist.all_gather(found, t)
-    return torch.stack(found)
-
 def _common_statistics(own):
     "Number of values, mean and variance of each channel, of the rows of all processes, from the `own` of each"
-    each = _of_each(own)
+    each = of_each(own)
     n, means, variances = each[:, :1], *each[:, 1:].chunk(2, 1)
     mean = (n*means).sum(0)/n.sum()
     return n.sum(), mean, (n*(variances + (means - mean).square())).sum(0)/n.sum()
@@ -52,9 +46,10 @@ class _Normed(torch.autograd.Function):
         x, weight, n, mean, var = ctx.saved_tensors
         of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
             grad, x, weight, mean, var, None, None, False, ctx.eps, [False, True, True])[1:]
-        sums = _of_each(torch.stack([of_weight, of_bias])).sum(0)
-        by_grad = weight*(var + ctx.eps).rsqrt()
-        by_x = -by_grad*(var + ctx.eps).rsqrt()*sums[0]/n*ctx.counts
+        sums = of_each(torch.stack([of_weight, of_bias])).sum(0)
+        scale = (var + ctx.eps).rsqrt()
+        by_grad = weight*scale
+        by_x = -by_grad*scale*sums[0]/n*ctx.counts
         rest = -by_grad*sums[1]/n*ctx.counts - by_x*mean
         by_grad, by_x, rest = (o.to(x.dtype).view(1, -1, *[1]*(x.ndim - 2)) for o in (by_grad, by_x, rest))
         return torch.addcmul(rest, x, by_x).addcmul_(grad, by_grad), of_weight, of_bias, *[None]*5

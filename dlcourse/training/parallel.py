@@ -67,7 +67,8 @@ class SharedTraining(Callback):
 
     def before_batch(self):
         "A process without a row has taken one that doesn't count"
-        for norm, _ in self.was[-1][-1] if self.was else (): norm.counts = self.learn.dl.sizes[dist.get_rank()] > 0
+        counts = self.learn.dl.sizes[dist.get_rank()] > 0
+        for norm, _ in self.was[-1][-1] if self.was else (): norm.counts = counts
 
     def after_fit(self): self.bring_back(self.learn)
 
