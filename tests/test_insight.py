@@ -50,7 +50,7 @@ from dlcourse.insight.explain import cam_maps, default_layer, grad_cam, image_ba
 from dlcourse.data.pictures import open_picture
 from dlcourse.insight.inference import compare_speed, export_folder, export_onnx, fast, onnx_settings, pixel_net, run_alone, run_onnx
 from dlcourse.insight.layers import (channel_axes, draw_indices, first_batch, is_feature_map, layer_outputs, layer_shapes, layer_table,
-                                     main_layers, to_rows, watch_layers, whole_numbers)
+                                     main_layers, read_part, to_rows, watch_layers, whole_numbers)
 from dlcourse.insight.graph_pictures import draw_graph
 from dlcourse.insight.graphs import autograd_derivative, count_paths, graph_of, path_sum, path_table, paths, totals
 from dlcourse.insight.lesions import lesions, residual_blocks
@@ -63,7 +63,9 @@ from dlcourse.insight.resolution import (RandomPart, RandomSize, SizePredictor, 
 from dlcourse.insight.outputs import class_probabilities
 from dlcourse.models import folding
 from dlcourse.models.folding import FastNet, answering, fold_batchnorm, largest_map
+from dlcourse.models.views import OverViews
 from dlcourse.models.zoo import model_for
+from dlcourse.training.ensembles import ensemble
 from dlcourse.training.kept import KeepWeights, unchanged
 from dlcourse.training.learner import learner_for
 from dlcourse.training.losses import Brier, CrossEntropy
@@ -1502,6 +1504,7 @@ def test_a_loader_that_resizes_gives_original_pixels(sized_learn):
 
 
 def test_nothing_stays_behind(sized_learn):
+    sized_learn.model.eval() # as an evaluation leaves it, whichever test comes first
     was, weights = hooks_and_modes(sized_learn.model), {k: v.clone() for k,v in sized_learn.model.state_dict().items()}
     at_sizes(sized_learn, [14, 20])
     with pytest.raises(KeyError), resize_inputs(sized_learn.model, (14, 14)): raise KeyError
@@ -2116,3 +2119,79 @@ def test_surrogates_refuse_what_is_outside_the_space(hill):
     with pytest.raises(CourseError, match='lr=2.0 is outside the range'): sg.encode_settings(table.assign(lr=2.), space)
     with pytest.raises(CourseError, match='column of the table'): sg.encode_settings(table.drop(columns='opt'), space)
     with pytest.raises(CourseError, match='at least 5 measured points, got 0'): sg.fit_surrogate(table.assign(state='failed'), space)
+
+
+# ---- Figures are what they say ---------------------------------------------------------------
+
+def one_epoch_away(loss, y, n_out=3):
+    "A fastai Learner of one linear layer on 40 rows"
+    sets = TensorDataset(x[:24], y[:24]), TensorDataset(x[24:40], y[24:40])
+    torch.manual_seed(1)
+    return Learner(DataLoaders.from_dsets(*sets, bs=7, device='cpu'), nn.Linear(64, n_out), loss)
+
+
+def test_operations_of_attention_are_counted():
+    x = torch.randn(2, 10, 32)
+    net = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True)
+    per_token = 2*(4*32*32 + 2*32*64)
+    assert flops_per_image(net, x) == 10*per_token + 2*2*10*10*32
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_a_monitor_that_is_named_decides():
+    learn = learner_for('mlp', data=(x[:40].numpy(), y[:40].numpy()), bs=8)
+    learn.rows = [dict(epoch=i, train_loss=1 - i, valid_loss=v, accuracy=a) for i,(v,a) in enumerate([(2, 0.1), (1, 0.2), (3, 0.9)])]
+    learn.best_epoch = 1
+    assert [best_epoch(learn, o) for o in (None, 'valid_loss', 'accuracy', 'train_loss')] == [1, 1, 2, 2]
+    assert compare(dict(a=learn), monitor='accuracy').best_epoch['a'] == 2
+
+
+@pytest.mark.parametrize('loss', [nn.CrossEntropyLoss(weight=torch.tensor([1., 9., 0.1])), nn.CrossEntropyLoss(ignore_index=1),
+                                  nn.CrossEntropyLoss(reduction='sum')])
+def test_the_middle_of_a_landscape_is_the_loss(monkeypatch, loss):
+    learn = one_epoch_away(loss, torch.arange(600) % 3)
+    monkeypatch.setattr('dlcourse.insight.landscape.read_part', partial(read_part, bs=5))
+    assert loss_line(learn, points=3, progress=False).values.loss[1] == pytest.approx(evaluate(learn).loss, rel=1e-6)
+
+
+class OneProbability(nn.Module):
+    def __init__(self): super().__init__(); self.linear = nn.Linear(64, 1)
+    def forward(self, x): return self.linear(x).sigmoid()
+
+
+def bce(p, y): return F.binary_cross_entropy(p[:, 0], y)
+
+def bce_of_logits(p, y): return F.binary_cross_entropy_with_logits(p[:, 0], y)
+
+
+def test_one_probability_is_decided_at_one_half():
+    learn = one_epoch_away(bce, (torch.arange(600) % 2).float(), 1)
+    learn.model = OneProbability()
+    ev = evaluate(learn)
+    assert (layer_activations(learn, 'linear').preds == ev.decoded.numpy()).all() and (ev.decoded == 0).any()
+    learn.model, learn.loss_func = learn.model.linear, bce_of_logits
+    learn.loss_func.__name__ = 'bce'
+    assert torch.allclose(evaluate(learn).preds, ev.preds) # a score that is no probability is a logit
+
+
+@pytest.mark.parametrize('odd', [-1., 2., 0.3])
+def test_targets_of_two_classes_are_checked(odd):
+    y = (torch.arange(600) % 2).float()
+    y[25] = odd
+    with pytest.raises(CourseError, match='class numbers from 0 to 1'): evaluate(one_epoch_away(BCEWithLogitsLossFlat(), y, 1))
+
+
+@pytest.mark.parametrize('loss,y,n_out', [(BCEWithLogitsLossFlat(), torch.ones(600, 3), 3), (MSELossFlat(), torch.rand(600, 2), 2)])
+def test_only_classes_are_averaged(loss, y, n_out):
+    with pytest.raises(CourseError, match='one class for each item'): ensemble([one_epoch_away(loss, y, n_out) for _ in range(2)])
+
+
+def test_views_are_averaged_for_classes():
+    net = OverViews(nn.Sequential(nn.Flatten(), nn.Linear(4, 1)))
+    with pytest.raises(CourseError, match='two classes or more'): net(torch.rand(2, 1, 2, 2))
+
+
+def test_features_that_are_infinite_or_lists():
+    assert fisher_ratio([[0.], [1.], [4.], [5.]], [0, 0, 1, 1]) == 16
+    with pytest.raises(CourseError, match='infinity'): fisher_ratio(np.array([[np.inf], [1.]]), np.arange(2))
+    with pytest.raises(CourseError, match='real numbers'): alignment.cka(np.ones((5, 2))*1j, np.ones((5, 2)))

@@ -20,7 +20,7 @@ from fastai.callback.core import Callback
 from ..core import CourseError, choose, import_all, lock_for, num_threads, seed_all, whole_file
 from .records import draw_record, find_record, read_record, record_file, summary, verdicts, write_record
 from .shares import check_share, trials_of_share
-from ..insight.evaluation import evaluate
+from ..insight.evaluation import evaluate, scores_by_class
 from ..provenance import provenance
 
 # %% ../../nbs/course/50_experiment.ipynb #4922b353
@@ -81,8 +81,7 @@ def classifier_figures(
     report, confusion = e.report(), e.confusion_matrix()
     found |= dict(macro_precision=report.precision.iloc[-2], macro_f1=report.f1.iloc[-2])
     found |= dict(parameters=sum(p.numel() for p in learn.model.parameters()), seconds=float(learn.history.seconds.sum()))
-    recall = confusion.diagonal()/confusion.sum(1).clip(1)
-    return dict(found, recall=recall.tolist(), confusion=confusion.tolist(), **_curves(learn.history))
+    return dict(found, recall=scores_by_class(confusion)[1].tolist(), confusion=confusion.tolist(), **_curves(learn.history))
 
 # %% ../../nbs/course/50_experiment.ipynb #04d7d664
 @dataclass

@@ -63,7 +63,7 @@ class Difference:
     @property
     def is_clear(self):
         "Whether the interval leaves out zero; never for fewer than three seeds"
-        return len(self.values) > 2 and not self.interval[0] <= 0 <= self.interval[1]
+        return len(self.values) > 2 and (self.interval[0] > 0 or self.interval[1] < 0)
 
     @property
     def is_above(self):

@@ -22,6 +22,7 @@ from ..core import CourseError, choose, whole_file
 from ..names import legend_text, plot_text
 from .intervals import Difference, figure_text, interval, interval_text, paired, size_interval
 from ..insight.curves import colors, panels, tidy
+from ..insight.evaluation import scores_by_class
 
 # %% ../../nbs/course/49_records.ipynb #babb10b1
 from ..values.door import check_calls
@@ -302,14 +303,6 @@ def both_intervals(
     columns = ['obtained', 'over seeds', 'test examples', 'for their number']
     return pd.DataFrame.from_dict(table, orient='index', columns=columns).rename_axis('variant')
 
-# %% ../../nbs/course/49_records.ipynb #614d9688
-def _scores(confusion):
-    "Precision, recall and F1 of each class, (3, C), from counts: true classes by row, predicted ones by column"
-    from sklearn.metrics import precision_recall_fscore_support
-    counts = np.array(confusion)
-    true, predicted = np.indices(counts.shape).reshape(2, -1)
-    return precision_recall_fscore_support(true, predicted, sample_weight=counts.ravel(), zero_division=0)[:3]
-
 # %% ../../nbs/course/49_records.ipynb #634e9bcf
 def by_class(
     record:dict, # A record whose rows have `confusion`: true classes by row, predicted ones by column
@@ -318,7 +311,7 @@ def by_class(
 )->pd.DataFrame: # By class: mean over the seeds; 'not measured' where there are none
     "Precision, recall and F1 of each class; raises `CourseError` for an unknown variant"
     choose(variant, record['variants'], 'variant')
-    scores = [_scores(C) for C in values(record, variant, 'confusion')]
+    scores = [scores_by_class(C) for C in values(record, variant, 'confusion')]
     means = np.mean(scores, 0) if scores else ['not measured']*3
     return pd.DataFrame(dict(zip(('precision', 'recall', 'F1'), means)), index=pd.Index(vocab, name='class'))
 

@@ -20,7 +20,9 @@ from ..values.door import check_calls
 # %% ../../nbs/insight/08a_alignment.ipynb #bd6f8bbe
 def _rows(x, name='x'):
     "Features (n, d) as float64; raises `CourseError` for anything else"
-    x = torch.as_tensor(np.asarray(x) if not isinstance(x, Tensor) else x.detach()).to('cpu', torch.float64)
+    x = torch.as_tensor(np.asarray(x) if not isinstance(x, Tensor) else x.detach())
+    if x.is_complex(): raise CourseError(f'{name} must be real numbers, got {str(x.dtype)[6:]}')
+    x = x.to('cpu', torch.float64)
     if x.ndim < 2: raise CourseError(f'{name} must hold a row of features for each example, (n, d); got the shape {tuple(x.shape)}')
     x = x.flatten(1)
     bad = (~x.isfinite()).any(1).nonzero()

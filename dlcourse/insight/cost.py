@@ -9,10 +9,12 @@ __all__ = ['flops_per_image', 'Latency', 'batch_timer', 'latency', 'saved_bytes'
 
 # %% ../../nbs/insight/03_cost.ipynb #925415ea
 import io, logging
+from contextlib import contextmanager
 from dataclasses import dataclass
 import numpy as np, pandas as pd, torch
 from fastai.learner import Learner
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from ..core import CourseError
 from ..models.folding import answering
@@ -23,13 +25,23 @@ from ..models.own import plain_network
 # %% ../../nbs/insight/03_cost.ipynb #c8e8a56f
 from ..values.door import check_calls
 
+# %% ../../nbs/insight/03_cost.ipynb #23ed8cc2
+@contextmanager
+def _attention_by_steps():
+    "Within the block attention is computed by matrix products that a counter sees, and not by one fused operation"
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH): yield
+    finally: torch.backends.mha.set_fastpath_enabled(fused)
+
 # %% ../../nbs/insight/03_cost.ipynb #469f66d2
 def flops_per_image(
     model:nn.Module,
     x:Tensor, # A batch of images, (N, C, H, W), or of rows of numbers, (N, F); the first one is used
 )->int: # Two for each multiply-add
     "Floating-point operations of convolutions and matrix products for one image"
-    with answering(model), FlopCounterMode(display=False) as count: model(x[:1])
+    with answering(model), _attention_by_steps(), FlopCounterMode(display=False) as count: model(x[:1])
     return count.get_total_flops()
 
 # %% ../../nbs/insight/03_cost.ipynb #0887412d

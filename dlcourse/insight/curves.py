@@ -39,12 +39,12 @@ def _recorded(learn):
 # %% ../../nbs/insight/01_curves.ipynb #06e9a4a1
 def best_epoch(
     learn, # Any fitted `Learner`, or its history as `DataFrame`
-    monitor:str='valid_loss', # Column of the history; losses and errors are best when small, other metrics when large
+    monitor:str=None, # Column of the history, best when small for losses and errors; None for `learn.best_epoch`, or else `valid_loss`
 )->int|None: # Epoch, counted from 0; None if `monitor` was never measured
-    "The epoch that `learn.best_epoch` names, or else the one with the best `monitor`"
-    restored = None if isinstance(learn, pd.DataFrame) else getattr(learn, 'best_epoch', None)
-    hist = history(learn)
-    if restored in hist.index: return int(restored)
+    "The epoch with the best `monitor`; by default the one that the callbacks of `learn` have found best"
+    kept = None if monitor or isinstance(learn, pd.DataFrame) else getattr(learn, 'best_epoch', None)
+    hist, monitor = history(learn), monitor or 'valid_loss'
+    if kept in hist.index: return int(kept)
     values = hist[choose(monitor, hist, 'column of the history')].astype(float)
     if values.isna().all(): return None
     return int(values.idxmin() if smaller_is_better(monitor) else values.idxmax())
@@ -137,12 +137,12 @@ def plot_curves(
     learn, # Any fitted `Learner`, or its history as `DataFrame`
     metrics:list|str|None=None, # Which of `loss` and the metrics; all if None
     ax=None, # matplotlib axes to draw on, as many as panels; a new figure if None
-    monitor:str='valid_loss', # Column that decides which epoch is marked, unless `learn.best_epoch` does
+    monitor:str=None, # Column that decides which epoch is marked; by default as in `best_epoch`
 )->Figure: # The matplotlib figure
     "Draw loss and metrics by epoch on both parts, the chosen epoch marked; raises `CourseError` for a learner without history"
     hist = history(learn)
     names = [choose(o, metric_names(hist), 'metric') for o in ([metrics] if isinstance(metrics, str) else metrics or metric_names(hist))]
-    epoch = best_epoch(learn, monitor if monitor in hist else 'train_loss') if monitor in hist or monitor != 'valid_loss' else None
+    epoch = best_epoch(learn, monitor) if monitor or 'valid_loss' in hist else None
     axs = panels(len(names), ax)
     for a,name in zip(axs, names): _draw_measure(a, hist, name, epoch)
     return axs[0].figure
@@ -158,7 +158,7 @@ def _gaps(hist, row):
 def _summary(learn, monitor):
     "One row of `compare`"
     hist, model = history(learn), getattr(learn, 'model', None)
-    best = best_epoch(learn, monitor) if monitor in hist else None
+    best = best_epoch(learn, monitor) if (monitor or 'valid_loss') in hist else None
     row = hist.index[-1] if best is None else best
     values = {o: hist.loc[row, o] for o in hist if o not in ('seconds', 'time')}
     seconds = hist.seconds.mean() if 'seconds' in hist else None
@@ -168,7 +168,7 @@ def _summary(learn, monitor):
 # %% ../../nbs/insight/01_curves.ipynb #30a4a18a
 def compare(
     learners:dict, # Name -> any fitted `Learner`, or its history as `DataFrame`
-    monitor:str='valid_loss', # Column that decides which epoch is the best one of each learner
+    monitor:str=None, # Column that decides which epoch is the best one of each learner; by default as in `best_epoch`
 )->pd.DataFrame: # One row a learner: parameters, epochs, best epoch; losses, metrics and gaps at it; seconds per epoch
     "Compare learners, each at its best epoch (its last one where nothing was validated)"
     rows = [_summary(o, monitor) for o in _named(learners).values()]

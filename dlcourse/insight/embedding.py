@@ -98,7 +98,7 @@ def layer_activations(
     vocab = class_names(learn, scores)
     if y.numel() != len(scores):
         raise CourseError(f'layer_activations needs one class for each example, not targets of shape {tuple(y.shape)}')
-    preds = predicted_classes(scores)
+    preds = predicted_classes(scores, learn.loss_func)
     return Activations(features, y.reshape(-1).long().numpy(), preds.numpy(), np.array(idxs), vocab, find_part(learn, part)[1])
 
 # %% ../../nbs/insight/07_embedding.ipynb #0b4e1e29
@@ -107,8 +107,10 @@ def fisher_ratio(
     y:np.ndarray, # Class numbers (n,)
 )->float:
     "Scatter between classes divided by scatter within them; infinite where each class is a single point, NaN where all are the same"
+    x, y = np.asarray(x), np.asarray(y)
     if len(x) != len(y) or not len(x): raise CourseError(f'x and y must be of the same length, at least 1, got {len(x)} and {len(y)}')
     refuse_nan(x, 'feature')
+    if not np.isfinite(x).all(): raise CourseError('features must be finite numbers, got infinity')
     x, classes = x.astype(np.float64), np.unique(y)
     means = np.stack([x[y == c].mean(0) for c in classes])
     counts = np.array([(y == c).sum() for c in classes])

@@ -70,9 +70,11 @@ class Evaluation:
 # %% ../../nbs/insight/02_evaluation.ipynb #7ab852cc
 def _check_classes(targets, n):
     "Raise `CourseError` if class numbers in `targets` aren't below `n`"
-    low, high = int(targets.min()), int(targets.max())
-    if 0 <= low and high < n: return
-    raise CourseError(f'targets must be class numbers from 0 to {n-1}, got {low} to {high}: judge on items whose class is known')
+    low, high = targets.min().item(), targets.max().item()
+    whole = not targets.is_floating_point() or bool((targets == targets.round()).all())
+    if whole and 0 <= low and high < n: return
+    got = f'{low:g} to {high:g}' if whole else 'shares between them'
+    raise CourseError(f'targets must be class numbers from 0 to {n-1}, got {got}: judge on items whose class is known')
 
 # %% ../../nbs/insight/02_evaluation.ipynb #75048101
 def evaluate(
@@ -85,7 +87,7 @@ def evaluate(
         dl, part = (dl, 'dl') if dl is not None else find_part(learn, ds_idx)
         out, targets = _outputs(learn, dl := in_order(dl), part)
     kind, device = prediction_kind(out, targets, learn.loss_func), device_of(learn.model)
-    if kind == 'classes': _check_classes(targets, out.shape[1])
+    if kind != 'numbers': _check_classes(targets, 2 if kind == 'binary' else out.shape[1])
     losses, loss = item_losses(learn.loss_func, out.to(device), targets.to(device))
     if kind == 'numbers':
         preds = getattr(learn.loss_func, 'activation', noop)(out).squeeze(-1)

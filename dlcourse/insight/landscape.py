@@ -14,7 +14,7 @@ from fastai.learner import Learner
 from fastai.torch_core import to_device
 from fastcore.basics import patch
 from fastprogress.fastprogress import progress_bar
-from torch import nn
+from torch import Tensor, nn
 from ..core import CourseError, choose
 from .curves import panels
 from .layers import device_of, evaluating, read_part
@@ -55,12 +55,14 @@ class LossOf:
         self.batches = [to_device(b, device_of(self.model)) for b in batches]
 
     def __call__(self)->float:
-        "Mean loss of the network as it is now"
-        total = 0.
+        "Loss of the network as it is now, of all examples together, as `evaluate` has it"
         with torch.no_grad(), evaluating(self.model):
             if self.batchnorm == 'batch': _count_batches(self.model)
-            for x,*y in self.batches: total += len(x)*self.loss_func(self.model(x), *y).float().mean().item()
-        return total/len(self.idxs)
+            outs = [self.model(x) for x,*_ in self.batches]
+            if isinstance(outs[0], Tensor): return self._loss(torch.cat(outs), *map(torch.cat, zip(*(y for _,*y in self.batches))))
+            return sum(len(b[0])*self._loss(o, *b[1:]) for o,b in zip(outs, self.batches))/len(self.idxs)
+
+    def _loss(self, out, *targets): return self.loss_func(out, *targets).float().mean().item()
 
 # %% ../../nbs/insight/12_landscape.ipynb #25fcced8
 def _count_batches(model):

@@ -21,6 +21,7 @@ from fastai.data.load import DataLoader
 from fastai.learner import Learner
 from torch import Tensor, nn
 from ..core import CourseError, choose, kept_rng
+from .outputs import class_probabilities
 from ..models.own import is_compiled, plain_network
 
 # %% ../../nbs/insight/00_layers.ipynb #16e8991f
@@ -196,9 +197,11 @@ def class_scores(
 # %% ../../nbs/insight/00_layers.ipynb #7a10c0d3
 def predicted_classes(
     scores:Tensor, # (N, K), or (N, 1) for two classes
+    loss_func=None, # The loss that they were trained with, which says whether a single score is a logit or a probability
 )->Tensor: # Class numbers (N,)
-    "The class with the highest score; of two classes with one score the second where it is above 0"
-    return scores.argmax(1) if scores.shape[1] > 1 else (scores[:, 0] > 0).long()
+    "The class with the highest score; of two classes with one score the second where it is more probable"
+    if scores.shape[1] > 1: return scores.argmax(1)
+    return (scores[:, 0] > 0).long() if loss_func is None else class_probabilities(scores, loss_func).argmax(1)
 
 # %% ../../nbs/insight/00_layers.ipynb #d1a00007
 def refuse_nan(

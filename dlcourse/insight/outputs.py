@@ -53,7 +53,9 @@ def class_probabilities(
     "Class probabilities from raw outputs, by the activation that belongs to the loss"
     p, name = getattr(loss_func, 'activation', noop)(out), loss_name(loss_func).lower()
     if 'logits' in name and p is out: p = out.sigmoid()
-    if p.numel() == len(p): return torch.stack([1-p.reshape(-1), p.reshape(-1)], 1)
+    if p.numel() == len(p):
+        p = p.reshape(-1) if p.min() >= 0 and p.max() <= 1 else p.reshape(-1).sigmoid()
+        return torch.stack([1-p, p], 1)
     known = (p >= 0).all() and ('bce' in name or torch.allclose(p.sum(1), torch.ones(len(p)), atol=1e-3))
     return p if known else p.softmax(1)
 

@@ -32,7 +32,7 @@ class Judge:
         n:int, # Examples, at most
         seed:int, # Seed of the draw
     ):
-        self.model = learn.model
+        self.model, self.loss_func = learn.model, learn.loss_func
         self.part, self.idxs, batches = read_part(learn, part, n, seed)
         self.batches = [self._pair(b) for b in batches]
 
@@ -50,7 +50,7 @@ class Judge:
         out = self.model(x)
         if not isinstance(out, Tensor) or out.ndim != 2:
             raise CourseError('counting right answers needs one row of scores for each example')
-        return predicted_classes(out)
+        return predicted_classes(out, self.loss_func)
 
 # %% ../../nbs/insight/10_robustness.ipynb #59c1c9d6
 def weight_layers(

@@ -9,7 +9,7 @@ __all__ = ['as_is', 'mirrored', 'upside_down', 'half_turned', 'shifted', 'OverVi
 
 # %% ../../nbs/models/04c_views.ipynb #57f88b2d
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 from ..core import CourseError
 
@@ -60,8 +60,13 @@ class OverViews(nn.Module):
         self.model, self.views = model, views
 
     def forward(self, x):
-        views = [self.model(view(x)).log_softmax(1) for view in self.views]
+        views = [self._scores(view(x)).log_softmax(1) for view in self.views]
         return torch.stack(views).mean(0)
+
+    def _scores(self, x):
+        out = self.model(x)
+        if isinstance(out, Tensor) and out.ndim > 1 and out.shape[1] > 1: return out
+        raise CourseError('views are averaged for networks that give scores of two classes or more')
 
 # %% ../../nbs/models/04c_views.ipynb #429189c5
 check_calls(globals())

@@ -15,7 +15,7 @@ from fastai.learner import Learner
 from fastcore.basics import listify
 from torch import Tensor, nn
 from torch.nn import functional as F
-from ..core import CourseError, choose
+from ..core import CourseError, choose, kept_rng
 from .kept import KeepWeights
 
 # %% ../../nbs/training/15_ensembles.ipynb #0d2075bf
@@ -42,6 +42,16 @@ class EnsembleNet(nn.Module):
             raise CourseError('an ensemble needs networks that give a row of scores for two classes or more')
         return scores.float().softmax(1)
 
+# %% ../../nbs/training/15_ensembles.ipynb #604d45a8
+def _need_classes(learn):
+    "Raise `CourseError` if items have numbers or several labels in place of one class; data that are not there are not asked"
+    if not len(learn.dls.train_ds): return
+    with kept_rng(learn.dls): y = learn.dls.one_batch()[-1]
+    shares = isinstance(getattr(learn.loss_func, 'func', learn.loss_func), nn.CrossEntropyLoss) # targets that are shares of classes
+    if isinstance(y, Tensor) and y.is_floating_point() and not shares:
+        raise CourseError('an ensemble answers with one class for each item, and these Learners predict numbers or several labels: '
+                          'average what their get_preds() gives')
+
 # %% ../../nbs/training/15_ensembles.ipynb #a36339dd
 def ensemble(
     learners, # Trained `Learner` objects of the same data, at least 2
@@ -53,6 +63,7 @@ def ensemble(
     if odd: raise CourseError(f'learners must be fastai Learners, got a {type(odd[0]).__name__}')
     vocabs = {tuple(listify(getattr(o.dls, 'vocab', None))) for o in learners}
     if len(vocabs) > 1: raise CourseError('the members of an ensemble must know the same classes in the same order')
+    _need_classes(learners[0])
     net = EnsembleNet([deepcopy(o.model) for o in learners], how)
     first = learners[0]
     return Learner(first.dls, net.eval(), loss_func=first.loss_func, metrics=first.metrics)
