@@ -4,6 +4,7 @@ import io, random, sys, unicodedata
 import numpy as np
 import pytest
 import torch
+from fastai.torch_core import set_seed
 
 from dlcourse import models
 from dlcourse.core import CourseError, choose, import_all, kept_rng, lock_for, num_threads, optional
@@ -28,6 +29,14 @@ def test_choose_refuses(name, message):
 
 def test_a_missing_extra_is_named():
     with pytest.raises(CourseError, match=r"pip install 'dlcourse\[docs\]'"): optional('no_such_module', 'docs')
+
+
+@pytest.mark.parametrize('seed', [0, 5, -3, 2**40])
+def test_seeded_as_by_fastai(seed):
+    set_seed(seed)
+    theirs = drawn()
+    seed_all(seed)
+    assert drawn() == theirs
 
 
 def test_seeds_and_kept_generators():

@@ -132,11 +132,13 @@ def checked(
 ): # The same function, which raises `CourseError` for a value that a parameter doesn't allow
     "Check the arguments of `f` whenever it is called"
     if hasattr(f, '_is_checked'): return f
+    @cache
+    def rules(): return (found := parameters_of(f, source)), [found.get(o) for o in _at(f)]
     @wraps(f)
     def call(*args, **kwargs):
-        rules, names = parameters_of(f, source), _at(f)
-        taken = [_taken(rules, k, v) for k,v in zip(names, args)] + list(args[len(names):])
-        return f(*taken, **{k: _taken(rules, k, v) for k,v in kwargs.items()})
+        named, in_order = rules()
+        taken = [v if rule is None else rule(v) for rule,v in zip(in_order, args)] + list(args[len(in_order):])
+        return f(*taken, **{k: _taken(named, k, v) for k,v in kwargs.items()})
     call._is_checked, call._source = True, source
     return call
 
