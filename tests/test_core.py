@@ -31,7 +31,7 @@ def test_a_missing_extra_is_named():
     with pytest.raises(CourseError, match=r"pip install 'dlcourse\[docs\]'"): optional('no_such_module', 'docs')
 
 
-@pytest.mark.parametrize('seed', [0, 5, -3, 2**40])
+@pytest.mark.parametrize('seed', [0, 5, 2**32 - 1])
 def test_seeded_as_by_fastai(seed):
     set_seed(seed)
     theirs = drawn()
