@@ -8,12 +8,24 @@ Docs: https://dlcourse.github.io/dlcourse/datasets/digits.html.md"""
 __all__ = ['digits']
 
 # %% ../../../nbs/datasets/digits.ipynb #b1ab6a7f
+from functools import cache
 import numpy as np, torch
 from ..arrays import Examples, holdout
 from ..catalogue import register
 
 # %% ../../../nbs/datasets/digits.ipynb #2eb8a3cd
 from ...values.door import check_calls
+
+# %% ../../../nbs/datasets/digits.ipynb #5ad0bdf4
+@cache
+def _parts():
+    "Images and labels of both parts, read once in a session: scikit-learn keeps them as text"
+    from sklearn.datasets import load_digits
+    d = load_digits()
+    x = torch.from_numpy((d.images*255/16).round().astype(np.uint8))[:,None]
+    y = torch.from_numpy(d.target.astype(np.int64))
+    train, test = holdout(d.target)
+    return x[train], y[train], x[test], y[test]
 
 # %% ../../../nbs/datasets/digits.ipynb #07fcf4ca
 @register(
@@ -22,13 +34,7 @@ from ...values.door import check_calls
     split="ours, as scikit-learn's copy has none: 20 % of each class, seed 42", license='CC BY 4.0',
     citation='E. Alpaydin, C. Kaynak (1998), Optical recognition of handwritten digits, UCI Machine Learning Repository',
     home='https://archive.ics.uci.edu/dataset/80/optical+recognition+of+handwritten+digits')
-def digits(root):
-    from sklearn.datasets import load_digits
-    d = load_digits()
-    x = torch.from_numpy((d.images*255/16).round().astype(np.uint8))[:,None]
-    y = torch.from_numpy(d.target.astype(np.int64))
-    train, test = holdout(d.target)
-    return Examples(x[train], y[train], x[test], y[test])
+def digits(root): return Examples(*(o.clone() for o in _parts()))
 
 # %% ../../../nbs/datasets/digits.ipynb #49f06e6c
 check_calls(globals())

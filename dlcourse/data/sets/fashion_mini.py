@@ -8,6 +8,7 @@ Docs: https://dlcourse.github.io/dlcourse/datasets/fashion_mini.html.md"""
 __all__ = ['fashion_mini']
 
 # %% ../../../nbs/datasets/fashion_mini.ipynb #fd219c1a
+from functools import cache
 from importlib.resources import files
 import numpy as np, torch
 from ..arrays import Examples
@@ -17,15 +18,20 @@ from .fashion_mnist import fashion_facts
 # %% ../../../nbs/datasets/fashion_mini.ipynb #c0a96adb
 from ...values.door import check_calls
 
+# %% ../../../nbs/datasets/fashion_mini.ipynb #48142d49
+@cache
+def _parts():
+    "Images and labels of both parts, unpacked once in a session"
+    with (files('dlcourse')/'data'/'files'/'fashion_mini.npz').open('rb') as f, np.load(f) as arrays:
+        a = {k: torch.from_numpy(arrays[k]) for k in arrays}
+    return a['x_train'][:,None], a['y_train'].long(), a['x_test'][:,None], a['y_test'].long()
+
 # %% ../../../nbs/datasets/fashion_mini.ipynb #70329b54
 @register(
     **fashion_facts, title='Fashion-MNIST, a part', n_train=3_000, n_test=1_000,
     about='the first 300 training and the first 100 test images of each class of Fashion-MNIST, in their official order',
     split='official: no test image is one of the official training images')
-def fashion_mini(root):
-    with (files('dlcourse')/'data'/'files'/'fashion_mini.npz').open('rb') as f, np.load(f) as arrays:
-        a = {k: torch.from_numpy(arrays[k]) for k in arrays}
-    return Examples(a['x_train'][:,None], a['y_train'].long(), a['x_test'][:,None], a['y_test'].long())
+def fashion_mini(root): return Examples(*(o.clone() for o in _parts()))
 
 # %% ../../../nbs/datasets/fashion_mini.ipynb #f6fb7854
 check_calls(globals())
