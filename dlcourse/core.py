@@ -10,12 +10,22 @@ __all__ = ['n_processes', 'is_first', 'refuse_launcher', 'notice', 'smaller_is_b
            'lock_file', 'lock_for', 'light_figures', 'save_figure']
 
 # %% ../nbs/00_core.ipynb #c8a87ed2
-import importlib, os, pkgutil, random, re, shutil
+import importlib, os, pkgutil, random, re, shutil, zlib
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 import numpy as np, torch
 from .names import one_line, terminal_text
+from .values.door import CourseError, check_calls, choose
+
+# %% ../nbs/00_core.ipynb #09d3f7fe
+import importlib, os, pkgutil, random, re, shutil, zlib
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+import numpy as np, torch
+from fastai.torch_core import set_seed
+from .names import cut, one_line, terminal_text, to_disk
 from .values.door import CourseError, check_calls, choose
 
 # %% ../nbs/00_core.ipynb #e7a50002
@@ -134,11 +144,16 @@ def num_threads(
     finally: torch.set_num_threads(before)
 
 # %% ../nbs/00_core.ipynb #81e1b7c4
+def _short(name, longest=230):
+    "`name`, or its beginning and a number where little more fits on a disk, which takes names of 255 bytes"
+    data = os.fsencode(name)
+    return name if len(data) <= longest else f'{to_disk(cut(name, longest - 10))}-{zlib.crc32(data):08x}'
+
 def part_of(
     path, # Where the finished file or folder goes
-)->Path: # `<name>.<process>.part`, beside it
+)->Path: # `<name>.<process>.part`, beside it; of a long name the beginning
     "Where this process makes the file or folder `path`"
-    return Path(path).with_name(f'{Path(path).name}.{os.getpid()}.part')
+    return Path(path).with_name(f'{_short(Path(path).name)}.{os.getpid()}.part')
 
 # %% ../nbs/00_core.ipynb #d32789d1
 def _runs(process):
@@ -158,7 +173,7 @@ def sweep(
     "Remove the `.part` files and folders that processes which no longer run have left in `folder`"
     for o in os.scandir(folder):
         part = re.fullmatch(r'(.+)\.(\d{1,10})\.part', o.name, re.DOTALL)
-        if not part or name not in (None, part[1]) or _runs(int(part[2])): continue
+        if not part or name and _short(name) != part[1] or _runs(int(part[2])): continue
         if o.is_dir(follow_symlinks=False): shutil.rmtree(o.path, ignore_errors=True)
         else: os.unlink(o.path)
 
@@ -206,11 +221,12 @@ def lock_file(
 )->Path: # `.lock` within the folder, or `.<name>.lock` beside the file
     "Find the file that a process holds while it works on `path`"
     path = Path(path)
-    return path/'.lock' if path.is_dir() else path.with_name(f'.{path.name}.lock')
+    return path/'.lock' if path.is_dir() else path.with_name(f'.{_short(path.name)}.lock')
 
 def _lock_fault(file, e):
     "The reason why `file` can't be a lock"
-    return f'its lock {file} is a folder: remove it' if file.is_dir() else f'{e.strerror or e} ({file})'
+    kind = 'a link' if file.is_symlink() else 'a folder' if file.is_dir() else 'no file' if file.exists() and not file.is_file() else ''
+    return f'its lock {file} is {kind}: remove it' if kind else f'{e.strerror or e} ({file})'
 
 @contextmanager
 def lock_for(

@@ -98,7 +98,7 @@ def read_tensors(
     path = check_file(path)
     try:
         with safe_open(path, 'pt', device=str(device)) as f: return {k: f.get_tensor(k) for k in f.keys()}, f.metadata() or {}
-    except (OSError, ValueError, RuntimeError, SafetensorError, AttributeError, KeyError) as e:
+    except (OSError, ValueError, RuntimeError, SafetensorError, AttributeError, KeyError, MemoryError) as e:
         raise CourseError(f'{path} {fault}: {(str(e) or type(e).__name__).splitlines()[0]}') from e
 
 # %% ../nbs/02_files.ipynb #6b0886fb

@@ -13,8 +13,8 @@ from pathlib import Path
 
 # %% ../nbs/architecture.ipynb #6d0f0e44
 FLOORS = [
-    dict(values='errors that help, values checked at the door', names='names that are shown as they are',
-         house='this table of floors'),
+    dict(names='names that are shown as they are', house='this table of floors'),
+    dict(values='errors that help, values checked at the door'),
     dict(core='notices, seeding, files written in one step'),
     dict(provenance='when, where and with what something was measured', files='JSON and tensors from elsewhere, checked'),
     dict(data='examples: data sets, selections, transforms, loaders', models='networks, and their pretrained weights'),

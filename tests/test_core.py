@@ -1,5 +1,5 @@
 "The lowest floor: names, seeds, threads, files and locks"
-import io, random, sys, unicodedata
+import io, os, random, sys, unicodedata
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from fastai.torch_core import set_seed
 
 from dlcourse import models
 from dlcourse.core import CourseError, choose, import_all, kept_rng, lock_for, num_threads, optional
-from dlcourse.core import refuse_launcher, seed_all, whole_file
+from dlcourse.core import part_of, refuse_launcher, seed_all, whole_file
 from dlcourse.names import file_name, html_text, legend_text, one_line, plot_text, terminal_text
 
 
@@ -132,3 +132,27 @@ def test_a_name_becomes_a_files_name(name, tmp_path):
 def test_every_module_of_a_package_is_imported():
     import_all(models)
     assert {'dlcourse.models.cnn', 'dlcourse.models.whitened'} <= sys.modules.keys()
+
+
+@pytest.mark.parametrize('name', ['a'*255, 'é'*127, '日'*84, 'two\nlines', b'a\xff'.decode(errors='surrogateescape')])
+def test_a_name_that_fills_the_disks_limit_is_written_locked_and_swept(name, tmp_path):
+    place = tmp_path/name
+    (tmp_path/part_of(place).name.replace(str(os.getpid()), '9999999')).touch()
+    with lock_for(place), whole_file(place) as f: f.write('whole')
+    assert [o.name for o in tmp_path.iterdir()] == [name]
+    with pytest.raises(CourseError, match='taken'), lock_for(place), lock_for(place, 'taken'): pass
+
+
+def test_long_names_that_begin_alike_have_parts_of_their_own(): assert part_of('x/' + 'a'*254 + 'b') != part_of('x/' + 'a'*255)
+
+
+def test_what_cannot_be_a_lock_is_named(tmp_path):
+    (tmp_path/'.lock').symlink_to('elsewhere')
+    with pytest.raises(CourseError, match='its lock .* is a link: remove it'), lock_for(tmp_path): pass
+    assert not (tmp_path/'elsewhere').exists()
+
+
+@pytest.mark.parametrize('name', ['a\nb', '\x1b[2J', '\u202egpj', '\u200b'])
+def test_messages_are_one_line_without_commands_to_the_terminal(name):
+    text = str(CourseError(f'{name} is missing'))
+    assert '\n' not in text and text.isprintable() and text.endswith(' is missing')

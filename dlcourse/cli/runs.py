@@ -45,11 +45,14 @@ def _predictions(learn, files):
     "Probabilities (n, K) for image files"
     from dlcourse.core import CourseError
     from dlcourse.data.reading import read_images
+    from dlcourse.insight.layers import refuse_nan
     from dlcourse.training.learner import sizes_of
     shape, _ = sizes_of(learn.dls)
     if not isinstance(shape, tuple): raise CourseError('predict needs a network for images, and this one was trained on rows of numbers')
     x = read_images(files, size=shape[1:], channels=shape[0])
-    return learn.get_preds(dl=learn.dls.test_dl(list(x)))[0]
+    probs = learn.get_preds(dl=learn.dls.test_dl(list(x)))[0]
+    refuse_nan(probs, 'output of the network')
+    return probs
 
 # %% ../../nbs/cli/05_runs.ipynb #dfc38433
 @command('predict', run_option, arg('images', nargs='+', metavar='IMAGE', help='image files'), device_option,

@@ -321,7 +321,7 @@ def _failed(self:Run, e):
     else: remove_new(self._made)
     if isinstance(e, KeyboardInterrupt): raise KeyboardInterrupt(self._interrupted(kept)) from None
     if not isinstance(e, CourseError): raise e
-    what = str(e).rpartition('\n\t')[2] # without the name of the callback, which fastai puts before it
+    what = e.args[0].rpartition('\n\t')[2] # without the name of the callback, which fastai puts before it
     raise CourseError(f'{what} ({len(self.rows)} epochs are kept in {self.folder})' if kept else what) from e
 
 # %% ../../nbs/training/09_runs.ipynb #8f718d88

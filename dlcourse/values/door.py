@@ -14,12 +14,14 @@ from dataclasses import dataclass, is_dataclass
 from functools import cache, wraps
 import torch
 from fastcore.docments import docments
+from ..names import one_line
 from .glossary import glossary
 from .kinds import Kind, choices_of, in_words, kinds, kinds_of, limits_of, take_one
 
 # %% ../../nbs/values/03_door.ipynb #29afad75
 class CourseError(ValueError):
     "An error whose message says what was given, what is allowed and the nearest match"
+    def __str__(self): return one_line(super().__str__())
 
 # %% ../../nbs/values/03_door.ipynb #5ec38a65
 def choose(

@@ -118,7 +118,9 @@ def is_row(v): return hasattr(v, '__len__') and hasattr(v, '__getitem__') and no
 def _series(v): return refused(v) if not is_row(v) else v.tolist() if hasattr(v, 'dtype') else v
 def _row(v): return list(v) if isinstance(v, tuple) else v if is_row(v) else refused(v)
 def _fits_disk(v): return '\0' not in v and all(len(o.encode('utf-8', 'surrogateescape')) < 256 for o in Path(v).parts)
-def _is_path(v): return isinstance(v, os.PathLike) or isinstance(v, str) and v.strip() != '' and _fits_disk(v)
+def _is_path(v):
+    v = os.fspath(v) if isinstance(v, os.PathLike) else v
+    return isinstance(v, str) and v.strip() != '' and _fits_disk(v)
 def _is_array(v): return hasattr(v, '__array__') or is_row(v)
 
 # %% ../../nbs/values/01_kinds.ipynb #5bd4223f
