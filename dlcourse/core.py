@@ -15,16 +15,6 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 import numpy as np, torch
-from .names import one_line, terminal_text
-from .values.door import CourseError, check_calls, choose
-
-# %% ../nbs/00_core.ipynb #09d3f7fe
-import importlib, os, pkgutil, random, re, shutil, zlib
-from contextlib import contextmanager
-from functools import cache
-from pathlib import Path
-import numpy as np, torch
-from fastai.torch_core import set_seed
 from .names import cut, one_line, terminal_text, to_disk
 from .values.door import CourseError, check_calls, choose
 
