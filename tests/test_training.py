@@ -60,6 +60,15 @@ def test_arguments_find_their_way():
     assert learn.wd == 0.1 and any(p.shape == (7, 100) for p in learn.model.parameters())
 
 
+def test_data_in_the_place_of_loaders():
+    x, y = torch.arange(40*64).reshape(40, 1, 8, 8).byte(), torch.arange(40) % 4
+    for data in ('digits', (x, y)):
+        learn, named = learner_for('mlp', data, seed=1, bs=8), learner_for('mlp', data=data, seed=1, bs=8)
+        assert learn.dls.n == named.dls.n and torch.equal(flat(learn), flat(named))
+    with pytest.raises(CourseError, match="give dls or data, not both: got 'digits' and 'mnist'"): learner_for('mlp', 'digits', data='mnist')
+    with pytest.raises(CourseError, match='data must be a name, a folder or arrays, got 3'): learner_for('mlp', 3)
+
+
 def test_second_fit_on_the_same_loaders_is_the_same():
     dls = dls_for('digits')
     assert torch.equal(*[flat(train(learner_for('mlp', dls, seed=5))) for _ in range(2)])

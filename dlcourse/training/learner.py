@@ -14,6 +14,7 @@ import torch
 from contextlib import contextmanager
 from functools import partial
 from pickle import PicklingError
+from typing import Any
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner, load_model, save_model
 from fastai.losses import BaseLoss, BCEWithLogitsLossFlat, CrossEntropyLossFlat
@@ -198,10 +199,17 @@ def _further_callbacks(seed, half):
     "Callbacks for a seed and for bfloat16, where they are asked for"
     return ([] if seed is None else [SeedEpochs(seed)]) + ([Bfloat16()] if half else [])
 
+# %% ../../nbs/training/05_learner.ipynb #3826c2f8
+def _one_of_both(dls, data):
+    "`DataLoaders` and data, one of them None; raises `CourseError` where both are given. Data may stand in the place of `DataLoaders`"
+    if dls is not None and data is not None:
+        raise CourseError(f'give dls or data, not both: got {shown(dls)} and {shown(data)}')
+    return (None, dls) if dls is not None and not isinstance(dls, DataLoaders) else (dls, data)
+
 # %% ../../nbs/training/05_learner.ipynb #6686bf0b
 def learner_for(
     arch='cnn', # A name of `archs()`, torchvision or timm, several joined by `+`, a module, or a function of input shape and outputs
-    dls=None, # `DataLoaders`; by default they are made from `data`
+    dls:Any=None, # `DataLoaders`, or data as for `data`; by default they are made from `data`
     *,
     data=None, # Data as for `dls_for`: a name, a folder, arrays; by default `fashion_mini`
     pretrained:bool=True, # Load the weights of a torchvision or timm network
@@ -218,7 +226,7 @@ def learner_for(
     **kwargs, # Arguments of `dls_for` (with `data_path` for its `path`), `Learner`, `TransferLearner` and the network
 )->LeanLearner: # A fastai `Learner`
     "A `Learner` for `arch` on `data` or `dls`; raises `CourseError` for unknown names and sizes that don't fit"
-    if dls is not None and not isinstance(dls, DataLoaders): dls, data = None, dls
+    dls, data = _one_of_both(dls, data)
     for_data, for_learn, for_model = _split_kwargs(kwargs, dls is None)
     for_learn = check_given(TransferLearner.__init__, check_given(Learner.__init__, for_learn))
     _check_names(arch, for_model, precision)
