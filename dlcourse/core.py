@@ -7,7 +7,7 @@ Docs: https://dlcourse.github.io/dlcourse/core.html.md"""
 # %% auto #0
 __all__ = ['n_processes', 'is_first', 'refuse_launcher', 'notice', 'smaller_is_better', 'optional', 'import_all', 'seed_all',
            'rng_states', 'put_rng_states', 'kept_rng', 'num_threads', 'part_of', 'sweep', 'whole_file', 'whole_folder',
-           'lock_file', 'lock_for', 'light_figures', 'save_figure']
+           'lock_file', 'lock_of', 'take_lock', 'free_lock', 'lock_for', 'light_figures', 'save_figure']
 
 # %% ../nbs/00_core.ipynb #c8a87ed2
 import importlib, os, pkgutil, random, re, shutil, zlib
@@ -218,23 +218,46 @@ def _lock_fault(file, e):
     kind = 'a link' if file.is_symlink() else 'a folder' if file.is_dir() else 'no file' if file.exists() and not file.is_file() else ''
     return f'its lock {file} is {kind}: remove it' if kind else f'{e.strerror or e} ({file})'
 
+def lock_of(
+    path, # A folder, or a file, which need not exist
+): # A `FileLock`, not taken yet
+    "The lock of `path`"
+    from filelock import FileLock
+    return FileLock(lock_file(path), is_singleton=False)
+
+def take_lock(
+    lock, # What `lock_of` gave
+    what, # Thing that is locked, for the message
+    wait:float=0, # Seconds to wait for another process, -1 for ever
+)->bool:
+    "Take a lock; False if another process has it. Raises `CourseError` where there can't be one"
+    file = Path(lock.lock_file)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=wait)
+    except TimeoutError: return False
+    except OSError as e: raise CourseError(f'cannot lock {what}: {_lock_fault(file, e)}') from e
+    return True
+
+def free_lock(
+    lock, # A lock that is taken
+):
+    "Give a lock back, and remove its file"
+    # while it is held: whoever waits for it takes a new one
+    if os.name != 'nt' and lock.lock_counter == 1: Path(lock.lock_file).unlink(missing_ok=True)
+    lock.release()
+
+# %% ../nbs/00_core.ipynb #f9bc0b03
 @contextmanager
 def lock_for(
     path, # A folder, or a file, which need not exist
     busy:str=None, # Message of the `CourseError` where another process holds the lock; by default wait for it
 ):
     "Within the block no other process holds the lock of `path`; raises `CourseError` if it can't be locked"
-    from filelock import FileLock
-    file = lock_file(path)
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(file, timeout=-1 if busy is None else 0, is_singleton=False).acquire().lock
-    except TimeoutError as e: raise CourseError(busy) from e
-    except OSError as e: raise CourseError(f'cannot lock {path}: {_lock_fault(file, e)}') from e
+    lock = lock_of(path)
+    if not take_lock(lock, path, -1 if busy is None else 0): raise CourseError(busy)
     try: yield
-    finally:
-        if os.name != 'nt': file.unlink(missing_ok=True) # while it is held: whoever waits for it takes a new one
-        lock.release()
+    finally: free_lock(lock)
 
 # %% ../nbs/00_core.ipynb #baba216f
 def light_figures(
@@ -250,9 +273,12 @@ def save_figure(
     path, # File to write; its suffix names the format, such as .png or .svg
     dpi:int=120, # Dots per inch
 ):
-    "Write `fig` in one step and close it; raises `CourseError` if the disk refuses"
+    "Write `fig` in one step and close it; raises `CourseError` for another suffix, or if the disk refuses"
     import matplotlib.pyplot as plt
-    with whole_file(path, 'wb') as f: fig.savefig(f, format=Path(path).suffix[1:].lower(), dpi=dpi, bbox_inches='tight')
+    kind = Path(path).suffix[1:].lower()
+    if kind not in fig.canvas.get_supported_filetypes(): raise CourseError(
+        f'the name of a picture must end in .png, .svg, .pdf or another format of matplotlib, got {Path(path).name!r}')
+    with whole_file(path, 'wb') as f: fig.savefig(f, format=kind, dpi=dpi, bbox_inches='tight')
     plt.close(fig)
 
 # %% ../nbs/00_core.ipynb #c3dc22a9

@@ -8,7 +8,7 @@ from fastai.torch_core import set_seed
 
 from dlcourse import models
 from dlcourse.core import CourseError, choose, import_all, kept_rng, lock_for, num_threads, optional
-from dlcourse.core import part_of, refuse_launcher, seed_all, whole_file
+from dlcourse.core import part_of, refuse_launcher, save_figure, seed_all, whole_file
 from dlcourse.names import file_name, html_text, legend_text, one_line, plot_text, terminal_text
 
 
@@ -156,3 +156,10 @@ def test_what_cannot_be_a_lock_is_named(tmp_path):
 def test_messages_are_one_line_without_commands_to_the_terminal(name):
     text = str(CourseError(f'{name} is missing'))
     assert '\n' not in text and text.isprintable() and text.endswith(' is missing')
+
+
+@pytest.mark.parametrize('name', ['x', '%s %d', '$$', 'a.docx', '.png', 'a.'])
+def test_a_picture_is_of_a_known_format_before_anything_is_written(name, tmp_path):
+    from matplotlib.figure import Figure
+    with pytest.raises(CourseError, match='name of a picture must end in .png'): save_figure(Figure(), tmp_path/'new'/name)
+    assert list(tmp_path.iterdir()) == []

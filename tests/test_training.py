@@ -376,16 +376,18 @@ def test_another_plan_is_another_search():
 
 def test_locks_of_dead_processes_and_waiting(monkeypatch, capsys):
     "A lock file that was left behind is free at once; waiting for a process that works is said, and ends"
-    for o in ('s.lock', 's.plan.lock'): Path(o).touch()
+    for o in ('s.lock', '.s.lock', '.s.plan.lock'): Path(o).touch()
+    os.symlink('s', 's.plan.lock') # as Optuna locks
     start = time.monotonic()
     found(SPACE, plain, n=2, storage='s')
     assert time.monotonic() - start < 5
     monkeypatch.setattr(storage_module, 'waiting_time', 1.2)
-    with Journal('s').alone(), pytest.raises(CourseError, match='another process has held s.lock for 1.2 s'):
+    with Journal('s').alone(), pytest.raises(CourseError, match='another process has held .s.lock for 1.2 s'):
         found(SPACE, plain, n=3, storage='s')
     assert 'waiting for another process that writes to s' in capsys.readouterr().out
-    Path('t.lock').mkdir()
-    with pytest.raises(CourseError, match='cannot lock t: t.lock'): found(SPACE, plain, n=2, storage='t')
+    Path('.t.lock').mkdir()
+    with pytest.raises(CourseError, match='cannot lock t: its lock .t.lock is a folder: remove it'): found(SPACE, plain, n=2, storage='t')
+    assert not Path('.s.lock').exists()
 
 
 def test_half_written_line():

@@ -9,11 +9,9 @@ __all__ = ['drivers', 'on_a_server', 'lock_number', 'is_address', 'Address', 'Da
 
 # %% ../../nbs/training/10b_databases.ipynb #b2c50f2a
 from contextlib import contextmanager
-from pathlib import Path
-from filelock import FileLock
 from fastcore.basics import patch
-from ..core import CourseError, choose, optional
-from .storage import Journal, one_at_a_time, take_lock
+from ..core import CourseError, choose, free_lock, lock_of, optional, take_lock
+from .storage import Journal, one_at_a_time
 
 # %% ../../nbs/training/10b_databases.ipynb #ef3ecb56
 from ..values.door import check_calls
@@ -63,7 +61,7 @@ class Database:
         if address.kind != 'sqlite': optional('psycopg', 'postgres')
         self.path, self.search, self._held = address, address.search, None
         engine = optional('sqlalchemy', 'search').create_engine
-        if address.kind == 'sqlite': self.lock = FileLock(f'{Path(address.url.database)}.lock', is_singleton=False)
+        if address.kind == 'sqlite': self.lock = lock_of(address.url.database)
         else: self.engine = engine(address.url, isolation_level='AUTOCOMMIT', **on_a_server)
 
 # %% ../../nbs/training/10b_databases.ipynb #0c91198f
@@ -99,7 +97,7 @@ def _take(self:Database):
 @patch
 def _give_back(self:Database):
     "Free the lock"
-    if self.path.kind == 'sqlite': return self.lock.release()
+    if self.path.kind == 'sqlite': return free_lock(self.lock)
     self._held.execute(optional('sqlalchemy', 'search').text('SELECT pg_advisory_unlock(:n)'), dict(n=lock_number))
 
 # %% ../../nbs/training/10b_databases.ipynb #eb535ef8
