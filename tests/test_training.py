@@ -29,6 +29,7 @@ from dlcourse.training.callbacks import BestWeights
 from dlcourse.training.checkpoints import load_tensors, load_weights, save_tensors
 from dlcourse.training.lean import LeanLearner, sgd
 from dlcourse.training.ensembles import ensemble
+from dlcourse.training.feature_files import _settings
 from dlcourse.training.learner import learner_for
 from dlcourse.training.runs import Run, start
 from dlcourse.training.search import search, study, trainer
@@ -1513,6 +1514,17 @@ def test_cached_features_serve_other_labels(own_weights):
     noisy = dict(classes=['0', '1', '2'], label_noise=0.9)
     with_file, without = losses('b', 'f.safetensors', **noisy), losses('c', False, **noisy)
     assert with_file == pytest.approx(without, abs=1e-4) and with_file != pytest.approx(first, abs=1e-2)
+
+
+@pytest.mark.parametrize('change', [lambda o: setattr(o[1], 'max_val', 1.), lambda o: setattr(o[2], 'count_include_pad', False),
+    lambda o: setattr(o[3], 'num_heads', 4), lambda o: o[0].register_forward_hook(lambda m, x, y: 2*y),
+    lambda o: o.register_forward_pre_hook(lambda m, x: x), lambda o: setattr(o[0], 'forward', lambda x: x)])
+def test_what_a_layer_does_not_show_is_part_of_its_features(change):
+    def net(): return nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU6(), nn.AvgPool2d(2, padding=1), nn.MultiheadAttention(8, 2)).eval()
+    changed = net()
+    change(changed)
+    first, second, other = ([_settings(m) for m in o.modules()] for o in (net(), net(), changed))
+    assert first == second != other
 
 
 @pytest.mark.parametrize('change, says', [

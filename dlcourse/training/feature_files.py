@@ -153,15 +153,24 @@ def hash_of_network(
     own = [_of_class(m, 4) for m in model.body.modules() if _is_own(type(m))]
     return digest(re.sub(' at 0x[0-9a-f]+', '', repr(model.body)), own)
 
+# %% ../../nbs/training/03a_feature_files.ipynb #2dab3edd
+def _settings(m):
+    "Plain settings of a layer, its hooks, and a `forward` that was put in place of its own"
+    plain = {k: v for k,v in sorted(vars(m).items()) if k[0] != '_' and k != 'training' and _is_plain(v)}
+    added = [*m._forward_pre_hooks.values(), *m._forward_hooks.values(), vars(m).get('forward')]
+    return _described([plain, added], 6)
+
 # %% ../../nbs/training/03a_feature_files.ipynb #dc8166be
-def _of_network(model): return dict(weights=hash_of_weights(model), network=hash_of_network(model))
+def _of_network(model):
+    settings = digest(*map(_settings, model.body.modules()))
+    return dict(weights=hash_of_weights(model), network=hash_of_network(model), settings=settings)
 
 # %% ../../nbs/training/03a_feature_files.ipynb #cd70a34f
 def feature_origin(
     model, # A `TransferNet`
     dls, # `DataLoaders` of images
     copies:int=1, # Number of draws of the augmentation, as for `features_of`
-)->dict: # 'weights', 'network', 'images', 'transforms' -> hash
+)->dict: # 'weights', 'network', 'settings', 'images', 'transforms' -> hash
     "Hashes of everything that the features of `model` on `dls` depend on"
     loaders = dls.loaders[:2]
     images = digest(*[_pixels(dl) for dl in loaders])
@@ -173,7 +182,7 @@ def table_origin(
     dls, # `DataLoaders` of images in memory
     rows, # Row numbers, int64 (n,)
     views, # Functions of a batch of images
-)->dict: # 'weights', 'network', 'images', 'transforms' -> hash
+)->dict: # 'weights', 'network', 'settings', 'images', 'transforms' -> hash
     "Hashes of everything that a table of features depends on"
     store = dls.valid.store
     images = digest(_bytes(rows), *([_bytes(x) for x,_ in store.parts] if store.origin is None else [store.origin]))
@@ -197,7 +206,7 @@ def read_features(
 )->dict: # Name -> tensor
     "Read features from `file`; raises `CourseError` if it is damaged, was made from something else, or holds something else"
     tensors, was = read_tensors(file, 'is not a file of features that can be read', device or 'cpu')
-    was = dict(precision='float32', network=origin.get('network')) | was # which files of before don't name
+    was = dict(precision='float32', network=origin.get('network'), settings=origin.get('settings')) | was # which files of before don't name
     changed = [k for k in origin if was.get(k) != origin[k]]
     if changed: raise CourseError(f"{file} was made from other {' and '.join(changed)}: remove it, or name another file")
     check_tensors(tensors, expected, file, 'these images')
