@@ -853,6 +853,25 @@ def test_parts_leave_other_folders_out(tmp_path, capsys):
     assert '2 images in folders that are neither parts nor classes (seg_pred)' in capsys.readouterr().out
 
 
+@pytest.mark.parametrize('files, words', [
+    (('train/cat/1.png', 'train/dog/2.png', 'test/cat/3.png', 'test/dog/4.png'), '2 images are in two parts alike (train/cat/1.png'),
+    (('train/cat/1.png', 'train/dog/2.png', 'valid/cat/5.png'), 'the validation part has no images of dog'),
+    (('train/cat/1.png', 'train/dog/2.png', 'training/cat/3.png', 'training/dog/4.png'), 'training part is in train, training together')])
+def test_what_is_odd_about_parts_is_said(tmp_path, files, words, capsys):
+    "The picture 3 is a copy of 1, and 4 of 2"
+    for i,f in enumerate(files):
+        (tmp_path/f).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((4, 4), 40*(int(f[-5]) % 2) + (100 if '5' in f else 0), np.uint8)).save(tmp_path/f)
+    image_files(tmp_path)
+    assert words in capsys.readouterr().out
+
+
+def test_one_picture_a_class_says_what_is_too_few(tmp_path):
+    for o in 'abc': draw(tmp_path, f'{o}/1.png')
+    fails('of 3 images for validation', dls_for, tmp_path, bs=1)
+    fails('would have none for', dls_for, (np.random.rand(40, 5), range(40)))
+
+
 def test_links_are_followed(tmp_path):
     root = draw(tmp_path/'set', 'cat/1.png', 'cat/2.png')
     draw(tmp_path, 'elsewhere/1.png', 'elsewhere/in/2.png')

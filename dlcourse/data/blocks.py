@@ -241,8 +241,8 @@ def _select(given, request, is_usual):
     "Apply the request; if it is the usual one, and a fifth is too little for a validation image of each class, take one of each"
     try: return request.apply(given.y, given.vocab)
     except CourseError:
-        if not is_usual or request.valid != 0.2 or not given.vocab: raise
-        k = len(given.vocab if request.classes is None else request.classes)
+        k = len(given.vocab or () if request.classes is None else request.classes)
+        if not is_usual or request.valid != 0.2 or not given.vocab or len(given.y) < 2*k: raise
         sel = replace(request, valid=k).apply(given.y, given.vocab)
         notice(f'{given.name}: one image of each class validates, since a fifth of {len(sel.train_idx) + k} images has none of some class')
         return sel

@@ -8,8 +8,8 @@ Docs: https://dlcourse.github.io/dlcourse/data/folders.html.md"""
 __all__ = ['ImageFiles', 'match_class', 'image_files', 'with_test', 'load_folder', 'class_of']
 
 # %% ../../nbs/data/03_folders.ipynb #2c01230b
-import re
-from collections import defaultdict
+import hashlib, os, re
+from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
 from pathlib import Path
 import numpy as np, torch
@@ -66,6 +66,41 @@ def match_class(
     same = [o for o in vocab if key(o) == key(name)]
     return same[0] if len(same) == 1 else None
 
+# %% ../../nbs/data/03_folders.ipynb #6a673d96
+_most_compared = 20_000 # Pictures of a folder whose copies are looked for
+
+def _sizes(files):
+    "Positions of the files that can be read, by their size in bytes"
+    found = defaultdict(list)
+    for i,f in enumerate(files):
+        if os.path.isfile(f): found[os.path.getsize(f)].append(i)
+    return found
+
+# %% ../../nbs/data/03_folders.ipynb #df23efcd
+def _copies(files, part):
+    "Positions of the same picture in two parts: where it is first, and where it is again"
+    if len(set(part)) < 2 or len(files) > _most_compared: return []
+    first, found = {}, []
+    for size,rows in _sizes(files.texts).items():
+        if not size or len({part[i] for i in rows}) < 2: continue
+        for i in rows:
+            j = first.setdefault(hashlib.sha256(files[i].read_bytes()).digest(), i)
+            if part[i] != part[j]: found.append((j, i))
+    return found
+
+# %% ../../nbs/data/03_folders.ipynb #3eed8096
+_in_words = dict(train='training', valid='validation', test='test')
+
+def _say_parts(root, files, y, part, vocab):
+    "Say which classes a part lacks, and how many of its pictures an earlier part has too"
+    name, copies = root.absolute().name, _copies(files, part)
+    for o in dict.fromkeys(part):
+        lacking = [c for i,c in enumerate(vocab) if not (y[part == o] == i).any()]
+        if lacking: notice(f'{name}: the {_in_words[o]} part has no images of {", ".join(lacking[:5])}{", …" if len(lacking) > 5 else ""}')
+    if not copies: return
+    pair = ' and '.join(os.path.relpath(files[i], root) for i in copies[0])
+    notice(f'{name}: {len(copies):,} images are in two parts alike ({pair}): what is measured on the later one looks better than it is')
+
 # %% ../../nbs/data/03_folders.ipynb #b06de062
 def _class_files(folders, left, above):
     "The images of one class"
@@ -83,6 +118,8 @@ def _say_choices(root, parts, classes):
     name, first, folders = root.absolute().name, parts[0][1], [o for f in classes.values() for o in f]
     if len(parts) == 1 and first != root and part_name(first.name)[0] is None:
         notice(f'{name}: the classes are the folders in {first.relative_to(root)}')
+    again = [o for o,n in Counter(o for o,_ in parts).items() if n > 1]
+    for o in again: notice(f'{name}: the {_in_words[o]} part is in {", ".join(f.name for p,f in parts if p == o)} together')
     named = [] if len(parts) > 1 else [o for o in classes if part_name(o)[0]]
     if named: notice(f'{name}: {", ".join(named)} is read as a class, as the folders beside it are')
     inner = {tuple(folder_name(o) for o in class_folders(f)) for f in folders}
@@ -133,6 +170,7 @@ def _image_files(root, left):
     if len(vocab) < 2: raise _few_classes(first, vocab)
     files, y, part = _list_classes(root, parts, classes, left)
     _say_choices(root, parts, classes[first])
+    _say_parts(root, files, y, part, vocab)
     left.say(root.absolute().name)
     say_alike(vocab, root.absolute().name)
     return ImageFiles(files, y, vocab, part)
