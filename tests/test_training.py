@@ -1150,11 +1150,12 @@ except CourseError as e: print(e)"""
     assert names() == []
 
 
-@pytest.mark.parametrize('where', ['file/run', '/proc/run'])
+@pytest.mark.parametrize('where', ['file/run', '/proc/run', 'link', 'link/run', 'circle', None])
 def test_folder_that_cannot_be_made(where):
     Path('file').write_text('in the way')
+    for name, to in dict(link='nowhere', runs='nowhere', circle='circle').items(): Path(name).symlink_to(to)
     with pytest.raises(CourseError, match='^cannot make a folder for the run: '): begin(where)
-    assert names() == ['file']
+    assert names() == ['circle', 'file', 'link', 'runs']
 
 
 # ---- settings that cannot be -------------------------------------------------------------------

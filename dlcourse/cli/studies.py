@@ -21,9 +21,8 @@ class Progress:
     def __init__(self): self.moving, self.trial = sys.stdout.isatty(), None
 
     def __call__(self, line):
-        epoch = line.startswith('epoch ')
+        line, epoch = terminal_text(line), line.startswith('epoch ')
         if not epoch: self.trial = line
-        line = terminal_text(line)
         if self.moving: print(f'\r\x1b[K{self.trial}, {line}' if epoch else f'\r\x1b[K{line}', end='', flush=True)
         elif not epoch: print(line, flush=True)
 

@@ -37,6 +37,7 @@ from .lean import LeanLearner, SeedEpochs, adamw
 from .losses import CrossEntropy, SquaredError
 from .precision import Bfloat16, check_precision, precisions
 from .transfer import TransferLearner
+from ..names import terminal_text
 
 # %% ../../nbs/training/05_learner.ipynb #cbc76a19
 from ..values.door import check_calls, check_given, shown
@@ -138,7 +139,7 @@ def _transfer_learner(dls, model, pretrained, frozen, train_bn=False, **kwargs):
     "A `TransferLearner` for `model`, with the statistics of its weights, frozen if asked"
     if pretrained:
         dls = renormalized(dls, model.backbone.mean, model.backbone.std)
-        print(model.backbone)
+        print(terminal_text(model.backbone))
     learn = TransferLearner(dls, model, splitter=transfer_splitter, train_bn=train_bn, **kwargs)
     if pretrained and frozen: learn.freeze()
     return learn

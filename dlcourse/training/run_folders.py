@@ -34,7 +34,10 @@ def check_folder(
     folder:Path, # Where a run is to go
 ):
     "Raise `CourseError` if `folder` can't become a new run's"
-    there = next(o for o in (folder, *folder.absolute().parents) if o.exists())
+    above = (folder, *folder.absolute().parents)
+    astray = next((o for o in above if o.is_symlink() and not o.exists()), None)
+    if astray: raise CourseError(f'cannot make a folder for the run: {astray} is a link to a folder that is missing ({folder})')
+    there = next(o for o in above if o.exists())
     if there == folder and not _is_free(folder):
         raise CourseError(there_already(folder))
     if not there.is_dir(): raise CourseError(f'cannot make a folder for the run: {there} is a file ({folder})')
@@ -43,8 +46,9 @@ def check_folder(
 # %% ../../nbs/training/08b_run_folders.ipynb #3056f810
 def _next_free(stem):
     "Make the folder `runs/<stem>-<n>` with the first `n` that is free"
+    Path('runs').mkdir(exist_ok=True)
     for n in count(1):
-        try: (folder := Path('runs')/f'{stem}-{n}').mkdir(parents=True)
+        try: (folder := Path('runs')/f'{stem}-{n}').mkdir()
         except FileExistsError: continue
         return folder
 

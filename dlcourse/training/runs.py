@@ -363,7 +363,7 @@ def _fit(self:Run, cbs):
     s, checkpoint = self.settings, agreed(self.checkpoint) if self.has(checkpoint_file) else None
     learn = agreed(self.learner)
     if checkpoint and is_first() and (found := self.changes()):
-        print(f"the last digits of the weights may differ from those of an uninterrupted run: {'; '.join(found)}")
+        print(one_line(f"the last digits of the weights may differ from those of an uninterrupted run: {'; '.join(found)}"))
     learn.rows = checkpoint[1]['rows'] if checkpoint else []
     seed_all(s.seed, learn.dls)
     if s.lr == 'auto' and s.lr_found is None: s.lr_found = led(self._find_lr, learn)

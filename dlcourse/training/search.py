@@ -20,6 +20,7 @@ from fastai.learner import Learner
 from fastcore.basics import patch
 from fastprogress import progress_bar
 from ..core import CourseError, choose, optional
+from ..names import one_line
 from ..data.blocks import dls_for
 from ..models.blocks import count_params
 from ..models.zoo import find_arch
@@ -119,7 +120,7 @@ def _run_search(store, train, workers, until, progress):
         try:
             if workers > 1: _run_workers(store, train, workers, until, show)
             else: store.run_all(train, lambda: time.time() > until, show)
-        except KeyboardInterrupt: print(_stop_notice(store))
+        except KeyboardInterrupt: print(one_line(_stop_notice(store)))
         result = SearchResult(store)
     if (result.table.state == 'failed').all(): result.best_trial # raises the first error
     return result

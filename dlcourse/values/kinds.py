@@ -119,7 +119,7 @@ def _series(v): return refused(v) if not is_row(v) else v.tolist() if hasattr(v,
 def _row(v): return list(v) if isinstance(v, tuple) else v if is_row(v) else refused(v)
 def _fits_disk(v): return '\0' not in v and all(len(o.encode('utf-8', 'surrogateescape')) < 256 for o in Path(v).parts)
 def _is_path(v):
-    v = os.fspath(v) if isinstance(v, os.PathLike) else v
+    if isinstance(v, os.PathLike): return isinstance(os.fspath(v), str) and _fits_disk(os.fspath(v))
     return isinstance(v, str) and v.strip() != '' and _fits_disk(v)
 def _is_array(v): return hasattr(v, '__array__') or is_row(v)
 
