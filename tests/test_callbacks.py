@@ -544,6 +544,12 @@ def test_rates_that_suggest_nothing(kw, says):
     assert plain(list(learn.model.parameters())) == before and learn.opt is None
 
 
+def test_a_loss_that_never_changes_suggests_nothing():
+    learn = Both(LeanLearner).make()
+    learn.loss_func = lambda p, y: 0*p.sum() + 1
+    with learn.quiet(), pytest.raises(CourseError, match='at every learning rate'): learn.lr_find()
+
+
 def test_the_record_of_a_fit_outlives_validation_and_lr_find():
     learn = Both(LeanLearner).fit()
     before = plain([learn.recorder.losses, learn.recorder.values, learn.smooth_loss, learn.recorder.smooth_loss.value])

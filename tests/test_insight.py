@@ -2135,7 +2135,11 @@ def test_operations_of_attention_are_counted():
     net = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True)
     per_token = 2*(4*32*32 + 2*32*64)
     assert flops_per_image(net, x) == 10*per_token + 2*2*10*10*32
-    assert torch.backends.mha.get_fastpath_enabled()
+    class Recurrent(nn.Module):
+        def __init__(self): super().__init__(); self.lstm = nn.LSTM(32, 16, batch_first=True)
+        def forward(self, x): return self.lstm(x)[0]
+    assert flops_per_image(Recurrent(), x) == 2*10*4*16*(32 + 16)
+    assert torch.backends.mha.get_fastpath_enabled() and torch.backends.mkldnn.enabled
 
 
 def test_a_monitor_that_is_named_decides():

@@ -9,7 +9,7 @@ __all__ = ['flops_per_image', 'Latency', 'batch_timer', 'latency', 'saved_bytes'
 
 # %% ../../nbs/insight/03_cost.ipynb #925415ea
 import io, logging
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 import numpy as np, pandas as pd, torch
 from fastai.learner import Learner
@@ -27,12 +27,12 @@ from ..values.door import check_calls
 
 # %% ../../nbs/insight/03_cost.ipynb #23ed8cc2
 @contextmanager
-def _attention_by_steps():
-    "Within the block attention is computed by matrix products that a counter sees, and not by one fused operation"
-    fused = torch.backends.mha.get_fastpath_enabled()
+def _by_products(model):
+    "Within the block attention and an LSTM are computed by matrix products that a counter sees, and not by one fused operation"
+    fused, has_lstm = torch.backends.mha.get_fastpath_enabled(), any(isinstance(m, nn.LSTM) for m in model.modules())
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with sdpa_kernel(SDPBackend.MATH): yield
+        with sdpa_kernel(SDPBackend.MATH), torch.backends.mkldnn.flags(enabled=False) if has_lstm else nullcontext(): yield
     finally: torch.backends.mha.set_fastpath_enabled(fused)
 
 # %% ../../nbs/insight/03_cost.ipynb #469f66d2
@@ -41,7 +41,7 @@ def flops_per_image(
     x:Tensor, # A batch of images, (N, C, H, W), or of rows of numbers, (N, F); the first one is used
 )->int: # Two for each multiply-add
     "Floating-point operations of convolutions and matrix products for one image"
-    with answering(model), _attention_by_steps(), FlopCounterMode(display=False) as count: model(x[:1])
+    with answering(model), _by_products(model), FlopCounterMode(display=False) as count: model(x[:1])
     return count.get_total_flops()
 
 # %% ../../nbs/insight/03_cost.ipynb #0887412d

@@ -354,6 +354,9 @@ def _checked(suggest):
         if (n := int(losses.isfinite().sum())) < 5:
             raise CourseError(f'the loss was no number, or rose, almost from the start ({n} usable rates): begin lower with start_lr, '
                               'and check inputs and targets for NaN')
+        seen = losses[losses.isfinite()]
+        if seen.max() - seen.min() <= 1e-5*seen.abs().max():
+            raise CourseError(f'the loss stays at {seen[0]:g} at every learning rate: look whether it depends on the weights')
         return suggest(lrs, losses, num_it)
     return checked
 
