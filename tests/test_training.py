@@ -66,7 +66,8 @@ def test_data_in_the_place_of_loaders():
     for data in ('digits', (x, y)):
         learn, named = learner_for('mlp', data, seed=1, bs=8), learner_for('mlp', data=data, seed=1, bs=8)
         assert learn.dls.n == named.dls.n and torch.equal(flat(learn), flat(named))
-    with pytest.raises(CourseError, match="give dls or data, not both: got 'digits' and 'mnist'"): learner_for('mlp', 'digits', data='mnist')
+    both = "give dls or data, not both: got 'digits' and 'mnist'"
+    with pytest.raises(CourseError, match=both): learner_for('mlp', 'digits', data='mnist')
     with pytest.raises(CourseError, match='data must be a name, a folder or arrays, got 3'): learner_for('mlp', 3)
 
 
