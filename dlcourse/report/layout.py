@@ -8,7 +8,9 @@ Docs: https://dlcourse.github.io/dlcourse/report/layout.html.md"""
 __all__ = ['most_learners', 'steps', 'Layout', 'left_out', 'shrink_to_pages']
 
 # %% ../../nbs/report/05_layout.ipynb #abdaad6a
+from bisect import bisect_left
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from ..core import CourseError
 
 # %% ../../nbs/report/05_layout.ipynb #00c7d14d
@@ -52,13 +54,9 @@ def left_out(
     return [_step_text(k, getattr(layout, k), getattr(full, k)) for k in keys if getattr(layout, k) != getattr(full, k)]
 
 # %% ../../nbs/report/05_layout.ipynb #1003d3ca
-def _most_words(layout, n, n_pages, most):
-    "`layout` with as many words, fewer than `n`, as there is room for"
-    low, high = 0, n
-    while high - low > 1:
-        mid = (low + high) // 2
-        low, high = (mid, high) if n_pages(replace(layout, words=mid)) <= most else (low, mid)
-    return replace(layout, words=low)
+def _after(layout, step):
+    "`layout` after one step; nothing becomes larger"
+    return replace(layout, **{k: v for k,v in step.items() if k == 'floats' or v < getattr(layout, k)})
 
 # %% ../../nbs/report/05_layout.ipynb #95314180
 def shrink_to_pages(
@@ -67,14 +65,15 @@ def shrink_to_pages(
     most:int=2, # Pages
 )->Layout:
     "The first `Layout` on the way down from `layout` that takes at most `most` pages; raises `CourseError` if none does"
-    n = layout.words
-    for step in steps:
-        if n_pages(layout) <= most: return layout
-        smaller = {k: v for k,v in step.items() if k == 'floats' or v < getattr(layout, k)}
-        layout = replace(layout, **smaller)
-    if n_pages(layout) > most:
+    def fits(o): return n_pages(o) <= most
+    def too_many(words): return not fits(replace(last, words=words))
+    layouts = list(accumulate(steps, _after, initial=layout))
+    for o in layouts[:2]:
+        if fits(o): return o
+    last, i = layouts[-1], bisect_left(layouts, True, 2, key=fits)
+    if i == len(layouts):
         raise CourseError(f'even without figures and observations this takes more than {most} pages: report on fewer learners')
-    return _most_words(layout, n, n_pages, most)
+    return layouts[i] if layouts[i] != last else replace(last, words=bisect_left(range(layout.words), True, 1, key=too_many) - 1)
 
 # %% ../../nbs/report/05_layout.ipynb #a90b0291
 check_calls(globals())
