@@ -233,6 +233,17 @@ def test_predict(run):
         assert [int(o.split()[0]) for o in top.split(', ')] == p.argsort(descending=True)[:3].tolist()
 
 
+def test_predict_refuses_a_network_whose_output_is_nan(run):
+    from dlcourse.training.checkpoints import load_tensors, save_tensors
+    run(f'{MLP} --epochs 1')
+    file = 'runs/mlp-digits-1/weights.safetensors'
+    tensors, notes = load_tensors(file)
+    save_tensors(file, {k: v*0 + 3e38 if v.is_floating_point() else v for k,v in tensors.items()}, **notes)
+    Image.new('L', (8, 8), 200).save('a.png')
+    code, out, err = run('predict mlp-digits-1 a.png')
+    assert (code, len(err)) == (2, 1) and 'the output of the network is NaN for 1 of 1 items' in err[0] and out == []
+
+
 def test_predict_refuses_all_for_one_bad_file(run):
     run(f'{MLP} --epochs 1')
     Image.new('L', (8, 8)).save('good.png')
