@@ -1543,6 +1543,15 @@ def test_tampered_features_are_refused(change, says, own_weights):
     with pytest.raises(CourseError, match=f'f.safetensors .*{says}'): transfer('b', **args).train()
 
 
+def test_a_changed_byte_of_features_is_noticed(own_weights):
+    args = dict(epochs=1, learner_args=dict(cache='f.safetensors'))
+    transfer('a', **args).train()
+    data = bytearray(Path('f.safetensors').read_bytes())
+    data[-2] ^= 64
+    Path('f.safetensors').write_bytes(data)
+    with pytest.raises(CourseError, match='f.safetensors is damaged: its numbers are not'): transfer('b', **args).train()
+
+
 def test_resumed_run_writes_no_file_that_its_settings_name(own_weights):
     "Settings of a run may be a stranger's; a cache that is there is read, one that isn't is not made"
     run = transfer('cut', learner_args=dict(cache='f.safetensors'))

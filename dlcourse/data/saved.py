@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 from ..core import CourseError, kept_rng, whole_file, whole_folder
 from ..names import file_name, one_line
-from ..files import check_numbers, from_json, read_tensors, write_tensors
+from ..files import check_numbers, from_json, read_tensors, with_checksum, without_checksum, write_tensors
 from .arrays import Examples, as_examples
 from .sampling import as_labels
 from .transforms import BatchTransform
@@ -90,7 +90,8 @@ def save_set(
     "Write a set of images to one file, in one step; raises `CourseError` if the disk refuses"
     ex = as_examples(ex)
     meta = dict(vocab=json.dumps(ex.vocab), name=one_line(ex.name), about=about)
-    with whole_file(file, 'wb') as f: write_tensors(f, {k: getattr(ex, k) for k in _tensors}, meta)
+    tensors = {k: getattr(ex, k) for k in _tensors}
+    with whole_file(file, 'wb') as f: write_tensors(f, tensors, with_checksum(tensors, meta))
 
 # %% ../../nbs/data/09_saved.ipynb #081ad09e
 def _check_set(parts, vocab, file):
@@ -116,6 +117,7 @@ def load_set(
     if lacks: raise CourseError(f"{file} is not a set of images that can be read: it has no {' and no '.join(lacks)}")
     vocab = from_json(texts['vocab'], file)
     _check_set(parts, vocab, file)
+    without_checksum(parts, texts, file)
     return Examples(**{k: parts[k].clone() for k in _tensors}, vocab=vocab, name=texts['name'], note=texts['about'])
 
 # %% ../../nbs/data/09_saved.ipynb #e4ee4749

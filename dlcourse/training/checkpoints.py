@@ -9,29 +9,17 @@ __all__ = ['save_tensors', 'load_tensors', 'load_weights', 'optimizer_parameters
            'frozen_names', 'without', 'within_prefix', 'with_prefix', 'training_state', 'load_training_state']
 
 # %% ../../nbs/training/07_checkpoints.ipynb #7348dc31
-import inspect, json, zlib
+import inspect, json
 import torch
 from fastai.torch_core import get_model
 from torch import Tensor
 from ..core import CourseError, notice, whole_file
-from ..files import check_numbers, check_tensors, from_json, read_tensors, write_tensors
+from ..files import check_numbers, check_tensors, from_json, read_tensors, with_checksum, without_checksum, write_tensors
 from ..models.layout import laid_out_like
 from ..models.pretrained import TransferNet
 
 # %% ../../nbs/training/07_checkpoints.ipynb #d2ba6c2c
 from ..values.door import check_calls
-
-# %% ../../nbs/training/07_checkpoints.ipynb #bb5954f3
-_sum_note = 'crc32'
-
-def _checksum(tensors, texts):
-    "A number that changes if a byte of `tensors` or `texts` does"
-    crc = zlib.crc32(repr(sorted((k, v) for k,v in texts.items() if k != _sum_note)).encode())
-    for k in sorted(tensors):
-        plain = tensors[k].detach().cpu().contiguous().reshape(-1)
-        crc = zlib.crc32(f'{k} {tuple(tensors[k].shape)} {plain.dtype}'.encode(), crc)
-        if len(plain): crc = zlib.crc32(plain.view(torch.uint8).numpy(), crc)
-    return crc
 
 # %% ../../nbs/training/07_checkpoints.ipynb #8ebb0b2b
 def save_tensors(
@@ -41,7 +29,7 @@ def save_tensors(
 ):
     "Write `tensors` and `notes` as one safetensors file in one step; raises `CourseError` if it can't be written"
     texts = {k: json.dumps(v) for k,v in notes.items()}
-    with whole_file(path, 'wb') as f: write_tensors(f, tensors, texts | {_sum_note: str(_checksum(tensors, texts))})
+    with whole_file(path, 'wb') as f: write_tensors(f, tensors, with_checksum(tensors, texts))
 
 # %% ../../nbs/training/07_checkpoints.ipynb #18ea2ff4
 def load_tensors(
@@ -49,10 +37,8 @@ def load_tensors(
 )->tuple: # Name -> tensor, name -> note
     "Read a file that `save_tensors` wrote; raises `CourseError` for a missing or damaged file"
     tensors, texts = read_tensors(path)
-    notes = {k: from_json(v, f'{path} (its note {k!r:.50})') for k,v in texts.items()}
-    if notes.pop(_sum_note, None) in (None, _checksum(tensors, texts)): return tensors, notes # a file of another program has none
-    raise CourseError(f'{path} is damaged: its numbers are not those that were written (if you have changed them, '
-                      f'leave out its note {_sum_note!r})')
+    notes = {k: from_json(v, f'{path} (its note {k!r:.50})') for k,v in without_checksum(tensors, texts, path).items()}
+    return tensors, notes
 
 # %% ../../nbs/training/07_checkpoints.ipynb #0e1af717
 def load_weights(

@@ -17,7 +17,7 @@ from fastcore.foundation import L
 from plum import Function
 from ..core import CourseError, whole_file
 from ..data.loader import MemoryDL
-from ..files import check_numbers, check_tensors, read_tensors, write_tensors
+from ..files import check_numbers, check_tensors, read_tensors, with_checksum, without_checksum, write_tensors
 
 # %% ../../nbs/training/03a_feature_files.ipynb #1e19e0c4
 from ..values.door import check_calls
@@ -195,7 +195,7 @@ def write_features(
     origin:dict, # Hashes of what they were made from
 ):
     "Write features to `file` in one step; raises `CourseError` if it can't be written"
-    with whole_file(file, 'wb') as f: write_tensors(f, tensors, origin)
+    with whole_file(file, 'wb') as f: write_tensors(f, tensors, with_checksum(tensors, origin))
 
 # %% ../../nbs/training/03a_feature_files.ipynb #050b7b18
 def read_features(
@@ -205,12 +205,13 @@ def read_features(
     device=None, # Device to put them on; by default the CPU
 )->dict: # Name -> tensor
     "Read features from `file`; raises `CourseError` if it is damaged, was made from something else, or holds something else"
-    tensors, was = read_tensors(file, 'is not a file of features that can be read', device or 'cpu')
-    was = dict(precision='float32', network=origin.get('network'), settings=origin.get('settings')) | was # which files of before don't name
+    tensors, texts = read_tensors(file, 'is not a file of features that can be read', device or 'cpu')
+    was = dict(precision='float32', network=origin.get('network'), settings=origin.get('settings')) | texts # which files of before don't name
     changed = [k for k in origin if was.get(k) != origin[k]]
     if changed: raise CourseError(f"{file} was made from other {' and '.join(changed)}: remove it, or name another file")
     check_tensors(tensors, expected, file, 'these images')
     check_numbers(tensors, file)
+    without_checksum(tensors, texts, file)
     return {k: v.clone() for k,v in tensors.items()} # apart from the file, which somebody may replace
 
 # %% ../../nbs/training/03a_feature_files.ipynb #22b76d14
