@@ -10,7 +10,7 @@ import dlcourse
 from dlcourse import all as students
 from dlcourse.core import import_all
 from dlcourse.values.door import CourseError, check_calls, checked, parameters_of
-from dlcourse.values.kinds import Limits, choices_of, in_words, limits_of
+from dlcourse.values.kinds import Limits, choices_of, in_words, limits_of, shapes_of
 
 nan, inf = math.nan, math.inf
 ROOMS = ('core', 'provenance', 'files', 'data', 'models', 'training', 'insight', 'report')
@@ -43,7 +43,8 @@ WRONG = {'a whole number': ['x', '', nan, inf, -inf, 1.5, True, [[]], {}, object
          'a dictionary': [5, nan, True, 'x', [], object], 'a function, or': [5, nan, True, 'x'], 'a callback': [5, nan, True, 'x',
              object], 'a function': [5, nan, True, 'x', [], {}], 'a fastai': [5, nan, True, 'x', [], {}, object],
          'a network': [5, nan, True, 'x', [], {}, torch.nn.ReLU], 'a device': [5, nan, True, 'gpu', 'cuda:99', '', [], {}, object],
-         'an array': [5, nan, True, 'x', {}, object], "'train'": [nan, True, None, [], -1, 1.5, object]}
+         'an array': [5, nan, True, 'x', {}, object], 'a tensor': [5, nan, True, 'x', {}, object, ['a']],
+         "'train'": [nan, True, None, [], -1, 1.5, object]}
 
 
 def wrong(rule):
@@ -77,6 +78,32 @@ def test_every_public_function_has_a_door(name):
     functions = [k for k,o in vars(MODULES[name]).items() if inspect.isfunction(o) and o.__module__ == name and not k.startswith('_')]
     assert not [k for k in functions if not hasattr(vars(MODULES[name])[k],
         '_is_checked') and inspect.signature(vars(MODULES[name])[k]).parameters]
+
+
+def test_shapes_are_read_from_comments():
+    assert shapes_of('Images, (N, C, H, W), or rows (N, F)') == ('(N, C, H, W)', '(N, F)') and shapes_of('Any tensor (or list)') == ()
+    with pytest.raises(CourseError, match=r'x must be a tensor of shape \(N, C, H, W\), got ndarray of shape \(2, 2\)'):
+        students.mirrored(np.zeros((2, 2)))
+    assert students.mirrored(np.arange(4).reshape(1, 1, 2, 2)).tolist() == [[[[1, 0], [3, 2]]]]
+    with pytest.raises(CourseError, match='x must be a tensor'): students.SaltAndPepper(.1).apply([1, 2]) # as its parent class says
+
+
+@pytest.mark.parametrize('call, words', {
+    'a norm of another signature': (lambda: students.conv_layer(1, 2, norm=lambda: None), 'norm <lambda> makes no module'),
+    'an init of another signature': (lambda: students.mlp(4, 2, init=lambda: 0), 'init must be a name, or a function'),
+    'a Learner for an activation': (lambda: students.mlp(4, 2, activation=SimpleNamespace(dls=0)), 'activation must be'),
+    'a batch of another shape': (lambda: students.flops_per_image(torch.nn.Linear(2, 2), torch.zeros(1, 3)), 'does not accept a batch'),
+    'a layer that is not there': (lambda: students.layer_outputs(torch.nn.Linear(2, 2), torch.zeros(1, 2), ['relu']), 'unknown layer'),
+    'a dictionary for a record': (lambda: students.verdict_table({'a': 1}), 'record must be a record'),
+    'an array for a name': (lambda: students.recorded(np.zeros(2)), 'id must be text'),
+    'a number for names': (lambda: students.reproduction(5), 'names must be a name or a list of names'),
+    'no names': (lambda: students.reproduction([]), 'got none'),
+    'too many digits': (lambda: students.panels(10**30), 'that is too large'),
+    'labels and rows of two lengths': (lambda: students.probe_accuracy(np.zeros((4, 2)), np.zeros(3)), 'of the same length'),
+}.values())
+def test_kinds_of_bad_values_are_one_sentence(call, words):
+    with pytest.raises(CourseError, match=words) as e: call()
+    assert '\n' not in str(e.value)
 
 
 def test_numbers_of_students_have_a_range():

@@ -140,6 +140,7 @@ def find_experiments(
     names, # Ids, documents (`mba`), or `all`
 )->list: # `Experiment` objects
     "Find the experiments called `names`; raises `CourseError` with the nearest ids for an unknown one"
+    if not names: raise CourseError("names must hold an experiment's id, a document or 'all', got none")
     there = experiments()
     documents = {o.document for o in there.values()}
     found = {}
@@ -319,7 +320,7 @@ def _share(exp, variants, full, seeds, again, share):
 def reproduce(
     id, # An experiment's id, or an `Experiment`
     full:bool=False, # Whether to run at the full budget
-    seeds:int=None, # Number of seeds, at least 1; by default the experiment's own number, and one for a quick run
+    seeds:int=None, # Number of seeds, 1 to 1000; by default the experiment's own number, and one for a quick run
     variants=None, # Only these variants
     device:str=None, # 'cpu' or 'cuda'; by default the GPU if there is one
     folder=None, # Folder of the record; by default `experiments` in `results_folder()`
@@ -352,7 +353,8 @@ def recorded(
     folder=None, # Only this folder; by default your own records first, then those that come with the package
 )->dict: # The record of the full run, or one without rows if there is none
     "The record of an experiment's full run"
-    file, exp = find_record(id, folder), find_experiments([id])[0]
+    exp = find_experiments([id])[0]
+    file = find_record(id, folder)
     if file.exists(): return read_record(file)
     return dict(record_of(exp, [], True, dict.fromkeys(exp.variants, 0)), full=True)
 

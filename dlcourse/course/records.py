@@ -25,7 +25,7 @@ from ..insight.curves import colors, panels, tidy
 from ..insight.evaluation import scores_by_class
 
 # %% ../../nbs/course/49_records.ipynb #babb10b1
-from ..values.door import check_calls
+from ..values.door import check_calls, shown
 
 # %% ../../nbs/course/49_records.ipynb #31748198
 def results_folder()->Path:
@@ -178,13 +178,19 @@ def verdicts(
         except KeyError: return None
     return [dict(expectation=k, met=met(f)) for k,f in expects.items()]
 
+# %% ../../nbs/course/49_records.ipynb #63035ae7
+def _of_record(record, key):
+    "An entry of a record; raises `CourseError` for a dictionary that is none"
+    if key in record: return record[key]
+    raise CourseError(f'record must be a record, such as `recorded(...)` gives, got a dictionary without {key!r}')
+
 # %% ../../nbs/course/49_records.ipynb #0434046e
 def verdict_table(
     record:dict, # A record
 )->pd.DataFrame: # By expectation: yes, no or not measured
     "Table of the expectations, and whether each came true"
     words = {True: 'yes', False: 'no', None: 'not measured'}
-    rows = [(o['expectation'], words[o['met']]) for o in record['verdicts']]
+    rows = [(o['expectation'], words[o['met']]) for o in _of_record(record, 'verdicts')]
     return pd.DataFrame(rows, columns=['expected', 'came true']).set_index('expected')
 
 # %% ../../nbs/course/49_records.ipynb #26bf3c8b
@@ -241,7 +247,7 @@ def reported_and_obtained(
     figures=None, # Only these, in this order
 )->pd.DataFrame: # By variant and figure: reported, obtained (mean ± standard deviation), 95 % interval, seeds, verdict
     "Reported and obtained figures, side by side; the verdict is there if anything was reported"
-    said = {(p, k): v for p,d in record['reported'].items() for k,v in d.items()}
+    said = {(p, k): v for p,d in _of_record(record, 'reported').items() for k,v in d.items()}
     got = {(o['variant'], o['figure']): o for o in record['summary']}
     keys = _chosen(record, dict.fromkeys([*got, *said]), figures)
     rows = [(said.get(k, ''), mean_text(got[k]) if k in got else 'not measured', interval_text(interval(values(record, *k))),
@@ -310,10 +316,12 @@ def by_class(
     vocab, # Names of the classes
 )->pd.DataFrame: # By class: mean over the seeds; 'not measured' where there are none
     "Precision, recall and F1 of each class; raises `CourseError` for an unknown variant"
-    choose(variant, record['variants'], 'variant')
+    choose(variant, _of_record(record, 'variants'), 'variant')
     scores = [scores_by_class(C) for C in values(record, variant, 'confusion')]
     means = np.mean(scores, 0) if scores else ['not measured']*3
-    return pd.DataFrame(dict(zip(('precision', 'recall', 'F1'), means)), index=pd.Index(vocab, name='class'))
+    if vocab is None or np.ndim(vocab) != 1 or scores and len(vocab) != len(means[0]):
+        raise CourseError(f'vocab must be the names of the {len(means[0])} classes, got {shown(vocab)}')
+    return pd.DataFrame(dict(zip(('precision', 'recall', 'F1'), means)), index=pd.Index(list(vocab), name='class'))
 
 # %% ../../nbs/course/49_records.ipynb #3cadb794
 def mean_line(

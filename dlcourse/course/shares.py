@@ -12,7 +12,7 @@ import re
 from ..core import CourseError
 
 # %% ../../nbs/course/49a_shares.ipynb #ef3ecb56
-from ..values.door import check_calls
+from ..values.door import check_calls, shown
 
 # %% ../../nbs/course/49a_shares.ipynb #b756c6f5
 def read_share(
@@ -21,7 +21,8 @@ def read_share(
     "Read which share of the trials is wanted; raises `CourseError` unless it is K/N with K from 1 to N"
     found = re.fullmatch(r'\s*(\d{1,6})\s*/\s*(\d{1,6})\s*', text)
     k, n = map(int, found.groups()) if found else (0, 0)
-    if not 1 <= k <= n: raise CourseError(f'share must be K/N with K from 1 to N, such as 2/5 for the second of five shares, got {text}')
+    if not 1 <= k <= n:
+        raise CourseError(f'share must be K/N with K from 1 to N, such as 2/5 for the second of five shares, got {shown(text)}')
     return k, n
 
 # %% ../../nbs/course/49a_shares.ipynb #48160a96

@@ -48,7 +48,12 @@ class ExampleBlock(DataBlock):
                            n_inp=self.n_inp, verbose=verbose)
 
     def dataloaders(self, source=None, path='.', verbose=False, **kwargs):
-        dls = super().dataloaders(self.source if source is None else source, path=path, verbose=verbose, **kwargs)
+        source = self.source if source is None else source
+        try: dls = super().dataloaders(source, path=path, verbose=verbose, **kwargs)
+        except (CourseError, MemoryError): raise
+        except Exception as e:
+            why = ' '.join(str(e).split())[:200]
+            raise CourseError(f'the first batch cannot be made ({why}): look at the transforms that you gave') from e
         dls.selected, dls.name = self.selected, self.name
         return dls
 

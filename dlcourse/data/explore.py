@@ -10,6 +10,7 @@ __all__ = ['as_labelled', 'show_classes', 'class_distribution', 'plot_class_dist
 # %% ../../nbs/data/05_explore.ipynb #f28c105d
 from collections.abc import Iterator
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
+from torch import Tensor
 from ..core import CourseError
 from ..names import plot_text
 from .arrays import Examples, as_examples, shape_text
@@ -89,7 +90,7 @@ def _counts(parts):
 
 # %% ../../nbs/data/05_explore.ipynb #7303f904
 def channel_stats(
-    x, # Images (N, C, H, W): `uint8` from 0 to 255, or floats; or an iterator over parts of `uint8` images, if they don't fit into memory
+    x:Tensor|Iterator, # Images (N, C, H, W): `uint8` from 0 to 255, or floats; or an iterator over parts of `uint8` images, to save memory
 )->tuple: # Mean and standard deviation of each channel, two `float32` (C,) on the scale 0 to 1 for `uint8`
     "Exact mean and (population) standard deviation of each channel"
     if not isinstance(x, Iterator):

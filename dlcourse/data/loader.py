@@ -25,7 +25,7 @@ from .stores import GetImage, GetLabel, store_of
 from .transforms import BatchTransform
 
 # %% ../../nbs/data/11_loader.ipynb #e9e54e79
-from ..values.door import check_calls
+from ..values.door import check_calls, shown
 
 # %% ../../nbs/data/11_loader.ipynb #a2274535
 def _as_float(x): return x if x.is_floating_point() else x.float()
@@ -132,6 +132,12 @@ def _labels(dl):
 class NoPartError(CourseError, IndexError):
     "Asked for a part that the data don't have"
 
+def _part_number(i):
+    "Number of a part that is named or numbered"
+    if isinstance(i, str): return ('train', 'valid', 'test').index(choose(i, ('train', 'valid', 'test'), 'part'))
+    if isinstance(i, Integral) and -3 <= i < 3: return i
+    raise NoPartError(f"part must be 'train' (0), 'valid' (1) or 'test' (2), got {shown(i)}")
+
 # %% ../../nbs/data/11_loader.ipynb #ba484297
 def check_labelled(
     items, # Items of a loader that is to have labels
@@ -151,6 +157,7 @@ class ExampleLoaders(DataLoaders):
     selected = name = None
 
     def __getitem__(self, i):
+        i = _part_number(i)
         if i == 2 and len(self.loaders) == 2:
             raise NoPartError("no separate test set: the data have none, or it is used for validation (valid='test')")
         return super().__getitem__(i)

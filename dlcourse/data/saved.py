@@ -12,7 +12,7 @@ import json
 from copy import copy
 from functools import reduce
 from pathlib import Path
-import torch
+import numpy as np, torch
 from fastcore.foundation import L
 from PIL import Image
 from torch import Tensor
@@ -28,10 +28,10 @@ from ..values.door import check_calls
 
 # %% ../../nbs/data/09_saved.ipynb #80d0f197
 def perturb(
-    x, # Images, `uint8` (N, C, H, W): tensor or array
+    x:np.ndarray, # Images, `uint8` (N, C, H, W): tensor or array
     tfms, # A `BatchTransform` or a list of them, in the order in which they are applied, also those that are `train_only`
     seed:int=42, # Whole number
-    chunk:int=1000, # Images at a time; another number gives other random changes
+    chunk:int=1000, # Images at a time, 1 to 1000000; another number gives other random changes
 ): # `uint8`, tensor or array as given
     "Change a whole set of images once; raises `CourseError` for images that are not bytes"
     given, tfms = torch.as_tensor(x), [copy(o) for o in L(tfms)]
@@ -57,7 +57,7 @@ def _folder_names(vocab):
 # %% ../../nbs/data/09_saved.ipynb #20e5c5c1
 def save_images(
     path, # Folder to make
-    x, # Images, `uint8` (N, 1 or 3, H, W)
+    x:np.ndarray, # Images, `uint8` (N, 1 or 3, H, W)
     y, # Class numbers, (N,)
     vocab=None, # Class names by class number; by default the numbers
 )->Path: # The folder

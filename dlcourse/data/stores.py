@@ -169,7 +169,7 @@ class GetLabel(Transform):
     "Turn a row of `store` into its label, and a file into that of its folder; a label itself stays as it is"
     input_types = (Integral, str, float, Path)
 
-    def __init__(self, store, names): self.store, self.names = store, names
+    def __init__(self, store, names:list|None): self.store, self.names = store, names
 
     def encodes(self, o):
         if self.names and isinstance(o, (str, Path)) and o not in self.names: return class_of(o, self.names)

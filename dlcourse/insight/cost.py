@@ -20,7 +20,7 @@ from ..core import CourseError
 from ..models.folding import answering
 from .layers import check_layers, device_of, first_batch
 from ..models.blocks import count_params
-from ..models.own import plain_network
+from ..models.own import accepting, plain_network
 
 # %% ../../nbs/insight/03_cost.ipynb #c8e8a56f
 from ..values.door import check_calls
@@ -41,7 +41,7 @@ def flops_per_image(
     x:Tensor, # A batch of images, (N, C, H, W), or of rows of numbers, (N, F); the first one is used
 )->int: # Two for each multiply-add
     "Floating-point operations of convolutions and matrix products for one image"
-    with answering(model), _by_products(model), FlopCounterMode(display=False) as count: model(x[:1])
+    with answering(model), _by_products(model), FlopCounterMode(display=False) as count, accepting(model, x): model(x[:1])
     return count.get_total_flops()
 
 # %% ../../nbs/insight/03_cost.ipynb #0887412d
@@ -76,13 +76,13 @@ def batch_timer(
 # %% ../../nbs/insight/03_cost.ipynb #87540caa
 def latency(
     model:nn.Module, # Timed in evaluation mode, without gradients
-    x:Tensor, # A batch, on the model's device
-    runs:int=5, # Timings, at least 1
+    x:Tensor, # A batch (N, ...), on the model's device
+    runs:int=5, # Timings, 1 to 10000
 )->Latency:
     "Median time of one batch, with quartiles"
     timer, times = batch_timer(model, x), []
     with answering(model):
-        once = timer.timeit(1).median
+        with accepting(model, x): once = timer.timeit(1).median
         while len(times) < runs: times += timer.blocked_autorange(min_run_time=max(0.02, runs*once)).times
     low, mid, high = 1000*np.quantile(times, [0.25, 0.5, 0.75])
     return Latency(mid, low, high, len(x), len(times), torch.get_num_threads())
@@ -103,7 +103,7 @@ def _model_and_batch(o, x):
     if not isinstance(model, nn.Module):
         raise CourseError(f'a cost is that of a network, a Learner or a dictionary of them, not of a {type(o).__name__}')
     if x is None and isinstance(o, Learner): x = first_batch(o)[0]
-    if not isinstance(x, Tensor) or not len(x):
+    if not isinstance(x, Tensor) or not x.ndim or not len(x):
         raise CourseError(f'a cost needs a batch, a tensor such as (N, C, H, W), and a network by itself has none; x is {_said(x)}')
     check_layers(model := plain_network(model))
     return model, x.as_subclass(Tensor).to(device_of(model, x.device))
@@ -122,7 +122,7 @@ def _cost(model, x, runs):
 def cost(
     model:nn.Module|Learner|dict, # A network, a fastai `Learner`, or a dictionary of name -> these
     x:Tensor=None, # A batch to time, (N, C, H, W) or (N, F); for a `Learner` the first of its validation part
-    runs:int=5, # Timings of each, at least 1
+    runs:int=5, # Timings of each, 1 to 10000
 )->pd.DataFrame: # By name: parameters, bytes, FLOPs for one image, ms for the batch (median and quartiles), its images, ms for each
     "Measure what one or several networks cost; raises `CourseError` for anything else and for a network without a batch"
     pairs = {k: _model_and_batch(o, x) for k,o in (model if isinstance(model, dict) else {'network': model}).items()}

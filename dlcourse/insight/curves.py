@@ -70,7 +70,7 @@ colors = ['#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#00
 
 # %% ../../nbs/insight/01_curves.ipynb #9a8c58d9
 def panels(
-    n:int, # How many panels
+    n:int, # How many panels, 1 to 1000
     ax=None, # Axes to use instead of a new figure: one or several, at least `n`
     width:float=4.4, # Inches, each panel
     height:float=3.3, # Inches, each panel

@@ -26,7 +26,7 @@ from .layers import (refuse_nan, class_scores, device_of, draw_indices, evaluati
 from ..models.own import plain_network
 
 # %% ../../nbs/insight/07_embedding.ipynb #15eefa89
-from ..values.door import check_calls
+from ..values.door import check_calls, shown
 
 # %% ../../nbs/insight/07_embedding.ipynb #a7ea8ecd
 @dataclass(repr=False, eq=False)
@@ -101,6 +101,12 @@ def layer_activations(
     preds = predicted_classes(scores, learn.loss_func)
     return Activations(features, y.reshape(-1).long().numpy(), preds.numpy(), np.array(idxs), vocab, find_part(learn, part)[1])
 
+# %% ../../nbs/insight/07_embedding.ipynb #5c087ecd
+def _check_pairs(x, y):
+    "Raise `CourseError` unless there is one label for each row of numbers"
+    if len(x) != len(y) or not len(x): raise CourseError(f'x and y must be of the same length, at least 1, got {len(x)} and {len(y)}')
+    if np.asarray(x).dtype.kind not in 'iufb': raise CourseError(f'x must hold numbers, got {shown(x)}')
+
 # %% ../../nbs/insight/07_embedding.ipynb #0b4e1e29
 def fisher_ratio(
     x:np.ndarray, # Features (n, d)
@@ -108,7 +114,7 @@ def fisher_ratio(
 )->float:
     "Scatter between classes divided by scatter within them; infinite where each class is a single point, NaN where all are the same"
     x, y = np.asarray(x), np.asarray(y)
-    if len(x) != len(y) or not len(x): raise CourseError(f'x and y must be of the same length, at least 1, got {len(x)} and {len(y)}')
+    _check_pairs(x, y)
     refuse_nan(x, 'feature')
     if not np.isfinite(x).all(): raise CourseError('features must be finite numbers, got infinity')
     x, classes = x.astype(np.float64), np.unique(y)
@@ -131,6 +137,7 @@ def probe_accuracy(
     from sklearn.model_selection import StratifiedKFold, cross_val_score
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
+    _check_pairs(x, y)
     few = np.unique(y, return_counts=True)[1].min()
     if folds < 2 or few < folds:
         raise CourseError(f'a cross-validated probe takes from 2 folds to as many as there are examples of each class: folds={folds}, and '

@@ -22,7 +22,7 @@ from fastai.learner import Learner
 from torch import Tensor, nn
 from ..core import CourseError, choose, kept_rng
 from .outputs import class_probabilities
-from ..models.own import is_compiled, plain_network
+from ..models.own import accepting, is_compiled, plain_network
 
 # %% ../../nbs/insight/00_layers.ipynb #16e8991f
 from ..values.door import check_calls
@@ -187,9 +187,7 @@ def class_scores(
     x:Tensor, # Inputs (N, ...)
 )->Tensor: # (N, K)
     "Scores of `model` for the batch `x`; raises `CourseError` if it refuses the batch or does not give one row for each item"
-    try: out = model(x)
-    except (RuntimeError, ValueError, TypeError) as e:
-        raise CourseError(f'{type(model).__name__} does not accept a batch of shape {tuple(x.shape)}: {e}') from e
+    with accepting(model, x): out = model(x)
     if isinstance(out, Tensor) and out.ndim == 2 and len(out) == len(x): return out.as_subclass(Tensor)
     got = f'a tensor of shape {tuple(out.shape)}' if isinstance(out, Tensor) else f'a {type(out).__name__}'
     raise CourseError(f'explaining needs one row of class scores per item; {type(model).__name__} returned {got}')
@@ -239,14 +237,14 @@ def watch_layers(
 ): # A list that fills with (name, what was kept), one pair for each call of a named module, in the order they finish
     "Within the block keep what the named modules give whenever `model` is called"
     check_layers(model)
-    seen = []
+    seen, there = [], dict(model.named_modules())
     def hook_for(name, keep):
         def hook(module, args, out): seen.append((name, keep(out)))
         return hook
     with ExitStack() as undo:
         for name in names:
-            hook = hook_for(name, keep[name] if isinstance(keep, dict) else keep)
-            undo.callback(model.get_submodule(name).register_forward_hook(hook).remove)
+            hook = hook_for(name, keep[choose(name, keep, 'name of keep')] if isinstance(keep, dict) else keep)
+            undo.callback(there[choose(name, there, 'layer')].register_forward_hook(hook).remove)
         yield seen
 
 # %% ../../nbs/insight/00_layers.ipynb #aa546cae
@@ -269,7 +267,7 @@ def layer_outputs(
 )->dict: # Name -> what was kept, in the order they finish
     "Send `x` through `model` once, in evaluation mode and without gradients, and keep what its modules give"
     if names is None: names = [name for name,_ in model.named_modules() if name]
-    with torch.no_grad(), evaluating(model), watch_layers(model, names, keep) as seen: model(x)
+    with torch.no_grad(), evaluating(model), watch_layers(model, names, keep) as seen, accepting(model, x): model(x)
     return number_calls(seen)
 
 # %% ../../nbs/insight/00_layers.ipynb #8aefcb66

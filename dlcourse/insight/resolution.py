@@ -29,10 +29,11 @@ from .curves import colors, panels, tidy
 from .evaluation import evaluate
 from .layers import check_layers, device_of, find_part, first_batch, in_order, kept_state
 from ..models.folding import answering
+from ..models.own import accepting
 from ..training import lean # for learn.quiet()
 
 # %% ../../nbs/insight/04_resolution.ipynb #0385229b
-from ..values.door import check_calls
+from ..values.door import check_calls, shown
 
 # %% ../../nbs/insight/04_resolution.ipynb #3b9150a8
 def _sizes(sizes):
@@ -115,7 +116,7 @@ def cost_at(
     model:nn.Module,
     x:Tensor, # A batch of images that it takes, (N, C, H, W), on its device
     sizes, # Sides in pixels, or pairs (height, width)
-    runs:int=3, # Timings at each size, at least
+    runs:int=3, # Timings at each size, 1 to 10000
 )->pd.DataFrame: # By size: FLOPs per image, ms per image in this batch
     "FLOPs and time of one set of weights at several sizes; raises `CourseError` for a size that the network doesn't take"
     sizes = _sizes(sizes)
@@ -139,11 +140,13 @@ def at_sizes(
 
 # %% ../../nbs/insight/04_resolution.ipynb #a49e5664
 def plot_sizes(
-    tables, # What `at_sizes` returned, or a dictionary of name -> such tables
+    tables:pd.DataFrame|dict, # What `at_sizes` returned, or a dictionary of name -> such tables
     ax=None, # Two matplotlib axes; a new figure if None
 )->Figure: # The matplotlib figure
     "Draw the accuracy against the size and against the FLOPs"
     tables = tables if isinstance(tables, dict) else {'': tables}
+    if not tables or not all({'accuracy', 'flops'} <= {*getattr(o, 'columns', ())} for o in tables.values()):
+        raise CourseError(f'tables must come from `at_sizes`, with the columns accuracy and flops, got {shown(tables)}')
     axs = panels(2, ax)
     for i,(name,t) in enumerate(tables.items()):
         sizes = t.index if pd.api.types.is_numeric_dtype(t.index) else t.index.astype(str)
@@ -193,7 +196,7 @@ def check_size(
 ):
     "Raise `CourseError`, with the layer and the reason, unless `model` gives as many numbers at `size` as for `x`"
     check_layers(model)
-    with answering(model): usual, out = model(x[:1]), _try_size(model, x[:1], size)
+    with answering(model), accepting(model, x): usual, out = model(x[:1]), _try_size(model, x[:1], size)
     if out.shape == usual.shape: return
     raise CourseError(f'at {size[0]}×{size[1]} pixels the network gives {out.numel()} numbers for an image, not {usual.numel()}: '
                       'an answer for each place of a map, which any_size averages')
@@ -207,7 +210,7 @@ def any_size(
     free = copy.deepcopy(model, {id(t): t for t in [*model.parameters(), *model.buffers()]})
     flats, grids = {k: m for k,m in free.named_modules() if type(m).__name__ == 'Flatten'}, {}
     hooks = [m.register_forward_pre_hook(lambda m,a,k=k: grids.update({k: a[0].shape[2:]})) for k,m in flats.items()]
-    with answering(free): free(x[:1])
+    with answering(free), accepting(model, x): free(x[:1])
     for o in hooks: o.remove()
     if not any(map(len, grids.values())):
         raise CourseError('this network has no Flatten layer that a feature map goes into, so there is nothing to pool before')

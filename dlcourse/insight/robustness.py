@@ -102,7 +102,7 @@ class Robustness:
 def layer_robustness(
     learn:Learner, # Any fastai `Learner` of classes, trained
     kept:KeepWeights, # The callback that kept its weights
-    to=('random', 0), # States to put layers back to: epochs that were kept, or 'random'; 'all' for every epoch
+    to:int|str|list=('random', 0), # States to put layers back to: epochs that were kept, at least 0, or 'random'; 'all' for every epoch
     *,
     layers=None, # Names of modules; by default each one with a matrix or kernels of its own
     part='valid', # 'train' (0), 'valid' (1) or 'test' (2)

@@ -20,7 +20,7 @@ from ..core import CourseError, choose
 from .activations import SoftGate
 
 # %% ../../nbs/models/01_blocks.ipynb #8a0935c3
-from ..values.door import check_calls
+from ..values.door import check_calls, shown
 
 # %% ../../nbs/models/01_blocks.ipynb #5d16c9bc
 def chain(
@@ -42,7 +42,9 @@ def make(
     "A new module from `given`; raises `CourseError` for an unknown name or something that makes no module"
     if isinstance(given, nn.Module): return deepcopy(given)
     if isinstance(given, str): given = named[choose(given, named, what)]
-    res = given(*args) if callable(given) else given
+    try: res = given(*args) if callable(given) else given
+    except CourseError: raise
+    except Exception as e: raise CourseError(f'{what} {shown(given)} makes no module from the arguments {args}: {e}') from e
     if not isinstance(res, nn.Module):
         raise CourseError(f"{what} must be one of {', '.join(named)}, a class or a module, not {given!r}")
     return res
@@ -208,7 +210,8 @@ def init_layers(
     fill = inits[choose(init, inits, 'initialisation')] if isinstance(init, str) else init
     layers = [m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))] if fill else []
     for m in layers:
-        fill(m.weight)
+        try: fill(m.weight)
+        except Exception as e: raise CourseError(f'init must be a name, or a function that fills a weight, got {shown(fill)}: {e}') from e
         if m.bias is not None: nn.init.zeros_(m.bias)
     return model
 

@@ -53,6 +53,7 @@ def conv_head(
     "Pooling, flattening and dense layers, the last of them called `out`"
     (c,*hw),pool = shape,conv_heads[choose(head, conv_heads, 'head')]
     if pool: hw = [min(grid, o) for o in hw]
+    dense = [dense] if isinstance(dense, int) else dense
     sizes = [c*math.prod(hw), *dense]
     drops = per_layer(dropout, len(dense), 'dropout of the dense layers') if dense else []
     hidden = {f'dense{i+1}': dense_layer(sizes[i], sizes[i+1], activation, dropout=p) for i,p in enumerate(drops)}

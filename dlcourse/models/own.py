@@ -6,7 +6,7 @@ Docs: https://dlcourse.github.io/dlcourse/models/own.html.md"""
 
 # %% auto #0
 __all__ = ['check_maker', 'make_network', 'plain_network', 'is_compiled', 'compiled_in_place', 'untouched', 'check_training',
-           'smallest_batch', 'gives_probabilities']
+           'accepting', 'smallest_batch', 'gives_probabilities']
 
 # %% ../../nbs/models/06a_own.ipynb #d3000004
 import inspect, torch
@@ -124,6 +124,19 @@ def check_training(
                           'end its forward with .float()')
     raise CourseError(f'{name} gives several outputs in training mode (a {type(out).__name__}), but the loss takes one '
                       'tensor: build it without auxiliary outputs, such as aux_logits=False, or pass a loss_func that takes them')
+
+# %% ../../nbs/models/06a_own.ipynb #a29bde72
+@contextmanager
+def accepting(
+    model, # A network
+    x, # A batch
+):
+    "Within the block an error of `model` is one sentence about the batch `x`"
+    try: yield
+    except CourseError: raise
+    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as e:
+        why = str(e).partition('\n')[0]
+        raise CourseError(f'{type(model).__name__} does not accept a batch of shape {tuple(x.shape)}: {why}') from e
 
 # %% ../../nbs/models/06a_own.ipynb #d300001a
 def smallest_batch(

@@ -17,22 +17,30 @@ from ..core import CourseError
 from ..values.door import check_calls
 
 # %% ../../nbs/models/04c_views.ipynb #9cba355e
-def as_is(x):
+def as_is(
+    x:Tensor, # Images, (N, C, H, W)
+):
     "The images `x` themselves"
     return x
 
 # %% ../../nbs/models/04c_views.ipynb #b7ef553b
-def mirrored(x):
+def mirrored(
+    x:Tensor, # Images, (N, C, H, W)
+):
     "The images `x`, left and right swapped"
     return x.flip(3)
 
 # %% ../../nbs/models/04c_views.ipynb #c225bd82
-def upside_down(x):
+def upside_down(
+    x:Tensor, # Images, (N, C, H, W)
+):
     "The images `x`, top and bottom swapped"
     return x.flip(2)
 
 # %% ../../nbs/models/04c_views.ipynb #fb34ba13
-def half_turned(x):
+def half_turned(
+    x:Tensor, # Images, (N, C, H, W)
+):
     "The images `x`, turned by 180°"
     return x.flip(2, 3)
 

@@ -23,7 +23,7 @@ from .tables import class_table, results_table, setup_tables
 from .wording import Printable, Wording, breakable, first_words, font_folder, paragraphs
 
 # %% ../../nbs/report/06_pages.ipynb #732d1274
-from ..values.door import check_calls
+from ..values.door import check_calls, shown
 
 # %% ../../nbs/report/06_pages.ipynb #58325118
 template = (package_files('dlcourse')/'report'/'report.typ').read_text(encoding='utf-8')
@@ -172,7 +172,7 @@ def _check_texts(given):
 def _date_text(date, say):
     "The date in words; today's for None"
     if date is None: date = datetime.date.today()
-    if not isinstance(date, (str, datetime.date)): raise CourseError(f'date must be a text or a datetime.date, got {date!r}')
+    if not isinstance(date, (str, datetime.date)): raise CourseError(f'date must be a text or a datetime.date, got {shown(date)}')
     return date if isinstance(date, str) else say.date(date)
 
 # %% ../../nbs/report/06_pages.ipynb #de6d7ae4

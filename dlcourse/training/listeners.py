@@ -11,6 +11,7 @@ __all__ = ['made_by', 'familiar', 'is_ours', 'worded', 'tell']
 from fastai.callback.core import (Callback, CancelBackwardException, CancelBatchException, CancelEpochException, CancelFitException,
     CancelStepException, CancelTrainException, CancelValidException, _inner_loop, event)
 from fastcore.basics import getcallable
+from fastai.callback.mixup import MixHandler
 from fastcore.xtras import modify_exception
 from types import MethodType
 from ..core import CourseError
@@ -49,6 +50,9 @@ def is_ours(cb):
 def worded(e, cb, event_name):
     "The error `e` of the callback `cb` as fastai words it"
     if isinstance(e, (CourseError, *_cancel)) or is_ours(cb): return e
+    if isinstance(cb, MixHandler) and event_name == 'before_batch' and not getattr(cb.learn.loss_func, 'y_int', False):
+        return CourseError(f'{type(cb).__name__} mixes class numbers only through a loss that says it takes them: '
+                           'use CrossEntropy(), or set loss_func.y_int = True for one that takes reduction=')
     said = f'Exception occured in `{type(cb).__name__}` when calling event `{event_name}`:\n\t{e.args[0]}'
     return modify_exception(e, said, replace=True)
 

@@ -14,27 +14,30 @@ from torch import nn
 from ..core import CourseError, choose
 
 # %% ../../nbs/training/01_losses.ipynb #b570f5c1
-from ..values.door import check_calls
+from ..values.door import check_calls, shown
 
 # %% ../../nbs/training/01_losses.ipynb #9138d521
 class CrossEntropy(nn.CrossEntropyLoss):
     "torch's cross-entropy of logits (N, C) and labels (N,), decoded as fastai expects; takes `weight`, `label_smoothing`, `reduction`"
     y_int = True # tells fastai's MixUp and CutMix that targets are class numbers, whose losses it mixes
-    def activation(self, x): return x.softmax(-1)
+    def activation(self, x:torch.Tensor): return x.softmax(-1)
     def decodes(self, x): return x.argmax(-1)
 
 # %% ../../nbs/training/01_losses.ipynb #e8aeedf7
 class SquaredError(nn.MSELoss):
     "torch's mean squared error, with the outputs (N, 1) or (N,) brought to the shape of the targets (N,)"
     def forward(self, x, y): return super().forward(x.view_as(y), y)
-    def activation(self, x): return x
+    def activation(self, x:torch.Tensor): return x
     def decodes(self, x): return x.squeeze(-1) if x.ndim == 2 else x
 
 # %% ../../nbs/training/01_losses.ipynb #5264780f
 def _pair(p, y):
     "Probabilities and truth in one shape, both floating; raises `CourseError` where they can't be paired"
-    p = torch.as_tensor(p)
-    y = torch.as_tensor(y, device=p.device).to(p.dtype)
+    try: p, y = torch.as_tensor(p), torch.as_tensor(y)
+    except (TypeError, ValueError, RuntimeError) as e:
+        raise CourseError(f'p and y must be numbers of one shape, got {shown(p)} and {shown(y)}') from e
+    p = p if p.is_floating_point() else p.float()
+    y = y.to(p.device, p.dtype)
     if p.shape != y.shape and p.numel() == y.numel() and p.squeeze().shape == y.squeeze().shape: p = p.view_as(y)
     if p.shape != y.shape:
         raise CourseError(f'each probability needs its own target, got the shapes {tuple(p.shape)} and {tuple(y.shape)}')
@@ -99,7 +102,7 @@ class BinaryLoss(nn.Module):
         if self.loss is zero_one and x.requires_grad:
             raise CourseError('the 0-1 loss has no gradient to follow: use it as a metric and train with cross_entropy, quadratic or hinge')
         return self.loss(x.sigmoid(), y, self.reduction)
-    def activation(self, x): return x.sigmoid()
+    def activation(self, x:torch.Tensor): return x.sigmoid()
     def decodes(self, x): return (x >= 0.5).long()
 
 # %% ../../nbs/training/01_losses.ipynb #bc0a2d61
@@ -113,13 +116,13 @@ class Brier(nn.Module):
     def forward(self, x, y):
         distances = quadratic(x.softmax(-1), nn.functional.one_hot(y, x.shape[-1]), 'none')
         return _reduced(distances.sum(-1), self.reduction)
-    def activation(self, x): return x.softmax(-1)
+    def activation(self, x:torch.Tensor): return x.softmax(-1)
     def decodes(self, x): return x.argmax(-1)
 
 # %% ../../nbs/training/01_losses.ipynb #8d8a2296
 class MultiHinge(nn.MultiMarginLoss):
     "torch's hinge loss of logits (N, C) and labels (N,); takes `margin`, `p`, `weight`, `reduction`"
-    def activation(self, x): return x.softmax(-1)
+    def activation(self, x:torch.Tensor): return x.softmax(-1)
     def decodes(self, x): return x.argmax(-1)
 
 # %% ../../nbs/training/01_losses.ipynb #7e10a003
@@ -135,7 +138,7 @@ class RivalLoss(nn.Module):
         rival = log_p.scatter(1, y, -torch.inf).argmax(1, keepdim=True)
         all_but_rival = log_p.scatter(1, rival, -torch.inf).logsumexp(1)
         return _reduced(-log_p.gather(1, y)[:, 0] - all_but_rival, self.reduction)
-    def activation(self, x): return x.softmax(-1)
+    def activation(self, x:torch.Tensor): return x.softmax(-1)
     def decodes(self, x): return x.argmax(-1)
 
 # %% ../../nbs/training/01_losses.ipynb #7e10a006
@@ -152,7 +155,7 @@ class EvenLoss(nn.Module):
         counts = y.bincount(minlength=x.shape[-1])
         means = each.new_zeros(len(counts)).index_add(0, y, each)[counts > 0]/counts[counts > 0]
         return _reduced(each + self.strength*means.var(correction=0), self.reduction)
-    def activation(self, x): return x.softmax(-1)
+    def activation(self, x:torch.Tensor): return x.softmax(-1)
     def decodes(self, x): return x.argmax(-1)
 
 # %% ../../nbs/training/01_losses.ipynb #189902ab

@@ -6,33 +6,36 @@ Docs: https://dlcourse.github.io/dlcourse/values/glossary.html.md"""
 
 # %% auto #0
 __all__ = ['a_learner', 'some_loaders', 'a_loader', 'a_module', 'an_axes', 'a_trainer', 'functions', 'callbacks', 'an_optimiser',
-           'a_loss', 'an_arch', 'a_piece', 'a_seed', 'a_device', 'a_move', 'a_slice', 'a_pair', 'some_data',
-           'some_numbers', 'layer_names', 'some_classes', 'a_part', 'a_count', 'some_items', 'augmentation',
-           'transforms', 'some_labels', 'a_file', 'a_cache', 'a_split', 'a_colormap', 'parts', 'positive',
-           'not_negative', 'a_share', 'a_fraction', 'one_or_each', 'share_or_each', 'number_or_pair', 'counts',
-           'numbers', 'objects', 'glossary']
+           'a_loss', 'an_arch', 'a_piece', 'a_seed', 'a_device', 'a_move', 'a_slice', 'some_rates', 'some_decays',
+           'a_pair', 'some_data', 'some_numbers', 'layer_names', 'some_classes', 'a_part', 'a_count', 'some_items',
+           'augmentation', 'transforms', 'some_labels', 'a_file', 'a_cache', 'a_split', 'a_colormap', 'an_imbalance',
+           'parts', 'a_folder', 'some_learners', 'some_names', 'some_sizes', 'positive', 'not_negative', 'a_share',
+           'a_fraction', 'one_or_each', 'share_or_each', 'number_or_pair', 'counts', 'numbers', 'objects', 'glossary']
 
 # %% ../../nbs/values/02_glossary.ipynb #ac134a2a
-import matplotlib, numpy as np, torch
+import inspect, matplotlib, numpy as np, torch
 from collections.abc import Mapping
+from matplotlib.colors import Colormap
+from pathlib import Path
 from .kinds import Kind, Limits, a_path, an_array, as_number, as_whole, is_row, of_kind, refused
 
 # %% ../../nbs/values/02_glossary.ipynb #06055687
 def _are_batches(v): return isinstance(v, list) and len(v) > 0 and all(isinstance(o, tuple) for o in v) # fastai's show_results
 def _has(*names): return lambda v: all(hasattr(v, o) for o in names) and not isinstance(v, type)
 
-a_learner = of_kind('a fastai `Learner`, with its data', lambda v: _has('model', 'dls', 'fit')(v) or hasattr(v, 'columns'))
+a_learner = of_kind('a fastai `Learner`, with its data', lambda v: _has('model', 'dls', 'fit')(v))
 some_loaders = of_kind('fastai `DataLoaders`', _has('loaders'))
 a_loader = of_kind('a loader, such as `learn.dls.valid`', lambda v: _has('dataset')(v) or _are_batches(v))
 a_module = of_kind('a network (an `nn.Module`)', lambda v: isinstance(v, torch.nn.Module))
-def _axes(v): return hasattr(v, 'plot') or is_row(v) and len(v) > 0 and all(map(_axes, v))
+def _axes(v): return _has('plot', 'get_figure')(v) or is_row(v) and len(v) > 0 and all(map(_axes, v))
 an_axes = of_kind('matplotlib axes', _axes)
 
 # %% ../../nbs/values/02_glossary.ipynb #8e2a1e17
 def _single(v): return isinstance(v, (str, bytes)) or not is_row(v)
 def _all(v, fits): return fits(v) if _single(v) else not hasattr(v, 'dtype') and all(fits(o) for o in v)
 def _is_callback(v): return hasattr(v, 'run_train') and hasattr(v, 'run_valid')
-def _is_function(v): return callable(v) or hasattr(v, 'accumulate') # a fastai `Metric` needn't be called
+def _is_function(v): return callable(v) and not isinstance(v, (type, torch.nn.Module)) or hasattr(v, 'accumulate') # or a fastai `Metric`
+def _is_transform(v): return callable(v) and not hasattr(v, 'fit') and (not isinstance(v, type) or hasattr(v, 'encodes'))
 
 a_trainer = of_kind('a function of a settings dictionary, such as `trainer(...)` makes', callable)
 functions = of_kind('a function, or a list of them', lambda v: v is None or _all(v, _is_function))
@@ -40,7 +43,9 @@ callbacks = of_kind("a callback, such as `EarlyStopping()`, or a list of them", 
 an_optimiser = of_kind("a function that makes a fastai optimiser, such as `adamw`, without quotes", callable)
 a_loss = of_kind("a function or an `nn.Module`, such as `nn.CrossEntropyLoss()`, without quotes", callable)
 an_arch = of_kind('a name, a module or a function of (n_in, n_out)', lambda v: isinstance(v, str) or callable(v))
-def _piece(v): return v is None or isinstance(v, str) or (issubclass(v, torch.nn.Module) if isinstance(v, type) else callable(v))
+def _piece(v):
+    if isinstance(v, type): return issubclass(v, torch.nn.Module)
+    return v is None or isinstance(v, str) or callable(v) and not hasattr(v, 'dls')
 a_piece = of_kind('a name, a class, a module or None', _piece)
 
 # %% ../../nbs/values/02_glossary.ipynb #25801f03
@@ -60,13 +65,19 @@ def _move(v):
     return v if as_number(v) in (Limits(0, 1, below=True) if isinstance(v, float) else Limits(0)) else refused(v)
 
 def _rates(v): return isinstance(v, slice) and v.stop is not None and all(as_number(o) > 0 for o in (v.start, v.stop) if o is not None)
+def _list_of(v, limits):
+    "A list of at least one number, each within `limits`"
+    fits = is_row(v) and len(v) > 0 and all(as_number(o) in limits for o in v)
+    return (v.tolist() if hasattr(v, 'dtype') else list(v)) if fits else refused(v)
 def _sides(v): return is_row(v) and len(v) == 2 and all(as_whole(o) in Limits(1, 10_000) for o in v)
 
 a_seed = Kind('a whole number from 0 to 4294967295', _seed)
 a_device = Kind("a device of this machine, such as 'cpu' or 'cuda'", _device)
 a_move = Kind('pixels (a whole number of at least 0) or a fraction (a float from 0 to below 1)', _move)
 a_slice = of_kind('a slice of such', _rates)
-a_pair = of_kind('a pair (height, width)', _sides)
+some_rates = Kind('a list of them', lambda v: _list_of(v, Limits(0, above=True)))
+some_decays = Kind('a list of them', lambda v: _list_of(v, Limits(0)))
+a_pair = Kind('a pair (height, width)', lambda v: tuple(map(as_whole, v)) if _sides(v) else refused(v))
 
 # %% ../../nbs/values/02_glossary.ipynb #7a1275bc
 def _is_number(v): return isinstance(v, (bool, int, float, complex, np.generic))
@@ -74,13 +85,19 @@ def _is_object(v): return v is not None and not _is_number(v)
 def _names(v): return isinstance(v, str) or is_row(v) and len(v) > 0 and all(isinstance(o, str) for o in v)
 def _is_class(o): return isinstance(o, str) or as_whole(o) is not None
 def _is_list_of_classes(v): return is_row(v) and len(v) > 0 and all(map(_is_class, v))
-def _classes(v): return callable(v) and not isinstance(v, type) or hasattr(v, '__array__') or _is_list_of_classes(v)
+def _classes(v):
+    if not is_row(v) or hasattr(v, 'columns'): return inspect.isroutine(v)
+    return hasattr(v, '__array__') or _is_list_of_classes(v)
 
+def _is_colormap(v): return v in matplotlib.colormaps if isinstance(v, str) else isinstance(v, Colormap)
+def _labels(v):
+    if isinstance(v, (str, bytes, Mapping, type, set)) or getattr(v, 'ndim', 1) == 0: return False
+    return hasattr(v, '__array__') or hasattr(v, '__iter__')
 def _part(v): return v if isinstance(v, str) else as_whole(v) if as_whole(v) in Limits(0, 99) else refused(v)
 def _items(v): return as_whole(v) if as_whole(v) in Limits(1) else refused(v)
 def _split(v): return v is None or isinstance(v, str) or is_row(v) or as_number(v) >= 0
 
-def _tfms(v): return isinstance(v, bool) or v is None or _all(v, callable)
+def _tfms(v): return isinstance(v, bool) or v is None or _all(v, _is_transform)
 
 some_data = of_kind('a name, a folder or arrays', _is_object)
 some_numbers = of_kind('numbers', lambda v: is_row(v) or hasattr(v, '__array__') or as_number(v) is not None)
@@ -90,67 +107,106 @@ a_part = Kind("'train' (0), 'valid' (1) or 'test' (2)", _part)
 a_count = (int, 'at least 1')
 some_items = (Kind('a whole number of at least 1', _items), of_kind('files, images or positions', _is_object))
 augmentation = of_kind('True, a transform or a list of them', _tfms)
-transforms = of_kind('a transform or a list of them', lambda v: v is None or _all(v, callable))
-some_labels = of_kind('an array', lambda v: hasattr(v, '__array__') or hasattr(v, '__iter__') and not isinstance(v, (str, bytes, dict)))
+transforms = of_kind('a transform or a list of them', lambda v: v is None or _all(v, _is_transform))
+some_labels = of_kind('an array', _labels)
 a_file = of_kind('a path or an open file', lambda v: isinstance(v, bytes) or hasattr(v, 'read') or a_path.take(v) is not None)
 a_cache = of_kind('True, False or a file', lambda v: isinstance(v, bool) or v is None or a_path.take(v) is not None)
 a_split = of_kind("a fraction, a number of images, 'test' or positions", _split)
-a_colormap = of_kind("the name of a matplotlib colormap, such as 'Blues'", lambda v: not isinstance(v, str) or v in matplotlib.colormaps)
+a_colormap = of_kind("the name of a matplotlib colormap, such as 'Blues'", _is_colormap)
 
 # %% ../../nbs/values/02_glossary.ipynb #5c0a57f4
 def _many(v):
     "Whether `v` has several parts: an array, an image, a list or an iterator, and no text"
     if isinstance(v, (str, bytes, Mapping, type)): return False
     parts = hasattr(v, '__iter__') or hasattr(v, '__array_interface__')
-    return parts and (isinstance(v, torch.Tensor) or getattr(v, 'ndim', 1) > 0)
+    return parts and getattr(v, 'ndim', 1) > 0
 
 def _listed(v): return _many(v) and hasattr(v, '__len__')
+def _is_text(v): return v is None or isinstance(v, (str, bytes))
 def _of_numbers(v):
-    is_odd = isinstance(v, (list, tuple)) and any(o is None for o in v)
-    return (_many(v) or hasattr(v, '__array__')) and not is_odd
+    if isinstance(v, (set, np.generic)) or isinstance(v, (list, tuple)) and any(map(_is_text, v)): return False
+    return _many(v) or hasattr(v, '__array__')
+def _of_plain_numbers(v): return _of_numbers(v) and not hasattr(v, 'columns') and not inspect.isgenerator(v)
 def _numbers(v): return _listed(v) and np.ndim(a := np.asarray(v)) == 1 and a.dtype.kind in 'iuf'
 
 # %% ../../nbs/values/02_glossary.ipynb #1d283946
 def _vocab(v): return v is None or isinstance(v, Mapping) or _many(v)
 
 # %% ../../nbs/values/02_glossary.ipynb #c5d77a02
-def _spec(v): return isinstance(v, (str, Mapping)) or _listed(v) or as_number(v) is not None
+def _spec(v): return isinstance(v, (str, Mapping)) or _listed(v) or as_number(v) > 0
 def _weights(v): return v is None or isinstance(v, Mapping) or a_path.take(v) is not None
 def _shown_classes(v):
     if isinstance(v, str): return v
     return as_whole(v) if not is_row(v) else refused(v) if getattr(v, 'ndim', 1) != 1 else v.tolist() if hasattr(v, 'tolist') else v
+
 def _module(v): return is_row(v) and len(v) == 6 and all(as_whole(o) in Limits(1, 100_000) for o in v)
 
 # %% ../../nbs/values/02_glossary.ipynb #0f8beb49
+an_imbalance = of_kind('a ratio, or counts or fractions by class', _spec)
 parts = dict(x=of_kind('images or rows of numbers', _of_numbers), have=of_kind('a list of numbers, one for each class', _numbers),
-    spec=of_kind('a ratio, or counts or fractions by class', _spec), imbalance=of_kind('a ratio, or counts or fractions by class', _spec),
+    spec=an_imbalance, imbalance=an_imbalance,
     vocab=of_kind('a list of names', _vocab), files=of_kind('a list of files', _listed),
     modules=of_kind('a list of six numbers for each module', lambda v: is_row(v) and all(map(_module, v))),
     weights=of_kind("a file, a folder, a name of torchvision's weights or a dictionary of these", _weights),
-    keep=of_kind('a function, or one for each layer', lambda v: callable(v) or isinstance(v, Mapping)),
-    preds=of_kind('rows of probabilities, or a `Learner`', lambda v: _of_numbers(v) or hasattr(v, 'dls')),
-    targets=of_kind('class numbers', _of_numbers), of=Kind("'actual', 'predicted', a class, or a list of these", _shown_classes))
+    keep=of_kind('a function, or one for each layer', lambda v: _is_function(v) or isinstance(v, Mapping)),
+    preds=of_kind('rows of probabilities, or a `Learner`', lambda v: _of_plain_numbers(v) or hasattr(v, 'dls')),
+    targets=of_kind('class numbers', _of_plain_numbers), of=Kind("'actual', 'predicted', a class, or a list of these", _shown_classes))
+
+# %% ../../nbs/values/02_glossary.ipynb #9f87ae5c
+def _some_names(v):
+    "`v` as a list of names; a single name makes a list of one"
+    if isinstance(v, str): return [v] if v.strip() else refused(v)
+    if isinstance(v, (bytes, torch.nn.Module)) or not hasattr(v, '__iter__') or hasattr(v, 'columns'): refused(v)
+    v = v if hasattr(v, '__len__') else list(v)
+    return v if all(isinstance(o, str) for o in v) else refused(v)
+
+def _shape(v): return is_row(v) and 0 < len(v) < 9 and all(as_whole(o) in Limits(0) for o in v)
+def _channels(v): return all(as_number(o) is not None for o in v) if is_row(v) else as_number(v) is not None
+def _sizes(v): return is_row(v) and len(v) > 0 and all(_sides(o) if is_row(o) else as_whole(o) in Limits(1, 10_000) for o in v)
+def _is_pruner(v): return isinstance(v, str) or _has('prune')(v)
+def _is_net(v): return isinstance(v, torch.nn.Module) or _has('model', 'dls')(v)
+a_folder = Kind('a folder that is there', lambda v: Path(v) if a_path.take(v) and Path(v).is_dir() else refused(v))
+some_learners = 'a `Learner`, a run or its folder, a list of these or a dictionary of them by name'
+def _learners(v): return isinstance(v, Mapping) or _is_net(v) or hasattr(v, 'folder') or is_row(v) or a_path.take(v) is not None
+def _kept(v): return _is_object(v) and not isinstance(v, set) and not inspect.isroutine(v) and getattr(v, 'ndim', 1) > 0
+def _moms(v): return is_row(v) and len(v) == 3 and all(as_number(o) in Limits(0, 1) for o in v)
+def _positions(v): return is_row(v) and not hasattr(v, 'columns') and np.ndim(v) == 1
+
+# %% ../../nbs/values/02_glossary.ipynb #eabb3fc0
+some_names = Kind('a name or a list of names', _some_names)
+some_sizes = of_kind('a list of whole numbers from 1 to 10000, or of pairs (height, width)', _sizes)
+parts |= {k: some_names for k in 'names variants others figures authors'.split()} | dict(sizes=some_sizes,
+    shape=of_kind('a shape such as (3, 32, 32)', _shape), mean=of_kind('one number for each channel', _channels),
+    std=of_kind('one number for each channel', _channels), pruner=of_kind("a name or an Optuna pruner, such as 'median'", _is_pruner),
+    net=of_kind('a `Learner` or a network', _is_net), picture=a_file, program=a_file, fname=a_path, cb=of_kind('a callback', _is_callback),
+    show=of_kind('a function of a text', callable), report=of_kind('a function', callable),
+    make=of_kind('a function of (n_in, n_out)', callable),
+    test_items=of_kind('files, images or rows', _kept), rm_type_tfms=(int, 'at least 0'), max_n=a_count,
+    act=of_kind('a function', callable),
+    suggest_funcs=functions, moms=of_kind('three numbers from 0 to 1', _moms), idx=of_kind('positions', _positions),
+    pickle_protocol=(int, '0 to 5'), save_preds=a_folder, save_targs=a_folder,
+    tfms=of_kind('a transform or a list of them', lambda v: _all(v, _is_transform)), learners=of_kind(some_learners, _learners))
 
 # %% ../../nbs/values/02_glossary.ipynb #65d0a55f
 positive, not_negative, a_share, a_fraction = (float, 'above 0'), (float, 'at least 0'), (float, '0 to below 1'), (float, '0 to 1')
 one_or_each, share_or_each, number_or_pair = (int, tuple[int, ...]), (float, tuple[float, ...]), (float, tuple[float, ...])
 
-counts = ('epochs bs val_bs n k n_per_class chunk ncols most rounds steps limit patience every max_params max_width '
-          'dpi ppi largest deepest fine_tune early_stopping side num_it deep longest')
+counts = ('bs val_bs n k n_per_class chunk ncols most rounds steps limit patience every max_params max_width '
+          'dpi ppi largest deepest fine_tune early_stopping side deep longest')
 numbers = {k: a_count for k in counts.split()} | dict(copies=(int, '1 to 1000'), n_classes=(int, '1 to 1000000'),
     num_workers=(int, '0 to 256'), workers=(int, '1 to 256'),
     points=(int, '1 to 10000'), n_out=(int, '1 to 1000000'), n_in=(one_or_each, '1 to 1000000'), size=((int, a_pair), '1 to 10000'),
     depth=(int, '1 to 1000'), filters=(one_or_each, '1 to 100000'), kernel=(one_or_each, '1 to 99'), convs=(int, '1 to 100'),
     grid=(int, '1 to 1000'), halvings=(int, '0 to 30'), folds=(int, 'at least 2'), digits=(int, '0 to 20'),
     growth=((float, type(None)), 'above 0 and up to 100'), dense=(one_or_each, '1 to 1000000'), widths=(one_or_each, '1 to 1000000'),
-    threads=(int, '1 to 1024'), start_epoch=(int, 'at least 0'), n_epoch=a_count, freeze_epochs=(int, 'at least 0'),
-    n_cycles=a_count, cycle_len=a_count,
+    threads=(int, '1 to 1024'), start_epoch=(int, 'at least 0'), freeze_epochs=(int, '0 to 1000000'), num_it=(int, '1 to 100000'),
+    **{k: (int, '1 to 1000000') for k in 'epochs n_epoch n_cycles cycle_len cycle_mult'.split()},
     seeds=(one_or_each, 'at least 0'), target=((int, a_module), 'at least 1'), n_train=(int, 'at least 0'), n_test=(int, 'at least 0'))
 
 # %% ../../nbs/values/02_glossary.ipynb #6d9d19d2
-numbers |= {k: positive for k in 'lr_found width height seconds tol within start_lr end_lr ratio div div_final lr_mult cycle_mult'.split()}
-numbers |= {k: ((float, a_slice, tuple[float, ...]), 'above 0') for k in ('lr', 'lr_max', 'base_lr')} | dict(pct_start=a_fraction)
-numbers |= {k: not_negative for k in 'min_delta eps minutes'.split()} | dict(wd=(number_or_pair, 'at least 0'))
+numbers |= {k: positive for k in 'lr_found width height seconds tol within start_lr end_lr ratio div div_final lr_mult'.split()}
+numbers |= {k: ((float, a_slice, some_rates), 'above 0') for k in ('lr', 'lr_max')} | dict(pct_start=a_fraction, base_lr=positive)
+numbers |= {k: not_negative for k in 'min_delta eps minutes'.split()} | dict(wd=((float, some_decays), 'at least 0'))
 numbers |= {k: (share_or_each, '0 to below 1') for k in ('dropout', 'dense_dropout')}
 numbers |= {k: (number_or_pair, 'any number') for k in 'degrees translate shear'.split()}
 numbers |= dict(scale=(number_or_pair, 'above 0'), amount=(number_or_pair, '0 to 1'), shift=(a_move, ''))
@@ -165,4 +221,5 @@ objects = dict(seed=a_seed, split_seed=a_seed, device=a_device, ds_idx=a_part, p
     batch_tfms=transforms, cmap=a_colormap, loss=a_loss,
     cache=a_cache, valid=a_split, views=functions)
 
-glossary = numbers | {k: (v, '') for k,v in (objects | parts).items()} | dict(items=(some_items, '')) # Name -> (kinds of values, range)
+glossary = numbers | {k: v if isinstance(v, tuple) else (v, '') for k,v in (objects | parts).items()}
+glossary['items'] = (some_items, '') # Name -> (kinds of values, range)
