@@ -238,9 +238,7 @@ def watch_layers(
     "Within the block keep what the named modules give whenever `model` is called"
     check_layers(model)
     seen, there = [], dict(model.named_modules())
-    def hook_for(name, keep):
-        def hook(module, args, out): seen.append((name, keep(out)))
-        return hook
+    def hook_for(name, keep): return lambda module, args, out: seen.append((name, keep(out)))
     with ExitStack() as undo:
         for name in names:
             hook = hook_for(name, keep[choose(name, keep, 'name of keep')] if isinstance(keep, dict) else keep)

@@ -121,7 +121,7 @@ def _joined(nets, bodies, grid):
 
 # %% ../../nbs/models/06_fusion.ipynb #1dd22efd
 def fusion_net(
-    names, # Two or more names of torchvision or timm: a list, or joined by `+`
+    names:str|list, # Two or more names of torchvision or timm: a list, or joined by `+`
     n_in, # (channels, height, width); one channel is repeated
     n_out:int, # Number of outputs
     how:str='middle', # 'middle' joins maps, 'late' joins vectors

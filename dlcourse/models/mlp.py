@@ -20,7 +20,7 @@ from ..values.door import check_calls
 
 # %% ../../nbs/models/02_mlp.ipynb #d2ca2ee5
 def dense_count(
-    sizes, # Features of the input, of each layer and of the output
+    sizes:list, # Features of the input, of each layer and of the output
 )->int: # Weights and biases
     "Number of parameters of dense layers of these `sizes`"
     return sum((a + 1)*b for a,b in zip(sizes, sizes[1:]))

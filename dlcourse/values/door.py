@@ -170,7 +170,7 @@ def _in_words(e, f):
     "A `CourseError` for an error by which the method `f` of fastai refuses arguments, or None for any other"
     text, again = str(e), re.search(r"multiple values for argument '(\w+)'", str(e))
     if again: return CourseError(f'{f.__name__} sets {again[1]} itself: leave it out')
-    groups = re.search(r'Trying to set (\d+) values for (\w+) but there are (\d+) parameter groups', text)
+    groups = re.match(r'Trying to set (\d+) values for (\w+) but there are (\d+) parameter groups', text)
     if groups: return CourseError('{1} must be one number, or {2}, one for each group of weights, got {0}'.format(*groups.groups()))
 
 # %% ../../nbs/values/03_door.ipynb #e60d6b34

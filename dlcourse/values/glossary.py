@@ -163,7 +163,7 @@ def _some_names(v):
 def _shape(v): return is_row(v) and 0 < len(v) < 9 and all(as_whole(o) in Limits(0) for o in v)
 def _channels(v): return all(as_number(o) is not None for o in v) if is_row(v) else as_number(v) is not None
 def _sizes(v): return is_row(v) and len(v) > 0 and all(_sides(o) if is_row(o) else as_whole(o) in Limits(1, 10_000) for o in v)
-def _is_pruner(v): return isinstance(v, str) or _has('prune')(v)
+def _is_pruner(v): return v is None or isinstance(v, str) or _has('prune')(v)
 def _is_net(v): return isinstance(v, torch.nn.Module) or _has('model', 'dls')(v)
 a_folder = Kind('a folder that is there', lambda v: Path(v) if a_path.take(v) and Path(v).is_dir() else refused(v))
 some_learners = 'a `Learner`, a run or its folder, a list of these or a dictionary of them by name'
@@ -179,7 +179,7 @@ parts |= {k: some_names for k in 'names variants others figures authors'.split()
     shape=of_kind('a shape such as (3, 32, 32)', _shape), mean=of_kind('one number for each channel', _channels),
     std=of_kind('one number for each channel', _channels), pruner=of_kind("a name or an Optuna pruner, such as 'median'", _is_pruner),
     net=of_kind('a `Learner` or a network', _is_net), picture=a_file, program=a_file, fname=a_path, cb=of_kind('a callback', _is_callback),
-    show=of_kind('a function of a text', callable), report=of_kind('a function', callable),
+    show=of_kind('a function of a text', callable), report=of_kind('a function', lambda v: v is None or callable(v)),
     make=of_kind('a function of (n_in, n_out)', callable),
     test_items=of_kind('files, images or rows', _kept), rm_type_tfms=(int, 'at least 0'), max_n=a_count,
     act=of_kind('a function', callable),
