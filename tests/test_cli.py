@@ -656,6 +656,17 @@ def test_help_is_quick():
     assert min(cpu_time(start) for _ in range(2)) < 0.3 * cpu_time('import torch')
 
 
+@pytest.mark.parametrize('line, words', [
+    (['data', 'show', 'digits', '-o', 'nope'], "expected a name that ends in .png, .svg or .pdf, not 'nope'"),
+    (['data', 'show', 'digits', '--size', '9'], '--size is for a folder of images'), (['train', 'mlp', '--bs', 'x'*5000], "not 'xxx")])
+def test_odd_values_write_nothing(line, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    try: code = main(line)
+    except SystemExit as e: code = e.code
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert code == 2 and words in last and len(last) < 300 and not list(tmp_path.iterdir())
+
+
 # ---- words to values ---------------------------------------------------------------------------
 
 @pytest.mark.parametrize('text, expected', [('3', 3), ('0.5', 0.5), ('1e-3', 1e-3), ('16,32', (16, 32)), ('[1, 2]', [1, 2]), ('gelu',

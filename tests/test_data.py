@@ -1802,7 +1802,7 @@ def test_perturb_takes_one_and_arrays():
 
 def test_perturb_refuses():
     fails('images must be uint8', perturb, x/255, SaltAndPepper())
-    fails('images must be uint8', perturb, x[0], SaltAndPepper())
+    fails('x must be an array of shape (N, C, H, W)', perturb, x[0], SaltAndPepper())
     fails('must be a BatchTransform', perturb, x, [Normalize.from_stats([.5], [.5], cuda=False)])
 
 

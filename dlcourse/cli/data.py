@@ -10,7 +10,7 @@ __all__ = ['data_list_command', 'data_get_command', 'data_show_command', 'data_c
 # %% ../../nbs/cli/03_data.ipynb #c52167f6
 from pathlib import Path
 from .parsing import arg, command, say
-from .values import whole
+from .values import picture, whole
 from ..names import file_name
 
 # %% ../../nbs/cli/03_data.ipynb #7cfa49b8
@@ -46,7 +46,7 @@ def _show_classes(ex, path):
 # %% ../../nbs/cli/03_data.ipynb #9213c899
 @command('data show',
     arg('data', metavar='NAME|FOLDER', help='a data set, or a folder with one subfolder of images per class'),
-    arg('-o', '--output', metavar='FILE', help='the picture (default: <name>.png)'),
+    arg('-o', '--output', type=picture, metavar='FILE', help='the picture (default: <name>.png)'),
     arg('--size', type=whole, metavar='N', help='scale the images of a folder to N×N'),
     examples=['dlcourse data show fashion_mini', 'dlcourse data show photos --size 64 -o photos.png'])
 def data_show_command(args):
@@ -55,6 +55,9 @@ def data_show_command(args):
     from dlcourse.data.folders import load_folder
     from dlcourse.data.sources import find_folder, load
     folder = find_folder(args.data)
+    if args.size and not folder:
+        from dlcourse.core import CourseError
+        raise CourseError(f'--size is for a folder of images, and {args.data} is a data set: leave it out')
     ex = load_folder(folder, size=args.size) if folder else load(args.data)
     say(ex)
     if not ex.vocab: return say(_summary(ex))

@@ -28,7 +28,7 @@ def checked(
     def read(text):
         try: res = kind(text)
         except ValueError: res = None
-        if res is None or not fits(res): raise argparse.ArgumentTypeError(f'expected {what}, not {text!r}')
+        if res is None or not fits(res): raise argparse.ArgumentTypeError(f'expected {what}, not {text[:80]!r}')
         return res
     return read
 

@@ -99,7 +99,7 @@ def _split(v): return v is None or isinstance(v, str) or is_row(v) or as_number(
 
 def _tfms(v): return isinstance(v, bool) or v is None or _all(v, _is_transform)
 
-some_data = of_kind('a name, a folder or arrays', _is_object)
+some_data = of_kind('a name, a folder or arrays', lambda v: a_path.take(v) is not None if isinstance(v, (str, Path)) else _is_object(v))
 some_numbers = of_kind('numbers', lambda v: is_row(v) or hasattr(v, '__array__') or as_number(v) is not None)
 layer_names = of_kind('a name or a list of names', _names)
 some_classes = of_kind('a list of at least two names or numbers of classes', _classes)
@@ -124,9 +124,11 @@ def _many(v):
 def _listed(v): return _many(v) and hasattr(v, '__len__')
 def _is_text(v): return v is None or isinstance(v, (str, bytes))
 def _of_numbers(v):
-    if isinstance(v, (set, np.generic)) or isinstance(v, (list, tuple)) and any(map(_is_text, v)): return False
+    if isinstance(v, (set, np.generic)) or isinstance(v, (list, tuple)) and any(o is None for o in v): return False
     return _many(v) or hasattr(v, '__array__')
-def _of_plain_numbers(v): return _of_numbers(v) and not hasattr(v, 'columns') and not inspect.isgenerator(v)
+def _of_plain_numbers(v):
+    odd = hasattr(v, 'columns') or inspect.isgenerator(v) or isinstance(v, (list, tuple)) and any(map(_is_text, v))
+    return _of_numbers(v) and not odd
 def _numbers(v): return _listed(v) and np.ndim(a := np.asarray(v)) == 1 and a.dtype.kind in 'iuf'
 
 # %% ../../nbs/values/02_glossary.ipynb #1d283946
@@ -168,7 +170,7 @@ def _is_net(v): return isinstance(v, torch.nn.Module) or _has('model', 'dls')(v)
 a_folder = Kind('a folder that is there', lambda v: Path(v) if a_path.take(v) and Path(v).is_dir() else refused(v))
 some_learners = 'a `Learner`, a run or its folder, a list of these or a dictionary of them by name'
 def _learners(v): return isinstance(v, Mapping) or _is_net(v) or hasattr(v, 'folder') or is_row(v) or a_path.take(v) is not None
-def _kept(v): return _is_object(v) and not isinstance(v, set) and not inspect.isroutine(v) and getattr(v, 'ndim', 1) > 0
+def _kept(v): return _is_object(v) and not inspect.isroutine(v) and getattr(v, 'ndim', 1) > 0
 def _moms(v): return is_row(v) and len(v) == 3 and all(as_number(o) in Limits(0, 1) for o in v)
 def _positions(v): return is_row(v) and not hasattr(v, 'columns') and np.ndim(v) == 1
 
