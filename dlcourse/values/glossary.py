@@ -99,7 +99,7 @@ def _split(v): return v is None or isinstance(v, str) or is_row(v) or as_number(
 
 def _tfms(v): return isinstance(v, bool) or v is None or _all(v, _is_transform)
 
-some_data = of_kind('a name, a folder or arrays', lambda v: a_path.take(v) is not None if isinstance(v, (str, Path)) else _is_object(v))
+some_data = of_kind('a name, a folder or arrays', _is_object)
 some_numbers = of_kind('numbers', lambda v: is_row(v) or hasattr(v, '__array__') or as_number(v) is not None)
 layer_names = of_kind('a name or a list of names', _names)
 some_classes = of_kind('a list of at least two names or numbers of classes', _classes)
