@@ -193,7 +193,7 @@ parts |= {k: some_names for k in 'names variants others figures authors'.split()
 positive, not_negative, a_share, a_fraction = (float, 'above 0'), (float, 'at least 0'), (float, '0 to below 1'), (float, '0 to 1')
 one_or_each, share_or_each, number_or_pair = (int, tuple[int, ...]), (float, tuple[float, ...]), (float, tuple[float, ...])
 
-counts = ('bs val_bs n k n_per_class chunk ncols most rounds steps limit patience every max_params max_width '
+counts = ('epochs bs val_bs n k n_per_class chunk ncols most rounds steps limit patience every max_params max_width '
           'dpi ppi largest deepest fine_tune early_stopping side deep longest')
 numbers = {k: a_count for k in counts.split()} | dict(copies=(int, '1 to 1000'), n_classes=(int, '1 to 1000000'),
     num_workers=(int, '0 to 256'), workers=(int, '1 to 256'),
@@ -202,7 +202,7 @@ numbers = {k: a_count for k in counts.split()} | dict(copies=(int, '1 to 1000'),
     grid=(int, '1 to 1000'), halvings=(int, '0 to 30'), folds=(int, 'at least 2'), digits=(int, '0 to 20'),
     growth=((float, type(None)), 'above 0 and up to 100'), dense=(one_or_each, '1 to 1000000'), widths=(one_or_each, '1 to 1000000'),
     threads=(int, '1 to 1024'), start_epoch=(int, 'at least 0'), freeze_epochs=(int, '0 to 1000000'), num_it=(int, '1 to 100000'),
-    **{k: (int, '1 to 1000000') for k in 'epochs n_epoch n_cycles cycle_len cycle_mult'.split()},
+    **{k: (int, '1 to 1000000') for k in 'n_epoch n_cycles cycle_len cycle_mult'.split()},
     seeds=(one_or_each, 'at least 0'), target=((int, a_module), 'at least 1'), n_train=(int, 'at least 0'), n_test=(int, 'at least 0'))
 
 # %% ../../nbs/values/02_glossary.ipynb #6d9d19d2
