@@ -128,7 +128,7 @@ def gradient(
 # %% ../../nbs/insight/06_explain.ipynb #1b184b3f
 def cam_maps(
     model:nn.Module,
-    x:Tensor, # Images as the network takes them, (N, C, H, W)
+    x:Tensor, # Images as the network takes them, (N, ...)
     classes, # What to explain: int64 (K, N), or a function of the scores that returns it
     layer:str, # Whole name of a module that gives a feature map
     channels:int=0, # Axis of the map's channels: 0 for (C, h, w), -1 for (h, w, C)
