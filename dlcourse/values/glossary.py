@@ -23,7 +23,7 @@ from .kinds import Kind, Limits, a_path, an_array, as_number, as_whole, is_row, 
 def _are_batches(v): return isinstance(v, list) and len(v) > 0 and all(isinstance(o, tuple) for o in v) # fastai's show_results
 def _has(*names): return lambda v: all(hasattr(v, o) for o in names) and not isinstance(v, type)
 
-a_learner = of_kind('a fastai `Learner`, with its data', lambda v: _has('model', 'dls', 'fit')(v))
+a_learner = of_kind('a fastai `Learner`, with its data', lambda v: _has('model', 'dls', 'fit')(v) or hasattr(v, 'columns'))
 some_loaders = of_kind('fastai `DataLoaders`', _has('loaders'))
 a_loader = of_kind('a loader, such as `learn.dls.valid`', lambda v: _has('dataset')(v) or _are_batches(v))
 a_module = of_kind('a network (an `nn.Module`)', lambda v: isinstance(v, torch.nn.Module))
@@ -177,7 +177,7 @@ def _positions(v): return is_row(v) and not hasattr(v, 'columns') and np.ndim(v)
 # %% ../../nbs/values/02_glossary.ipynb #eabb3fc0
 some_names = Kind('a name or a list of names', _some_names)
 some_sizes = of_kind('a list of whole numbers from 1 to 10000, or of pairs (height, width)', _sizes)
-parts |= {k: some_names for k in 'names variants others figures authors'.split()} | dict(sizes=some_sizes,
+parts |= {k: some_names for k in 'names variants others figures authors'.split()} | dict(
     shape=of_kind('a shape such as (3, 32, 32)', _shape), mean=of_kind('one number for each channel', _channels),
     std=of_kind('one number for each channel', _channels), pruner=of_kind("a name or an Optuna pruner, such as 'median'", _is_pruner),
     net=of_kind('a `Learner` or a network', _is_net), picture=a_file, program=a_file, fname=a_path, cb=of_kind('a callback', _is_callback),
