@@ -38,7 +38,7 @@ def _by_products(model):
 # %% ../../nbs/insight/03_cost.ipynb #469f66d2
 def flops_per_image(
     model:nn.Module,
-    x:Tensor, # A batch of images, (N, C, H, W), or of rows of numbers, (N, F); the first one is used
+    x:Tensor, # A batch (N, ...), of images, sequences or rows of numbers; the first one is used
 )->int: # Two for each multiply-add
     "Floating-point operations of convolutions and matrix products for one image"
     with answering(model), _by_products(model), FlopCounterMode(display=False) as count, accepting(model, x): model(x[:1])
@@ -121,7 +121,7 @@ def _cost(model, x, runs):
 # %% ../../nbs/insight/03_cost.ipynb #fe82d56a
 def cost(
     model:nn.Module|Learner|dict, # A network, a fastai `Learner`, or a dictionary of name -> these
-    x:Tensor=None, # A batch to time, (N, C, H, W) or (N, F); for a `Learner` the first of its validation part
+    x:Tensor=None, # A batch to time, (N, ...); for a `Learner` the first of its validation part
     runs:int=5, # Timings of each, 1 to 10000
 )->pd.DataFrame: # By name: parameters, bytes, FLOPs for one image, ms for the batch (median and quartiles), its images, ms for each
     "Measure what one or several networks cost; raises `CourseError` for anything else and for a network without a batch"
