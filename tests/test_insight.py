@@ -1450,7 +1450,7 @@ def test_cost_of_a_learner_leaves_no_trace(sized_learn):
     assert torch.equal(torch.rand(3), expected)
 
 
-@pytest.mark.parametrize('what, sized_batch, says', [(nn.Linear(2, 2), None, 'not given'), (nn.Linear(2, 2), [1], 'tensor'), (nn.Linear(2,
+@pytest.mark.parametrize('what, sized_batch, says', [(nn.Linear(2, 2), None, 'not given'), (nn.Linear(2, 2), [1], 'accept'), (nn.Linear(2,
     2), torch.rand(0, 2), 'empty'),
                                            ('cnn', torch.rand(1, 2), 'model must be a')])
 def test_cost_of_nothing(what, sized_batch, says):

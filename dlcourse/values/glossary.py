@@ -9,8 +9,8 @@ __all__ = ['a_learner', 'some_loaders', 'a_loader', 'a_module', 'an_axes', 'a_tr
            'a_loss', 'an_arch', 'a_piece', 'a_seed', 'a_device', 'a_move', 'a_slice', 'some_rates', 'some_decays',
            'a_pair', 'some_data', 'some_numbers', 'layer_names', 'some_classes', 'a_part', 'a_count', 'some_items',
            'augmentation', 'transforms', 'some_labels', 'a_file', 'a_cache', 'a_split', 'a_colormap', 'an_imbalance',
-           'parts', 'a_folder', 'some_learners', 'some_names', 'some_sizes', 'positive', 'not_negative', 'a_share',
-           'a_fraction', 'one_or_each', 'share_or_each', 'number_or_pair', 'counts', 'numbers', 'objects', 'glossary']
+           'parts', 'a_folder', 'some_names', 'some_sizes', 'positive', 'not_negative', 'a_share', 'a_fraction',
+           'one_or_each', 'share_or_each', 'number_or_pair', 'counts', 'numbers', 'objects', 'glossary']
 
 # %% ../../nbs/values/02_glossary.ipynb #ac134a2a
 import inspect, matplotlib, numpy as np, torch
@@ -168,8 +168,6 @@ def _sizes(v): return is_row(v) and len(v) > 0 and all(_sides(o) if is_row(o) el
 def _is_pruner(v): return v is None or isinstance(v, str) or _has('prune')(v)
 def _is_net(v): return isinstance(v, torch.nn.Module) or _has('model', 'dls')(v)
 a_folder = Kind('a folder that is there', lambda v: Path(v) if a_path.take(v) and Path(v).is_dir() else refused(v))
-some_learners = 'a `Learner`, a run or its folder, a list of these or a dictionary of them by name'
-def _learners(v): return isinstance(v, Mapping) or _is_net(v) or hasattr(v, 'folder') or is_row(v) or a_path.take(v) is not None
 def _kept(v): return _is_object(v) and not inspect.isroutine(v) and getattr(v, 'ndim', 1) > 0
 def _moms(v): return is_row(v) and len(v) == 3 and all(as_number(o) in Limits(0, 1) for o in v)
 def _positions(v): return is_row(v) and not hasattr(v, 'columns') and np.ndim(v) == 1
@@ -177,7 +175,7 @@ def _positions(v): return is_row(v) and not hasattr(v, 'columns') and np.ndim(v)
 # %% ../../nbs/values/02_glossary.ipynb #eabb3fc0
 some_names = Kind('a name or a list of names', _some_names)
 some_sizes = of_kind('a list of whole numbers from 1 to 10000, or of pairs (height, width)', _sizes)
-parts |= {k: some_names for k in 'names variants others figures authors'.split()} | dict(
+parts |= {k: some_names for k in 'names variants others figures'.split()} | dict(
     shape=of_kind('a shape such as (3, 32, 32)', _shape), mean=of_kind('one number for each channel', _channels),
     std=of_kind('one number for each channel', _channels), pruner=of_kind("a name or an Optuna pruner, such as 'median'", _is_pruner),
     net=of_kind('a `Learner` or a network', _is_net), picture=a_file, program=a_file, fname=a_path, cb=of_kind('a callback', _is_callback),
@@ -187,7 +185,7 @@ parts |= {k: some_names for k in 'names variants others figures authors'.split()
     act=of_kind('a function', callable),
     suggest_funcs=functions, moms=of_kind('three numbers from 0 to 1', _moms), idx=of_kind('positions', _positions),
     pickle_protocol=(int, '0 to 5'), save_preds=a_folder, save_targs=a_folder,
-    tfms=of_kind('a transform or a list of them', lambda v: _all(v, _is_transform)), learners=of_kind(some_learners, _learners))
+    tfms=of_kind('a transform or a list of them', lambda v: _all(v, _is_transform)))
 
 # %% ../../nbs/values/02_glossary.ipynb #65d0a55f
 positive, not_negative, a_share, a_fraction = (float, 'above 0'), (float, 'at least 0'), (float, '0 to below 1'), (float, '0 to 1')
