@@ -206,7 +206,8 @@ def read_features(
 )->dict: # Name -> tensor
     "Read features from `file`; raises `CourseError` if it is damaged, was made from something else, or holds something else"
     tensors, texts = read_tensors(file, 'is not a file of features that can be read', device or 'cpu')
-    was = dict(precision='float32', network=origin.get('network'), settings=origin.get('settings')) | texts # which files of before don't name
+    unnamed = dict(precision='float32', network=origin.get('network'), settings=origin.get('settings')) # in files of before
+    was = unnamed | texts
     changed = [k for k in origin if was.get(k) != origin[k]]
     if changed: raise CourseError(f"{file} was made from other {' and '.join(changed)}: remove it, or name another file")
     check_tensors(tensors, expected, file, 'these images')
