@@ -58,7 +58,11 @@ class Run:
         self.facts = read_settings(self.folder)
         self.settings, self._learn, self._made = self.facts.pop('settings'), None, []
 
-    def has(self, name): return (self.folder/name).is_file()
+    def has(self,
+        name:str, # Name of a file of a run
+    )->bool:
+        "Tell whether the folder has a file"
+        return (self.folder/name).is_file()
 
     @property
     def finished(self): return self.has(weights_file) and not self.has(checkpoint_file)
