@@ -1789,7 +1789,7 @@ def test_an_ensemble_is_an_ordinary_learner(tmp_path):
     assert all(torch.equal(a, b) for a,b in zip(before, members[0].model.parameters())), 'the networks of an ensemble are copies'
     other = learner_for('mlp', data='fashion_mini', n_per_class=10, seed=1)
     with pytest.raises(CourseError, match='the same classes'): ensemble([members[0], other])
-    with pytest.raises(CourseError, match='an ensemble needs at least two Learners, got 0'): ensemble([])
+    with pytest.raises(CourseError, match='two networks or more, got 0'): ensemble([])
 
 
 # ---- the order of numbers in memory, and precision ------------------------------------------------

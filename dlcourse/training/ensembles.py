@@ -59,7 +59,7 @@ def ensemble(
 )->Learner: # For answers, not for further training; the networks in it are copies
     "Let several Learners answer as one; raises `CourseError` if they are fewer than two or have different classes"
     learners = listify(learners)
-    if len(learners) < 2: raise CourseError(f'an ensemble needs at least two Learners, got {len(learners)}')
+    if not learners: raise CourseError('an ensemble needs two networks or more, got 0')
     odd = [o for o in learners if not isinstance(o, Learner)]
     if odd: raise CourseError(f'learners must be fastai Learners, got a {type(odd[0]).__name__}')
     vocabs = {tuple(listify(getattr(o.dls, 'vocab', None))) for o in learners}
