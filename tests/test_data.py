@@ -1235,9 +1235,9 @@ def test_a_changed_byte_of_a_saved_set_is_noticed(tmp_path):
     file = tmp_path/'a.safetensors'
     save_set(file, Examples(bytes8, three, bytes8[:3], three[:3], list('abc')))
     data = bytearray(file.read_bytes())
-    data[-1 - 8*len(three[:3]) - 9] ^= 64
+    data[-1] ^= 64 # of the last picture
     file.write_bytes(data)
-    with pytest.raises(CourseError, match='its numbers are not those that were written|class numbers'): load_set(file)
+    with pytest.raises(CourseError, match='its numbers are not those that were written'): load_set(file)
 
 
 def test_a_set_of_arrays_is_saved_as_it_is_read(tmp_path):

@@ -59,13 +59,12 @@ def ensemble(
 )->Learner: # For answers, not for further training; the networks in it are copies
     "Let several Learners answer as one; raises `CourseError` if they are fewer than two or have different classes"
     learners = listify(learners)
-    if not learners: raise CourseError('an ensemble needs two networks or more, got 0')
     odd = [o for o in learners if not isinstance(o, Learner)]
     if odd: raise CourseError(f'learners must be fastai Learners, got a {type(odd[0]).__name__}')
     vocabs = {tuple(listify(getattr(o.dls, 'vocab', None))) for o in learners}
     if len(vocabs) > 1: raise CourseError('the members of an ensemble must know the same classes in the same order')
-    _need_classes(learners[0])
     net = EnsembleNet([deepcopy(o.model) for o in learners], how)
+    _need_classes(learners[0])
     first = learners[0]
     return Learner(first.dls, net.eval(), loss_func=first.loss_func, metrics=first.metrics)
 

@@ -139,21 +139,31 @@ def _taken(rules, name, v):
     rule = rules.get(name)
     return v if rule is None else rule(v)
 
+# %% ../../nbs/values/03_door.ipynb #b8767ed4
+@cache
+def _rules(f, source=None):
+    "Rules of the parameters of `f`, by name and in order; None where anything goes"
+    named = parameters_of(f, source)
+    return named, [named.get(o) for o in _at(f)]
+
+# %% ../../nbs/values/03_door.ipynb #1d89b7f9
+def _behind(f, other, source=None):
+    "`f`, whose arguments are first taken as the parameters of `other` take them"
+    @wraps(f)
+    def call(*args, **kwargs):
+        named, in_order = _rules(other, source)
+        taken = [v if rule is None else rule(v) for rule,v in zip(in_order, args)] + list(args[len(in_order):])
+        return f(*taken, **{k: _taken(named, k, v) for k,v in kwargs.items()})
+    call._is_checked, call._source = True, source
+    return call
+
+# %% ../../nbs/values/03_door.ipynb #c8a9fcf9
 def checked(
     f, # A function or method with docments
     source=None, # What has the docments, if not `f`
 ): # The same function, which raises `CourseError` for a value that a parameter doesn't allow
     "Check the arguments of `f` whenever it is called"
-    if hasattr(f, '_is_checked'): return f
-    @cache
-    def rules(): return (found := parameters_of(f, source)), [found.get(o) for o in _at(f)]
-    @wraps(f)
-    def call(*args, **kwargs):
-        named, in_order = rules()
-        taken = [v if rule is None else rule(v) for rule,v in zip(in_order, args)] + list(args[len(in_order):])
-        return f(*taken, **{k: _taken(named, k, v) for k,v in kwargs.items()})
-    call._is_checked, call._source = True, source
-    return call
+    return f if hasattr(f, '_is_checked') else _behind(f, f, source)
 
 # %% ../../nbs/values/03_door.ipynb #ae22fb6f
 def check_given(
@@ -195,13 +205,7 @@ def checked_as(
     other, # The method that takes them
 ): # `f` with the door of `other`
     "Check the arguments of the method `f` by the parameters of `other`"
-    @wraps(f)
-    def call(self, *args, **kwargs):
-        rules, names = parameters_of(other), _at(other)[1:]
-        taken = [_taken(rules, k, v) for k,v in zip(names, args)] + list(args[len(names):])
-        return f(self, *taken, **{k: _taken(rules, k, v) for k,v in kwargs.items()})
-    call._is_checked, call._source = True, None
-    return call
+    return _behind(f, other)
 
 # %% ../../nbs/values/03_door.ipynb #ae836286
 inner = {'forward', 'encodes', 'decodes', 'setups', 'take'}
