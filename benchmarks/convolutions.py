@@ -1,20 +1,26 @@
 """Convolutional networks as `learner_for` trains them on a processor, channels last, against the bare loop in float32 and the usual order.
 
 Networks see batches of 64 random images of 3×32×32. The bare loop draws a permutation, casts and normalises a batch at a time, and
-trains with the same optimiser and loss. bfloat16 is measured only where this processor multiplies faster in it than in float32."""
+trains with the same optimiser and loss. bfloat16 is measured only where this processor multiplies faster in it than in float32.
+
+The last row asks how near the training comes to what the processor can do: its time for an operation (a multiplication or an addition,
+counted by torch, validation included) against that of the product of two matrices of 1024×1024."""
 import argparse
 from dataclasses import dataclass
 from types import SimpleNamespace
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from .__main__ import record
 from .loops import HYPER, Task, bare_loop, our_loaders
-from .measure import RESULTS, Row, again, begin, compare, interleaved
+from .measure import RESULTS, Row, again, begin, compare, interleaved, silent
 
 NETWORKS = ('cnn', 'cnn_v2', 'cnn_v3', 'residual')
 SHAPE, BATCH, BATCHES = (3, 32, 32), 64, 6
 TARGETS = dict(float32=0.85, bf16=0.55)
+MISSING = 'not measured: no instructions for bfloat16 here'
+RATED, SIDE, PRODUCTS = 'cnn_v3', 1024, 20 # The network that is compared with a product of matrices; their rows; how many in a round
 
 
 @dataclass
@@ -44,8 +50,26 @@ def rows_of(arch, options):
     def row(k):
         name = f'{arch}, {k} / bare loop in float32, usual order'
         if k in found: return compare(name, 'convolutions', found[k], found['peer'], TARGETS[k])
-        return Row(name, 'convolutions', target=TARGETS[k], note='not measured: no instructions for bfloat16 here')
+        return Row(name, 'convolutions', target=TARGETS[k], note=MISSING)
     return [row(k).judge(not options.quick) for k in TARGETS]
+
+
+def operations(f):
+    "Multiplications and additions of the convolutions and products of matrices that `f()` does"
+    with silent(), FlopCounterMode(display=False) as counted: f()
+    return counted.get_total_flops()
+
+
+def rate_row(options):
+    "The row that compares the time for an operation; half the rate of a product of matrices is twice its time"
+    from dlcourse.training.precision import bf16_speed
+    name = f'{RATED}, bf16: seconds for 1e9 operations / in a product of matrices of {SIDE}×{SIDE}'
+    if bf16_speed() <= 1: return Row(name, 'convolutions', target=2, note=MISSING)
+    task, x = ColorTask(RATED, BATCH, BATCH*(1 if options.quick else BATCHES)), torch.rand(SIDE, SIDE).bfloat16()
+    contestants = dict(ours=ours(task, precision='bf16'), peer=again(lambda: x @ x, PRODUCTS))
+    work = {k: operations(f)/1e9 for k,f in contestants.items()}
+    found = {k: [o/work[k] for o in v] for k,v in interleaved(contestants, options).items()}
+    return compare(name, 'convolutions', found['ours'], found['peer'], target=2).judge(not options.quick)
 
 
 def arguments(args=None):
@@ -65,6 +89,7 @@ def main(args=None):
     rounds = 1 if options.quick else options.repeats
     o = SimpleNamespace(device='cpu', warm_up=0 if options.quick else 1, repeats=rounds, quick=options.quick)
     rows = [r.plain() for arch in options.networks for r in rows_of(arch, o)]
+    if RATED in options.networks: rows.append(rate_row(o).plain())
     facts = dict(shape=SHAPE, batch=BATCH, batches=BATCHES)
     record(rows, dict(convolutions=facts), 'convolutions', began, options.output, repeats=o.repeats, threads=options.threads)
 
