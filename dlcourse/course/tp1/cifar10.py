@@ -22,6 +22,7 @@ from ...data.sources import load
 from ...data.transforms import CropFlip
 from ...insight.curves import panels
 from ...models.views import OverViews
+from ...training.lean import FusedAdam
 from ...training.learner import learner_for
 
 # %% ../../../nbs/course/tp1/01_cifar10.ipynb #4273edc2
@@ -58,7 +59,7 @@ def l2_adam(
     **kwargs,
 )->OptimWrapper:
     "Make torch's Adam, whose weight decay goes through the gradient"
-    return OptimWrapper(params, torch.optim.Adam, lr=lr, weight_decay=wd, fused=True)
+    return OptimWrapper(params, FusedAdam, lr=lr, weight_decay=wd, fused=True)
 
 # %% ../../../nbs/course/tp1/01_cifar10.ipynb #7be1c0a2
 def few_clothes(
