@@ -348,6 +348,26 @@ def test_pictures_in_files_are_not_painted(tmp_path):
     assert sizes == [(1, 1), (1, 1), (640, 480)] and (tmp_path/'c.svg').stat().st_size > 1000 > (tmp_path/'e.svg').stat().st_size
 
 
+def test_nothing_is_timed_again_where_no_time_is_compared():
+    from torch.utils.benchmark import Timer
+    counted, usual = [], Timer.blocked_autorange
+    with outputs.timed_once(): found = Timer('counted.append(1)', globals=dict(counted=counted)).blocked_autorange()
+    assert len(found.times) == 5 and len(set(found.times)) == 1 and len(counted) == 1
+    assert Timer.blocked_autorange is usual
+
+
+def test_pyplot_paints_nothing_between_cells(monkeypatch):
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    painted = []
+    monkeypatch.setattr(FigureCanvasAgg, 'draw', lambda self: painted.append(self))
+    fig = Figure()
+    canvas = FigureCanvasAgg(fig)
+    with outputs.paintless('png'): canvas.draw_idle()
+    assert not painted
+    canvas.draw_idle()
+    assert painted
+
+
 def test_columns_of_times_are_left_out():
     def table(s): return f'<table><tr><th>arch</th><th>seconds</th><th>n</th></tr><tr><th>cnn</th><td>{s}</td><td>7</td></tr></table>'
     assert outputs.without_times(table(3)) == outputs.without_times(table(9)) == 'arch n\ncnn 7'
