@@ -480,7 +480,7 @@ def test_every_item_is_there():
 def test_quick_run(id, tmp_path):
     "A quick run measures everything that was reported, and is drawn"
     exp, variants = experiments()[id], SOME.get(id)
-    with outputs.paintless('svg'): record = reproduce(id, variants=variants, folder=tmp_path)
+    with outputs.paintless('svg'), outputs.timed_once(): record = reproduce(id, variants=variants, folder=tmp_path)
     assert {r['variant'] for r in record['rows']} == set(variants or exp.variants)
     for r in record['rows']: assert r['figures'] and set(exp.reported.get(r['variant'], {})) <= set(r['figures'])
     if id.startswith('mba'): assert None not in [v for r in record['rows'] for v in r['figures'].values()]
