@@ -8,6 +8,7 @@ Docs: https://dlcourse.github.io/dlcourse/report/entries.html.md"""
 __all__ = ['Entry', 'read_entries', 'evaluate_entries', 'comparable', 'options_text', 'facts']
 
 # %% ../../nbs/report/02_entries.ipynb #7ae9be51
+import inspect
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -112,9 +113,11 @@ def comparable(
 
 # %% ../../nbs/report/02_entries.ipynb #745da8eb
 def _optimizer(f):
-    "Name of the optimizer that `f` makes"
+    "Name of the optimizer that `f` makes; of this package's own kinds of one of torch, the name that torch has for it"
     f = getattr(f, 'keywords', {}).get('opt', f)
     f = getattr(f, 'func', f)
+    ours = inspect.isclass(f) and f.__module__.startswith('dlcourse.')
+    if ours: f = next((o for o in f.__mro__ if o.__module__.startswith('torch.')), f)
     return getattr(f, '__name__', type(f).__name__)
 
 # %% ../../nbs/report/02_entries.ipynb #9fa3cc0e
