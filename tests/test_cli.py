@@ -398,7 +398,7 @@ def test_finished_run_that_was_not_judged_is_judged(run):
 def test_full_disk(run, monkeypatch):
     from dlcourse.core import CourseError
     def full(path, *args): raise CourseError(f'cannot write {path}: No space left on device')
-    for o in ('checkpoints', 'runs'): monkeypatch.setattr(f'dlcourse.training.{o}.whole_file', full)
+    for o in ('files', 'training.runs'): monkeypatch.setattr(f'dlcourse.{o}.whole_file', full)
     assert run(f'{MLP} --epochs 1') == (2, [], ['error: cannot write runs/mlp-digits-1/settings.json: No space left on device'])
     assert names() == []
 

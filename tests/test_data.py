@@ -701,6 +701,7 @@ PNGS = {
     '1 bit, black clear': (png((8, 1), 1, 0, b'\x55', dict(tRNS=number(0))), [255]*8),
     '16 bits in colour, one clear': (png((2, 1), 16, 2, number(10, 20, 30, 2571, 5140, 7710), dict(tRNS=number(10, 20, 30))),
                                      [[255]*3, [10, 20, 30]]),
+    '16 bits of grey beside alpha': (png((3, 1), 16, 4, number(0, 65535, 30000, 65535, 9, 0), {}), [0, 117, 255]),
     'light': (png((3, 1), 8, 0, b'\0\x37\xff', dict(gAMA=struct.pack('>I', 100_000))), [0, 128, 255]),
     'light in colour': (png((1, 1), 8, 2, b'\x37\0\xff', dict(gAMA=struct.pack('>I', 100_000))), [[128, 0, 255]]),
     'usual gamma': (png((2, 1), 8, 0, b'\x37\xff', dict(gAMA=struct.pack('>I', 45_455))), [55, 255]),
@@ -713,6 +714,7 @@ PNGS = {
 def test_png_by_hand(name):
     file, want = PNGS[name]
     assert np.asarray(open_picture(file))[0].tolist() == np.asarray(as_viewed(Image.open(io.BytesIO(file))))[0].tolist() == want
+    assert picture_shape(file)[0] == (3 if isinstance(want[0], list) else 1)
 
 
 @pytest.mark.parametrize('content, words', [(b'\0\0\0\x18ftypheic', 'HEIC, which'), (b'version https://git-lfs.github.com', 'git lfs pull'),

@@ -1,5 +1,5 @@
 "The pages of insight: any fastai Learner, faults and bad input, and equality with independent counts"
-import json, os, random, runpy, shutil, subprocess, sys
+import json, os, random, runpy, shutil, subprocess, sys, warnings
 from copy import deepcopy
 from functools import partial
 from itertools import combinations
@@ -37,7 +37,7 @@ from torch.utils.data import TensorDataset
 from torchvision.models import resnet18
 
 from conftest import needs_data
-from dlcourse.core import CourseError
+from dlcourse.core import CourseError, notice
 from dlcourse.data.blocks import dls_for
 from dlcourse.data.transforms import AtSize, BatchTransform
 from dlcourse.insight import alignment, inference, similarity as similar
@@ -1422,6 +1422,25 @@ def hooks_and_modes(model): return hooks(model), [m.training for m in model.modu
 
 
 # What a network costs
+
+def test_flops_of_quantised_layers(capsys):
+    "As many products as before quantising; those of recurrent layers are said to be missing"
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(8, 4), nn.LSTM(4, 6, batch_first=True)
+        def forward(self, x): return self.b(self.a(x))[0]
+    def quantised(*which):
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            return torch.ao.quantization.quantize_dynamic(Both(), {*which})
+    x = torch.rand(2, 3, 8)
+    assert flops_per_image(quantised(nn.Linear), x) == flops_per_image(Both(), x) > 2*3*8*4
+    assert 'not counted' not in capsys.readouterr().out
+    notice.cache_clear()
+    assert flops_per_image(quantised(nn.Linear, nn.LSTM), x) == 2*3*8*4
+    assert 'quantised recurrent layers are not counted' in capsys.readouterr().out
+
 
 def test_flops_by_hand():
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4*6*6, 2))

@@ -175,6 +175,17 @@ def test_what_no_font_has(learn, plain):
     assert res.left_out == ['no font has 日 模 🦊'] and '□ ção □ é' == json.loads(res.made.data)['title']
 
 
+def test_what_cannot_be_seen():
+    "Spaces of another width are spaces, joiners nothing, and a code that means nothing is a box that is counted"
+    printable = Printable()
+    assert printable('a\u2003b\u202fc\u3000d\xa0e\u200df') == 'a b c d\xa0ef' and not printable.lacking
+    assert printable('\ue000\uffff') == '□□' and len(printable.lacking) == 2
+
+
+def test_a_title_of_spaces_is_none(learn, plain):
+    assert json.loads(report({'one': learn}, 's.pdf', title=' \n ').made.data)['title'] == Wording()('title', 'one')
+
+
 @pytest.mark.parametrize('text', ['x'*500, '/a/b'*200, 'a_b-c.d,e'*40, 'plain words stay as they are'])
 def test_breakable(text):
     res = breakable(text)
@@ -280,6 +291,7 @@ def test_nothing_in_it(given):
     (dict(abstract='a ' * 251), 'at most 250 words; 251'),
     (dict(authors=['a']*13), 'at most 12 authors'), (dict(authors='a'*81), 'at most 80 characters'),
     (dict(observations=3), 'observations must be text, got 3'),
+    (dict(authors=3), 'authors must be a name, or a list of names, got 3'), (dict(date='d'*81), 'the date may have at most 80 characters'),
     (dict(authors=[1]), 'author 1 must be a text'), (dict(date=3), 'date must be a text or a datetime.date'),
     (dict(learners='mlp-digit-1'), "Did you mean 'mlp-digits-1'"),
     (dict(learners=3), 'got a int'), (dict(learners=[None]), 'got a NoneType'), (dict(learners='.'), 'is not a run folder')])

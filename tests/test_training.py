@@ -23,7 +23,7 @@ from dlcourse.insight.evaluation import evaluate
 from dlcourse.insight.studies import plot_history, plot_importance, plot_parallel, plot_study
 from dlcourse.files import read_tensors, write_tensors
 from dlcourse.training.feature_files import described, hash_of_network
-from dlcourse.training import checkpoints as C, databases, runs as R, search as search_module, storage as storage_module
+from dlcourse.training import databases, runs as R, search as search_module, storage as storage_module
 from dlcourse.training import trials as trials_module
 from dlcourse.training.callbacks import BestWeights
 from dlcourse.training.checkpoints import load_tensors, load_weights, save_tensors
@@ -827,7 +827,7 @@ def resume(folder):
 
 def replace_files(monkeypatch, f):
     "Let `f` stand for `whole_file` where a run writes"
-    for o in (C, R): monkeypatch.setattr(o, 'whole_file', f)
+    for o in ('dlcourse.files', 'dlcourse.training.runs'): monkeypatch.setattr(f'{o}.whole_file', f)
 
 
 def weights(run): return load_tensors(run.folder/'weights.safetensors')[0]
@@ -964,6 +964,22 @@ def test_what_an_interrupted_run_has_can_be_used():
     loss, accuracy = run.learner().validate()
     assert (loss, accuracy) == pytest.approx((run.rows[2]['valid_loss'], run.rows[2]['accuracy']))
     assert not run.finished and repr(run) == 'Run cut: mlp on digits, 3 of 5 epochs'
+
+
+def test_a_run_that_lost_its_checkpoint_is_not_finished(capsys):
+    run = begin('cut')
+    with pytest.raises(KeyboardInterrupt): run.train(cbs=[Stop(1, 'after_batch')])
+    before = weights(run)
+    Path('cut/checkpoint.safetensors').unlink()
+    run = Run('cut')
+    assert not run.finished and repr(run) == 'Run cut: mlp on digits, 1 of 5 epochs (its checkpoint is lost)'
+    with pytest.raises(CourseError, match='cut has lost its checkpoint.safetensors, .* after 1 of 5 epochs: evaluate it'): run.train()
+    assert all(torch.equal(v, before[k]) for k,v in weights(run).items())
+    capsys.readouterr()
+    assert main(['evaluate', 'cut']) == 0
+    assert 'cut is not finished: this is what it has after 1 of 5 epochs' in capsys.readouterr().out
+    assert main(['train', '--resume', 'cut']) == 2
+    assert 'has lost its checkpoint.safetensors' in capsys.readouterr().err
 
 
 def test_early_stopping_keeps_the_best():

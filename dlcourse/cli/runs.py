@@ -18,11 +18,12 @@ from ..names import one_line
 # %% ../../nbs/cli/05_runs.ipynb #94f733bc
 def trained_run(name, device):
     "The run called `name`, with its Learner"
-    from dlcourse.core import CourseError
+    from dlcourse.core import CourseError, notice
     from dlcourse.training.runs import Run
     run = Run(name)
     if not run.has('weights.safetensors'):
         raise CourseError(f'{run.folder} has no weights yet: dlcourse train --resume {shlex.quote(run.folder.as_posix())} trains it')
+    if not run.finished: notice(f'{run.folder} is not finished: this is what it has after {run.n_kept} of {run.settings.n_epochs} epochs')
     run.learner(device)
     return run
 

@@ -8,15 +8,16 @@ Docs: https://dlcourse.github.io/dlcourse/data/folders.html.md"""
 __all__ = ['ImageFiles', 'match_class', 'image_files', 'with_test', 'load_folder', 'class_of']
 
 # %% ../../nbs/data/03_folders.ipynb #2c01230b
-import hashlib, os, re
+import hashlib, os, re, stat
 from collections import Counter, defaultdict
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 import numpy as np, torch
 from ..core import CourseError, notice
 from .arrays import Examples, holdout
 from .labels import say_alike
-from .layout import (LeftOut, Paths, class_folders, entries, find_parts, folder_name, is_picture, leads_back, looked_once,
+from .layout import (LeftOut, Paths, class_folders, entries, find_parts, folder_name, is_picture, leads_back, looked_once, means_no_class,
                                   part_name, pictures_below)
 from .pictures import image_suffixes
 from .reading import common_shape, read_images
@@ -73,33 +74,60 @@ def _sizes(files):
     "Positions of the files that can be read, by their size in bytes"
     found = defaultdict(list)
     for i,f in enumerate(files):
-        if os.path.isfile(f): found[os.path.getsize(f)].append(i)
+        try: o = os.stat(f)
+        except OSError: continue
+        if stat.S_ISREG(o.st_mode): found[o.st_size].append(i)
     return found
 
+def _alike(files, rows, key):
+    "Groups of at least two of the positions `rows` whose files have the same `key`; a file that can't be read is in none"
+    found = defaultdict(list)
+    for i in rows:
+        with suppress(OSError): found[key(files[i])].append(i)
+    return [o for o in found.values() if len(o) > 1]
+
+def _middle(file):
+    "A few thousand bytes of a file"
+    with open(file, 'rb') as f:
+        f.seek(os.fstat(f.fileno()).st_size//2)
+        return f.read(4096)
+
+def _all_of(file):
+    with open(file, 'rb') as f: return hashlib.sha256(f.read()).digest()
+
 # %% ../../nbs/data/03_folders.ipynb #df23efcd
-def _copies(files, part):
-    "Positions of the same picture in two parts: where it is first, and where it is again"
-    if len(set(part)) < 2 or len(files) > _most_compared: return []
-    first, found = {}, []
-    for size,rows in _sizes(files.texts).items():
-        if not size or len({part[i] for i in rows}) < 2: continue
-        for i in rows:
-            j = first.setdefault(hashlib.sha256(files[i].read_bytes()).digest(), i)
-            if part[i] != part[j]: found.append((j, i))
-    return found
+def _copies(files):
+    "Positions of the same picture: where it is first, and where it is again"
+    if len(files) > _most_compared: return []
+    texts, found = files.texts, []
+    for size,rows in _sizes(texts).items():
+        if not size or len(rows) < 2: continue
+        same = [o for middle in _alike(texts, rows, _middle) for o in _alike(texts, middle, _all_of)]
+        found += [(first, o) for first,*again in same for o in again]
+    return sorted(found, key=lambda o: o[1])
 
 # %% ../../nbs/data/03_folders.ipynb #3eed8096
 _in_words = dict(train='training', valid='validation', test='test')
 
-def _say_parts(root, files, y, part, vocab):
-    "Say which classes a part lacks, and how many of its pictures an earlier part has too"
-    name, copies = root.absolute().name, _copies(files, part)
+def _say_parts(root, y, part, vocab):
+    "Say which classes a part lacks"
+    name = root.absolute().name
     for o in dict.fromkeys(part):
         lacking = [c for i,c in enumerate(vocab) if not (y[part == o] == i).any()]
         if lacking: notice(f'{name}: the {_in_words[o]} part has no images of {", ".join(lacking[:5])}{", …" if len(lacking) > 5 else ""}')
-    if not copies: return
-    pair = ' and '.join(os.path.relpath(files[i], root) for i in copies[0])
-    notice(f'{name}: {len(copies):,} images are in two parts alike ({pair}): what is measured on the later one looks better than it is')
+
+def _say_copies(root, files, y, part):
+    "Say how many pictures an earlier part has too, and how many are twice in one part"
+    name, copies = root.absolute().name, _copies(files)
+    def pair(o): return ' and '.join(os.path.relpath(files[i], root) for i in o)
+    across = [o for o in copies if part[o[0]] != part[o[1]]]
+    within = [o for o in copies if part[o[0]] == part[o[1]]]
+    other = [o for o in within if y[o[0]] != y[o[1]]]
+    if across: notice(f'{name}: {len(across):,} images are in two parts alike ({pair(across[0])}): '
+                      'what is measured on the later one looks better than it is')
+    if within: notice(f'{name}: {len(within):,} images are copies of one in the same part ({pair(within[0])}): '
+                      'a split that parts the two makes what is measured look better than it is')
+    if other: notice(f'{name}: {len(other):,} of these copies are in another class ({pair(other[0])}): one of the two labels is wrong')
 
 # %% ../../nbs/data/03_folders.ipynb #b06de062
 def _class_files(folders, left, above):
@@ -160,6 +188,18 @@ def _few_classes(folder, vocab):
     return CourseError(f'{folder} has no class folders{beside}: at least two are needed, so put the images of each class in a folder '
                        'of its own; with labels in a table, pass dls_for((read_images(files), labels))')
 
+# %% ../../nbs/data/03_folders.ipynb #999163e3
+def _lacks_labels(folder, classes, vocab, left):
+    "Whether a part has images but no labels, as in `test/test`; they are counted. Raises `CourseError` for folders of other names"
+    if any(match_class(o, vocab) is not None for o in classes): return False
+    if len(classes) == 1 and means_no_class(only := min(classes)):
+        n = sum(len(pictures_below(o)) for o in classes[only])
+        left.add('images of parts without labels', f'{folder.name}/{only}', n)
+        return True
+    names = [', '.join([*o][:5]) + (', …' if len(o) > 5 else '') for o in (classes, vocab)]
+    raise CourseError(f'none of the folders in {folder} ({names[0]}) is one of the classes ({names[1]}): name them as the classes, or, if its '
+                      'images have no labels, move it elsewhere')
+
 # %% ../../nbs/data/03_folders.ipynb #0e63e48e
 def _image_files(root, left):
     "The images below `root`; counts what is left out"
@@ -168,9 +208,11 @@ def _image_files(root, left):
     first = parts[0][1]
     vocab = list(classes[first])
     if len(vocab) < 2: raise _few_classes(first, vocab)
+    parts = [(o, folder) for o,folder in parts if not _lacks_labels(folder, classes[folder], vocab, left)]
     files, y, part = _list_classes(root, parts, classes, left)
     _say_choices(root, parts, classes[first])
-    _say_parts(root, files, y, part, vocab)
+    _say_parts(root, y, part, vocab)
+    _say_copies(root, files, y, part)
     left.say(root.absolute().name)
     say_alike(vocab, root.absolute().name)
     return ImageFiles(files, y, vocab, part)

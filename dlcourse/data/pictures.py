@@ -76,7 +76,7 @@ def _decoded(im):
     "The picture with its pixels, and with a clear colour of as many bits as they have"
     how, clear = str(im.tile[0].args) if im.format == 'PNG' and im.tile else '', im.info.get('transparency')
     im.load()
-    if im.mode == 'La': return im.convert('LA')
+    if im.mode == 'La' or how == 'LA;16B': return im.convert('LA')
     if how in ('L;2', 'L;4') and isinstance(clear, int): im.info['transparency'] = clear * {'L;2': 85, 'L;4': 17}[how]
     if how == 'RGB;16B' and isinstance(clear, tuple): im.info['transparency'] = tuple(o >> 8 for o in clear)
     return im
@@ -99,6 +99,10 @@ def _upright(im):
 
 # %% ../../nbs/data/02a_pictures.ipynb #b5bc8a8e
 gray_modes = ('1', 'L', 'LA', 'La', 'I', 'F', 'I;16', 'I;16B', 'I;16L', 'I;16N') # Modes of Pillow that have one channel of brightness
+
+def _is_gray(im):
+    "Whether an opened picture has brightness alone; Pillow makes colours of 16 bits of grey beside an alpha channel"
+    return im.mode in gray_modes or im.format == 'PNG' and bool(im.tile) and im.tile[0].args == 'LA;16B'
 
 # %% ../../nbs/data/02a_pictures.ipynb #ca4fc179
 def _white(im):
@@ -194,7 +198,7 @@ def as_viewed(
     channels:int|None=None, # 1 for grey, 3 for colour; None to keep what the picture is
 ): # A new picture of Pillow, of mode 'L' or 'RGB'
     "Turn a picture into what a viewer shows: upright, on white, 8 bits, sRGB; raises `CourseError` where white is not known"
-    is_gray = channels == 1 if channels else im.mode in gray_modes
+    is_gray = channels == 1 if channels else _is_gray(im)
     im = _upright(_decoded(im))
     res = _on_white(_in_srgb(_eight_bits(im), _translation_of(im))).convert('L' if is_gray else 'RGB')
     res.info = {}
@@ -226,8 +230,9 @@ def picture_shape(
 )->tuple: # (channels, height, width), upright
     "Look at the head of a file: the shape that `open_picture` would give, without decoding it; raises `CourseError` as it does"
     def shape(im):
+        c = 1 if _is_gray(im) else 3 # before the notes are read, for which Pillow may decode
         (w, h), is_turned = im.size, im.format != 'TIFF' and _orientation(im) > 4 # Pillow turns a TIFF itself
-        return (1 if im.mode in gray_modes else 3), *((w, h) if is_turned else (h, w))
+        return c, *((w, h) if is_turned else (h, w))
     return _read(picture, shape)
 
 # %% ../../nbs/data/02a_pictures.ipynb #b360b05e

@@ -16,9 +16,9 @@ import numpy as np, torch
 from fastcore.foundation import L
 from PIL import Image
 from torch import Tensor
-from ..core import CourseError, kept_rng, whole_file, whole_folder
+from ..core import CourseError, kept_rng, whole_folder
 from ..names import file_name, one_line
-from ..files import check_numbers, from_json, read_tensors, with_checksum, without_checksum, write_tensors
+from ..files import check_numbers, from_json, read_tensors, without_checksum, write_checked
 from .arrays import Examples, as_examples
 from .sampling import as_labels
 from .transforms import BatchTransform
@@ -91,7 +91,7 @@ def save_set(
     ex = as_examples(ex)
     meta = dict(vocab=json.dumps(ex.vocab), name=one_line(ex.name), about=about)
     tensors = {k: getattr(ex, k) for k in _tensors}
-    with whole_file(file, 'wb') as f: write_tensors(f, tensors, with_checksum(tensors, meta))
+    write_checked(file, tensors, meta)
 
 # %% ../../nbs/data/09_saved.ipynb #081ad09e
 def _check_set(parts, vocab, file):

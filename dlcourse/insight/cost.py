@@ -11,12 +11,13 @@ __all__ = ['flops_per_image', 'Latency', 'batch_timer', 'latency', 'saved_bytes'
 import io, logging
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from math import prod
 import numpy as np, pandas as pd, torch
 from fastai.learner import Learner
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-from ..core import CourseError
+from ..core import CourseError, notice
 from ..models.folding import answering
 from .layers import check_layers, device_of, first_batch
 from ..models.blocks import count_params
@@ -35,13 +36,32 @@ def _by_products(model):
         with sdpa_kernel(SDPBackend.MATH), torch.backends.mkldnn.flags(enabled=False) if has_lstm else nullcontext(): yield
     finally: torch.backends.mha.set_fastpath_enabled(fused)
 
+# %% ../../nbs/insight/03_cost.ipynb #f38269c9
+def _dense(x, packed, *args, out_shape=None, **kwargs): return 2*prod(out_shape)*packed.unpack()[0][0].numel()
+def _transposed(x, packed, *args, out_shape=None, **kwargs): return 2*prod(x)*packed.unpack()[0][0].numel()
+
+def _not_counted(*args, **kwargs):
+    "Say that an operation adds nothing to the sum"
+    notice('FLOPs: the products within quantised recurrent layers are not counted')
+    return 0
+
+def _quantised():
+    "Operations of quantised layers, each with the function that counts its products"
+    linear = [f'linear{o}' for o in ('', '_relu', '_leaky_relu', '_tanh', '_dynamic', '_relu_dynamic', '_dynamic_fp16', '_relu_dynamic_fp16')]
+    convs = [f'{o}{d}d{end}' for o in ('conv', 'conv_transpose') for d in (1, 2, 3) for end in ('', '_relu', '_add', '_add_relu', '_dynamic')]
+    cells = [f'quantized_{o}_cell_dynamic' for o in ('lstm', 'gru', 'rnn_relu', 'rnn_tanh')]
+    known = {o: _transposed if 'transpose' in o else _dense for o in (*linear, *convs)} | dict.fromkeys(cells, _not_counted)
+    found = {getattr(torch.ops.quantized, k): v for k,v in known.items() if hasattr(torch.ops.quantized, k)}
+    return found | {o: _not_counted for o in (torch.ops.aten.quantized_lstm, torch.ops.aten.quantized_gru)}
+
 # %% ../../nbs/insight/03_cost.ipynb #469f66d2
 def flops_per_image(
     model:nn.Module,
     x:Tensor, # A batch (N, ...), of images, sequences or rows of numbers; the first one is used
 )->int: # Two for each multiply-add
     "Floating-point operations of convolutions and matrix products for one image"
-    with answering(model), _by_products(model), FlopCounterMode(display=False) as count, accepting(model, x): model(x[:1])
+    counter = FlopCounterMode(display=False, custom_mapping=_quantised())
+    with answering(model), _by_products(model), counter as count, accepting(model, x): model(x[:1])
     return count.get_total_flops()
 
 # %% ../../nbs/insight/03_cost.ipynb #0887412d

@@ -155,7 +155,7 @@ class Report:
         return out.getvalue()
 
 # %% ../../nbs/report/06_pages.ipynb #e0c77126
-limits = dict(title=(200, 'characters'), abstract=(250, 'words'), authors=(12, 'authors'), author=(80, 'characters'))
+limits = dict(title=(200, 'characters'), abstract=(250, 'words'), authors=(12, 'authors'), author=(80, 'characters'), date=(80, 'characters'))
 
 # %% ../../nbs/report/06_pages.ipynb #1494cd8a
 def _within(what, n):
@@ -178,6 +178,7 @@ def _date_text(date, say):
 # %% ../../nbs/report/06_pages.ipynb #de6d7ae4
 def _texts(title, authors, date, abstract, observations, say):
     "The user's texts, checked; raises `CourseError` for one of the wrong type or too long"
+    if not isinstance(authors, (str, list, tuple)): raise CourseError(f'authors must be a name, or a list of names, got {shown(authors)}')
     authors = [authors] if isinstance(authors, str) else list(authors)
     numbered = {f'author {i+1}': o for i,o in enumerate(authors)}
     _check_texts(dict(title=title or '', abstract=abstract, observations=observations, **numbered))
@@ -185,7 +186,9 @@ def _texts(title, authors, date, abstract, observations, say):
     _within('abstract', len(abstract.split()))
     _within('authors', len(authors))
     for o in authors: _within('author', len(o))
-    return Texts(title, [o for o in authors if o.strip()], _date_text(date, say), abstract, observations)
+    date = _date_text(date, say)
+    _within('date', len(date))
+    return Texts((title or '').strip(), [o for o in authors if o.strip()], date, abstract, observations)
 
 # %% ../../nbs/report/06_pages.ipynb #a469a315
 def _usual_title(es, say):
@@ -221,7 +224,7 @@ def report(
     es = read_entries(learners)
     for o in es: o.name = printable(o.name)
     evaluate_entries(es, printable)
-    texts.title = title or _usual_title(es, say)
+    texts.title = texts.title or _usual_title(es, say)
     contents = Contents(es, texts, say)
     full = _full(contents)
     def typeset(layout): return Typeset(json.dumps(_printable_tree(contents.data(layout), printable), ensure_ascii=False))

@@ -8,7 +8,7 @@ Docs: https://dlcourse.github.io/dlcourse/report/wording.html.md"""
 __all__ = ['phrases', 'months', 'font_folder', 'Wording', 'Printable', 'breakable', 'short', 'paragraphs', 'first_words']
 
 # %% ../../nbs/report/01_wording.ipynb #625be75d
-import datetime, re
+import datetime, re, unicodedata
 from functools import cache
 from pathlib import Path
 import matplotlib, numpy as np
@@ -142,6 +142,12 @@ def _glyphs():
     "Code points that DejaVu Sans has"
     return frozenset(FT2Font(str(font_folder/'DejaVuSans.ttf')).get_charmap())
 
+# %% ../../nbs/report/01_wording.ipynb #82235987
+def _seen(c):
+    "The character `c`; a space for one of another width, and nothing for one that only joins others"
+    kind = unicodedata.category(c)
+    return ' ' if kind == 'Zs' and c != '\xa0' else '' if kind == 'Cf' else c
+
 # %% ../../nbs/report/01_wording.ipynb #8934bfc6
 class Printable:
     "Make texts fit for Typst; collects in `lacking` the characters that no font has"
@@ -152,7 +158,7 @@ class Printable:
     )->str:
         "`s` with codes for control characters, and with □ for what no font has"
         lines = [one_line(o) for o in re.split(r'\r\n?|\n', str(s).expandtabs(4))]
-        s = ''.join(c for c in '\n'.join(lines) if c == '\n' or c.isprintable() or c == '\xa0')
+        s = ''.join(map(_seen, '\n'.join(lines)))
         lacking = {c for c in s if c != '\n' and ord(c) not in _glyphs()}
         self.lacking |= lacking
         return ''.join('□' if c in lacking else c for c in s)

@@ -13,8 +13,8 @@ import inspect, json
 import torch
 from fastai.torch_core import get_model
 from torch import Tensor
-from ..core import CourseError, notice, whole_file
-from ..files import check_numbers, check_tensors, from_json, read_tensors, with_checksum, without_checksum, write_tensors
+from ..core import CourseError, notice
+from ..files import check_numbers, check_tensors, from_json, read_tensors, without_checksum, write_checked
 from ..models.layout import laid_out_like
 from ..models.pretrained import TransferNet
 
@@ -29,7 +29,7 @@ def save_tensors(
 ):
     "Write `tensors` and `notes` as one safetensors file in one step; raises `CourseError` if it can't be written"
     texts = {k: json.dumps(v) for k,v in notes.items()}
-    with whole_file(path, 'wb') as f: write_tensors(f, tensors, with_checksum(tensors, texts))
+    write_checked(path, tensors, texts)
 
 # %% ../../nbs/training/07_checkpoints.ipynb #18ea2ff4
 def load_tensors(

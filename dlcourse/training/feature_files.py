@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np, torch
 from fastcore.foundation import L
 from plum import Function
-from ..core import CourseError, whole_file
+from ..core import CourseError
 from ..data.loader import MemoryDL
-from ..files import check_numbers, check_tensors, read_tensors, with_checksum, without_checksum, write_tensors
+from ..files import check_numbers, check_tensors, read_tensors, without_checksum, write_checked
 
 # %% ../../nbs/training/03a_feature_files.ipynb #1e19e0c4
 from ..values.door import check_calls
@@ -195,7 +195,7 @@ def write_features(
     origin:dict, # Hashes of what they were made from
 ):
     "Write features to `file` in one step; raises `CourseError` if it can't be written"
-    with whole_file(file, 'wb') as f: write_tensors(f, tensors, with_checksum(tensors, origin))
+    write_checked(file, tensors, origin)
 
 # %% ../../nbs/training/03a_feature_files.ipynb #050b7b18
 def read_features(

@@ -18,6 +18,7 @@ from fastai.callback.core import Callback
 from fastai.torch_core import get_model
 from fastcore.basics import patch
 from ..core import CourseError, choose, is_first, lock_for, n_processes, num_threads, save_figure, seed_all, sweep, whole_file
+from ..files import read_texts
 from ..names import file_name, one_line
 from ..provenance import cpu_model, versions
 from .callbacks import BestWeights
@@ -65,7 +66,14 @@ class Run:
         return (self.folder/name).is_file()
 
     @property
-    def finished(self): return self.has(weights_file) and not self.has(checkpoint_file)
+    def finished(self): return self.has(weights_file) and not self.has(checkpoint_file) and not self.lost
+
+    @property
+    def lost(self):
+        "Whether the checkpoint has gone while epochs were left: its weights can be used, and it can't carry on"
+        if self.has(checkpoint_file) or not self.has(weights_file): return False
+        try: return read_texts(self.folder/weights_file).get('finished') == 'false'
+        except CourseError: return False # whoever reads the weights says what is wrong with them
 
     @property
     def rows(self):
@@ -87,7 +95,7 @@ class Run:
         threads = '' if n in (None, torch.get_num_threads()) else f", {n} thread{'s' if n > 1 else ''}"
         epochs = f'{self.n_kept} of {s.n_epochs} epochs'
         where = one_line(f'{self.folder.as_posix()}: {s.arch} on {Path(s.data).name}')
-        return f"Run {where}, {epochs}{threads}{' (finished)' if self.finished else ''}"
+        return f"Run {where}, {epochs}{threads}{' (finished)' if self.finished else ' (its checkpoint is lost)' if self.lost else ''}"
 
 # %% ../../nbs/training/09_runs.ipynb #e352787a
 def _claim(folder, s, learn):
@@ -262,7 +270,7 @@ class KeepRun(Callback):
 
     def _finish(self):
         "Write the final weights and history, and drop the checkpoint"
-        self.of.write_weights(self.learn.model.state_dict())
+        self.of.write_weights(self.learn.model.state_dict(), finished=True)
         self.of.write_history(self.learn.rows)
         for o in (frozen_file, checkpoint_file): (self.of.folder/o).unlink(missing_ok=True)
 
@@ -270,9 +278,11 @@ class KeepRun(Callback):
 @patch
 def write_weights(self:Run,
     tensors:dict, # Name -> tensor
+    finished:bool=False, # Whether no epoch is left to train
 ):
-    "Write `weights.safetensors`, with the best epoch and what the weights were made with"
-    save_tensors(self.folder/weights_file, tensors, best_epoch=self.learner().best_epoch, made_with=self._made_with())
+    "Write `weights.safetensors`, with the best epoch, what the weights were made with, and whether the run is finished"
+    notes = dict(best_epoch=self.learner().best_epoch, made_with=self._made_with(), finished=finished)
+    save_tensors(self.folder/weights_file, tensors, **notes)
 
 # %% ../../nbs/training/09_runs.ipynb #65c74d05
 @patch
@@ -303,6 +313,8 @@ def _prepare(self:Run, held):
     "Hold the lock of the run until `held` is closed; raises `CourseError` if it can't be trained"
     held.enter_context(self.alone())
     if self.finished: raise CourseError(f'{self.folder} is finished ({len(self.rows)} epochs): evaluate it, or start another run')
+    if self.lost: raise CourseError(f'{self.folder} has lost its {checkpoint_file}, without which it cannot carry on after {len(self.rows)} of '
+                                    f'{self.settings.n_epochs} epochs: evaluate it as it is, or start another run')
     sweep(self.folder)
 
 # %% ../../nbs/training/09_runs.ipynb #23d8743d
