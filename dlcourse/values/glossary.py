@@ -17,7 +17,7 @@ import inspect, matplotlib, numpy as np, torch
 from collections.abc import Mapping
 from matplotlib.colors import Colormap
 from pathlib import Path
-from .kinds import Kind, Limits, a_path, an_array, as_number, as_whole, is_row, of_kind, refused
+from .kinds import Kind, Limits, a_path, an_array, as_number, as_on_disk, as_whole, is_row, of_kind, refused
 
 # %% ../../nbs/values/02_glossary.ipynb #06055687
 def _are_batches(v): return isinstance(v, list) and len(v) > 0 and all(isinstance(o, tuple) for o in v) # fastai's show_results
@@ -99,7 +99,7 @@ def _split(v): return v is None or isinstance(v, str) or is_row(v) or as_number(
 
 def _tfms(v): return isinstance(v, bool) or v is None or _all(v, _is_transform)
 
-some_data = of_kind('a name, a folder or arrays', _is_object)
+some_data = Kind('a name, a folder or arrays', lambda v: as_on_disk(v) if _is_object(v) else refused(v))
 some_numbers = of_kind('numbers', lambda v: is_row(v) or hasattr(v, '__array__') or as_number(v) is not None)
 layer_names = of_kind('a name or a list of names', _names)
 some_classes = of_kind('a list of at least two names or numbers of classes', _classes)
@@ -109,8 +109,8 @@ some_items = (Kind('a whole number of at least 1', _items), of_kind('files, imag
 augmentation = of_kind('True, a transform or a list of them', _tfms)
 transforms = of_kind('a transform or a list of them', lambda v: v is None or _all(v, _is_transform))
 some_labels = of_kind('an array', _labels)
-a_file = of_kind('a path or an open file', lambda v: isinstance(v, bytes) or hasattr(v, 'read') or a_path.take(v) is not None)
-a_cache = of_kind('True, False or a file', lambda v: isinstance(v, bool) or v is None or a_path.take(v) is not None)
+a_file = Kind('a path or an open file', lambda v: v if isinstance(v, bytes) or hasattr(v, 'read') else a_path.take(v))
+a_cache = Kind('True, False or a file', lambda v: v if isinstance(v, bool) or v is None else a_path.take(v))
 a_split = of_kind("a fraction, a number of images, 'test' or positions", _split)
 a_colormap = of_kind("the name of a matplotlib colormap, such as 'Blues'", _is_colormap)
 
@@ -136,7 +136,8 @@ def _vocab(v): return v is None or isinstance(v, Mapping) or _many(v)
 
 # %% ../../nbs/values/02_glossary.ipynb #c5d77a02
 def _spec(v): return isinstance(v, (str, Mapping)) or _listed(v) or as_number(v) > 0
-def _weights(v): return v is None or isinstance(v, Mapping) or a_path.take(v) is not None
+def _weights(v): return v if v is None or isinstance(v, Mapping) else a_path.take(v)
+def _files(v): return refused(v) if not _listed(v) else [*map(as_on_disk, v)] if isinstance(v, (list, tuple)) else v
 def _shown_classes(v):
     if isinstance(v, str): return v
     return as_whole(v) if not is_row(v) else refused(v) if getattr(v, 'ndim', 1) != 1 else v.tolist() if hasattr(v, 'tolist') else v
@@ -147,9 +148,9 @@ def _module(v): return is_row(v) and len(v) == 6 and all(as_whole(o) in Limits(1
 an_imbalance = of_kind('a ratio, or counts or fractions by class', _spec)
 parts = dict(x=of_kind('images or rows of numbers', _of_numbers), have=of_kind('a list of numbers, one for each class', _numbers),
     spec=an_imbalance, imbalance=an_imbalance,
-    vocab=of_kind('a list of names', _vocab), files=of_kind('a list of files', _listed),
+    vocab=of_kind('a list of names', _vocab), files=Kind('a list of files', _files),
     modules=of_kind('a list of six numbers for each module', lambda v: is_row(v) and all(map(_module, v))),
-    weights=of_kind("a file, a folder, a name of torchvision's weights or a dictionary of these", _weights),
+    weights=Kind("a file, a folder, a name of torchvision's weights or a dictionary of these", _weights),
     keep=of_kind('a function, or one for each layer', lambda v: _is_function(v) or isinstance(v, Mapping)),
     preds=of_kind('rows of probabilities, or a `Learner`', lambda v: _of_plain_numbers(v) or hasattr(v, 'dls')),
     targets=of_kind('class numbers', _of_plain_numbers), of=Kind("'actual', 'predicted', a class, or a list of these", _shown_classes))

@@ -6,7 +6,8 @@ Docs: https://dlcourse.github.io/dlcourse/values/kinds.html.md"""
 
 # %% auto #0
 __all__ = ['a_path', 'an_array', 'a_tensor', 'kinds', 'Limits', 'limits_of', 'choices_of', 'shapes_of', 'refused', 'as_whole',
-           'as_number', 'Kind', 'of_kind', 'is_row', 'of_limits', 'of_shapes', 'kinds_of', 'in_words', 'take_one']
+           'as_number', 'Kind', 'of_kind', 'is_row', 'as_on_disk', 'of_limits', 'of_shapes', 'kinds_of', 'in_words',
+           'take_one']
 
 # %% ../../nbs/values/01_kinds.ipynb #75780acf
 import math, numbers, operator, os, re
@@ -18,6 +19,7 @@ from types import UnionType
 from typing import Any, Union, get_args, get_origin
 import numpy as np, torch
 from beartype.door import is_bearable
+from ..names import to_disk
 
 # %% ../../nbs/values/01_kinds.ipynb #6aaa79aa
 @dataclass(frozen=True)
@@ -146,7 +148,16 @@ def _tensor(v):
     return v if isinstance(v, torch.Tensor) else torch.tensor(np.array(v) if hasattr(v, '__array__') else v) if is_row(v) else refused(v)
 
 # %% ../../nbs/values/01_kinds.ipynb #5bd4223f
-a_path = of_kind('a path', _is_path)
+def as_on_disk(v):
+    "A path whose name the system's encoding takes: of the same bytes as in UTF-8, whatever the locale; anything else as it is"
+    if not isinstance(v, (str, os.PathLike)): return v
+    try: os.fsencode(v)
+    except UnicodeEncodeError:
+        name = to_disk(os.fspath(v))
+        return name if isinstance(v, str) else type(v)(name)
+    return v
+
+a_path = Kind('a path', lambda v: as_on_disk(v) if _is_path(v) else refused(v))
 an_array, a_tensor = of_kind('an array', _is_array), Kind('a tensor', _tensor)
 kinds = {int: Kind('a whole number', as_whole), float: Kind('a number', as_number), bool: Kind('True or False', _flag),
     str: of_kind('text', lambda v: isinstance(v, str)), Path: a_path, list: Kind('a list', _row), tuple: Kind('a list', _series),
