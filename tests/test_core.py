@@ -1,5 +1,6 @@
 "The lowest floor: names, seeds, threads, files and locks"
 import io, os, random, sys, unicodedata
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -163,3 +164,15 @@ def test_a_picture_is_of_a_known_format_before_anything_is_written(name, tmp_pat
     from matplotlib.figure import Figure
     with pytest.raises(CourseError, match='name of a picture must end in .png'): save_figure(Figure(), tmp_path/'new'/name)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_path_beyond_ascii_is_given_as_bytes_where_the_system_takes_ascii(monkeypatch):
+    "As `open` would take it under LC_ALL=C without the UTF-8 mode"
+    from dlcourse.values.kinds import a_path, as_on_disk
+    def encode(o): return os.fspath(o).encode('ascii', 'surrogateescape')
+    assert as_on_disk('é') == 'é' and as_on_disk(3) == 3
+    monkeypatch.setattr(os, 'fsencode', encode)
+    monkeypatch.setattr(os, 'fsdecode', lambda o: o.decode('ascii', 'surrogateescape'))
+    for given in ('fotos-é', Path('日/é')):
+        taken = a_path.take(given)
+        assert type(taken) is type(given) and encode(taken) == str(given).encode() and a_path.take(taken) == taken

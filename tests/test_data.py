@@ -1131,7 +1131,9 @@ def test_the_order_of_listed_classes_counts_and_text_columns_are_named():
                                      lambda self, dtype=None, copy=None: self.to_numpy(), shape=(30,), __len__=lambda self: 30))()
     assert as_examples((rows5, column)).vocab == ['c', 'b', 'a']
     fails("in the columns 'day'", as_examples, (OtherTable(frame.assign(day=pd.Timestamp('2020-01-01'))), three))
-    assert as_examples((rows5, ['\udc80', 'b', 'c']*10)).vocab == ['b', 'c', '\udc80']
+    ex = as_examples((rows5, ['\udc80', 'b', 'c']*10))
+    assert ex.vocab == [r'\x80', 'b', 'c'] == dls_for(ex, classes=['\udc80', 'b', 'c']).vocab
+    assert ''.join(dls_for(ex, imbalance={'\udc80': .5, 'b': 1, 'c': 1}).vocab).encode()
 
 
 @pytest.mark.parametrize('x', [rows5, rows5.astype('>f4'), rows5.astype(object), rows5.tolist(), list(rows5),

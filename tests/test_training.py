@@ -61,6 +61,16 @@ def test_arguments_find_their_way():
     assert learn.wd == 0.1 and any(p.shape == (7, 100) for p in learn.model.parameters())
 
 
+@pytest.mark.parametrize('error, says', [(OSError(28, 'No space left on device'), 'No space left on device'), (KeyboardInterrupt(), '')])
+def test_a_failed_export_leaves_the_learner_as_it_was(monkeypatch, error, says):
+    learn = train(learner_for('mlp', data='digits', n_per_class=10, widths=(4,), seed=1))
+    dls, opt = learn.dls, learn.opt
+    def fails(*args, **kwargs): raise error
+    monkeypatch.setattr(torch, 'save', fails)
+    with pytest.raises((CourseError, KeyboardInterrupt), match=says): learn.export('a.pkl')
+    assert learn.dls is dls and learn.opt is opt and len(learn.dls.train_ds) > 0
+
+
 def test_data_in_the_place_of_loaders():
     x, y = torch.arange(40*64).reshape(40, 1, 8, 8).byte(), torch.arange(40) % 4
     for data in ('digits', (x, y)):

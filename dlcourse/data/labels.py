@@ -8,10 +8,11 @@ Docs: https://dlcourse.github.io/dlcourse/data/labels.html.md"""
 __all__ = ['Labels', 'plain_name', 'read_labels', 'class_names', 'say_alike', 'find_classes', 'match_classes']
 
 # %% ../../nbs/data/00b_labels.ipynb #bedc5609
-import unicodedata
+import re, unicodedata
 from dataclasses import dataclass
 import numpy as np, pandas as pd
 from ..core import CourseError, notice
+from ..names import one_line
 from .pixels import columns_of
 from .containers import as_array, as_column, as_table, check_finite, kind_text
 
@@ -26,11 +27,13 @@ class Labels:
     names:list|None=None # Class names by number, where the labels bring them along
 
 # %% ../../nbs/data/00b_labels.ipynb #589f2376
+_no_text = re.compile('[\ud800-\udfff]') # neither a table of pyarrow nor a file in UTF-8 holds these
+
 def plain_name(
     o, # Name or number of a class
 )->str:
-    "Name of a class as text, each letter with its accent as one character"
-    return unicodedata.normalize('NFC', str(o))
+    "Name of a class as text, each letter with its accent as one character, and a byte that is no UTF-8 as its code"
+    return _no_text.sub(lambda m: one_line(m[0]), unicodedata.normalize('NFC', str(o)))
 
 # %% ../../nbs/data/00b_labels.ipynb #34ac3850
 def _places(values, names):

@@ -13,7 +13,7 @@ __all__ = ['as_labels', 'class_counts', 'class_number', 'choose_classes', 'renum
 import numpy as np, pandas as pd, torch
 from torch import Tensor
 from ..core import CourseError, choose
-from .labels import class_names, find_classes, match_classes, read_labels
+from .labels import class_names, find_classes, match_classes, plain_name, read_labels
 from .containers import as_array, check_finite
 
 # %% ../../nbs/data/06_sampling.ipynb #d53bbc1b
@@ -60,6 +60,7 @@ def class_number(
 )->int:
     "Find the number of the class `c`; raises `CourseError` with the closest names if nothing matches"
     vocab = [str(o) for o in vocab]
+    c = plain_name(c) if isinstance(c, str) else c
     if isinstance(c, str) and (c in vocab or not c.isdigit()): return vocab.index(choose(c, vocab, 'class'))
     if isinstance(c, str): c = int(c)
     if isinstance(c, (int, np.integer)) and str(c) in vocab: return _named_number(c, vocab)

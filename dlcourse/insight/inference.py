@@ -255,7 +255,7 @@ sys.path.insert(0, str(here))
 sys.dont_write_bytecode = True
 from pictures import CourseError, open_picture
 settings = json.loads((here/'settings.json').read_text(encoding='utf-8'))
-network = torch.export.load(here/'program.pt2').module()
+with open(here/'program.pt2', 'rb') as f: network = torch.export.load(f).module()
 
 
 def pixels(file):
@@ -287,7 +287,7 @@ def _write_program(net, model, folder):
     (folder/'predict.py').write_text(_reader, encoding='utf-8')
     (folder/'pictures.py').write_text(pictures_alone(), encoding='utf-8')
     save_file({k: v.detach().cpu().clone().contiguous() for k,v in model.state_dict().items()}, folder/'weights.safetensors')
-    torch.export.save(_exported(torch.export.export, net), folder/'program.pt2')
+    with open(folder/'program.pt2', 'wb') as f: torch.export.save(_exported(torch.export.export, net), f) # of a name torch may refuse
 
 # %% ../../nbs/insight/05_inference.ipynb #da7e46db
 _alone = ("import sys, runpy; sys.modules.update(dlcourse=None, fastai=None); sys.argv = sys.argv[1:]; "

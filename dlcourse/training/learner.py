@@ -277,11 +277,13 @@ def load(self:LeanLearner, file, device=None, **kwargs):
 @patch
 @delegates(Learner.export)
 def export(self:LeanLearner, fname='export.pkl', **kwargs):
-    "Export as `Learner.export`; raises `CourseError`, with the Learner as it was, if something in it can't be pickled"
+    "Export as `Learner.export`; raises `CourseError`, with the Learner as it was, if a part of it can't be pickled or the disk refuses"
     dls, opt = self.dls, self.opt
     try: Learner.export(self, fname, **kwargs)
-    except (PicklingError, RuntimeError, TypeError, AttributeError) as e:
-        self.dls, self.opt = dls, opt
+    except BaseException as e:
+        self.dls, self.opt = dls, opt # which fastai has put aside
+        if isinstance(e, OSError): raise CourseError(f'cannot write {shown(fname)}: {e.strerror or e}') from e
+        if not isinstance(e, (PicklingError, RuntimeError, TypeError, AttributeError)): raise
         raise CourseError(f"this Learner can't be exported, since a part of it can't be pickled ({str(e).strip()}): save its weights "
                           "with learn.save") from e
 

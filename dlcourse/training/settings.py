@@ -30,6 +30,7 @@ from .transfer import TransferLearner
 
 # %% ../../nbs/training/06_settings.ipynb #fd24355f
 from ..values.door import check_calls
+from ..values.kinds import as_on_disk
 
 # %% ../../nbs/training/06_settings.ipynb #302bba99
 def _one_cycle(learn, n, lr, **kwargs): learn.fit_one_cycle(n, lr, **kwargs)
@@ -137,6 +138,7 @@ class Settings:
 
     def __post_init__(self):
         check_values(vars(self), settings_rules)
+        self.data = as_on_disk(self.data)
         if self.seed >= 2**63: raise CourseError(f'seed must be below 2**63, got {self.seed!s:.50}')
         self.schedule = choose(self.schedule, schedules, 'schedule')
         if self.fine_tune and self.schedule != 'one_cycle':
