@@ -185,13 +185,14 @@ _damaged = (EOFError, zlib.error, lzma.LZMAError, struct.error, tarfile.TarError
 
 def _extract(archive, folder, largest):
     "Write the members of `archive` into `folder`; raises `CourseError` if it is damaged"
-    name = None
+    name, base, made = None, os.path.realpath(folder), set()
     try:
         for name,f in _members(check_file(archive), _counter(archive, largest)):
-            to = folder/name
-            if f is None or not to.resolve().is_relative_to(folder.resolve()):
+            to = os.path.normpath(os.path.join(base, name)) # there are no links in the folder, so its text tells where it is
+            if f is None or not to.startswith(os.path.join(base, '')):
                 raise CourseError(f'{archive.name} was not unpacked: its member {name!r:.200} is a link or leads out of the folder')
-            to.parent.mkdir(parents=True, exist_ok=True)
+            if (parent := os.path.dirname(to)) not in made: os.makedirs(parent, exist_ok=True)
+            made.add(parent)
             with f, open(to, 'wb') as out: shutil.copyfileobj(f, out, 2**20)
     except CourseError: raise
     except _damaged as e: raise CourseError(f'{archive} is damaged: {e}') from e
