@@ -93,7 +93,8 @@ def test_files_of_odd_names_are_utf8(odd):
     run = odd/'runs'/'mlp--a--1'
     text = (run/'report.csv').read_text(encoding='utf-8')
     assert all(o in text for o in ODD if o.isprintable()) and (r'caf\xe9' in text) == (ODD[-1] == 'caf\udce9')
-    assert set(json.loads((run/'metrics.json').read_text(encoding='utf-8'))['test']['classes']) == {*ODD[:-1], r'caf\xe9'} | {*ODD[-1:]} - {'caf\udce9'}
+    classes = json.loads((run/'metrics.json').read_text(encoding='utf-8'))['test']['classes']
+    assert set(classes) == {o.replace('\udce9', r'\xe9') for o in ODD}
 
 
 @pytest.mark.parametrize('line', ['search mlp --space lr=0.1|0.2', 'reproduce mba-7'])

@@ -10,7 +10,7 @@ from fastai.torch_core import set_seed
 from dlcourse import models
 from dlcourse.core import CourseError, choose, import_all, kept_rng, lock_for, num_threads, optional
 from dlcourse.core import part_of, refuse_launcher, save_figure, seed_all, whole_file
-from dlcourse.names import file_name, html_text, legend_text, one_line, plot_text, terminal_text
+from dlcourse.names import file_name, html_text, legend_text, one_line, plot_text, terminal_text, to_disk
 
 
 def drawn(): return random.random(), np.random.rand(), torch.rand(1).item()
@@ -137,10 +137,10 @@ def test_every_module_of_a_package_is_imported():
 
 @pytest.mark.parametrize('name', ['a'*255, 'é'*127, '日'*84, 'two\nlines', b'a\xff'.decode(errors='surrogateescape')])
 def test_a_name_that_fills_the_disks_limit_is_written_locked_and_swept(name, tmp_path):
-    place = tmp_path/name
+    place = tmp_path/to_disk(name)
     (tmp_path/part_of(place).name.replace(str(os.getpid()), '9999999')).touch()
     with lock_for(place), whole_file(place) as f: f.write('whole')
-    assert [o.name for o in tmp_path.iterdir()] == [name]
+    assert [o.name for o in tmp_path.iterdir()] == [place.name]
     with pytest.raises(CourseError, match='taken'), lock_for(place), lock_for(place, 'taken'): pass
 
 
@@ -170,7 +170,7 @@ def test_a_path_beyond_ascii_is_given_as_bytes_where_the_system_takes_ascii(monk
     "As `open` would take it under LC_ALL=C without the UTF-8 mode"
     from dlcourse.values.kinds import a_path, as_on_disk
     def encode(o): return os.fspath(o).encode('ascii', 'surrogateescape')
-    assert as_on_disk('é') == 'é' and as_on_disk(3) == 3
+    assert as_on_disk('é') == 'é' and as_on_disk(3) == 3 and as_on_disk('\ud800') == '\ud800'
     monkeypatch.setattr(os, 'fsencode', encode)
     monkeypatch.setattr(os, 'fsdecode', lambda o: o.decode('ascii', 'surrogateescape'))
     for given in ('fotos-é', Path('日/é')):

@@ -17,7 +17,8 @@ import numpy as np, torch
 from ..core import CourseError, notice
 from .arrays import Examples, holdout
 from .labels import say_alike
-from .layout import (LeftOut, Paths, class_folders, entries, find_parts, folder_name, is_picture, leads_back, looked_once, means_no_class,
+from .layout import (LeftOut, Paths, class_folders, entries, find_parts, folder_name, is_picture, leads_back, looked_once,
+                                  means_no_class,
                                   part_name, pictures_below)
 from .pictures import image_suffixes
 from .reading import common_shape, read_images
@@ -197,8 +198,8 @@ def _lacks_labels(folder, classes, vocab, left):
         left.add('images of parts without labels', f'{folder.name}/{only}', n)
         return True
     names = [', '.join([*o][:5]) + (', …' if len(o) > 5 else '') for o in (classes, vocab)]
-    raise CourseError(f'none of the folders in {folder} ({names[0]}) is one of the classes ({names[1]}): name them as the classes, or, if its '
-                      'images have no labels, move it elsewhere')
+    raise CourseError(f'none of the folders in {folder} ({names[0]}) is one of the classes ({names[1]}): name them as the classes, or, '
+                      'if its images have no labels, move it elsewhere')
 
 # %% ../../nbs/data/03_folders.ipynb #0e63e48e
 def _image_files(root, left):

@@ -47,8 +47,10 @@ def _not_counted(*args, **kwargs):
 
 def _quantised():
     "Operations of quantised layers, each with the function that counts its products"
-    linear = [f'linear{o}' for o in ('', '_relu', '_leaky_relu', '_tanh', '_dynamic', '_relu_dynamic', '_dynamic_fp16', '_relu_dynamic_fp16')]
-    convs = [f'{o}{d}d{end}' for o in ('conv', 'conv_transpose') for d in (1, 2, 3) for end in ('', '_relu', '_add', '_add_relu', '_dynamic')]
+    linear_ends = '', '_relu', '_leaky_relu', '_tanh', '_dynamic', '_relu_dynamic', '_dynamic_fp16', '_relu_dynamic_fp16'
+    conv_ends = '', '_relu', '_add', '_add_relu', '_dynamic'
+    linear = [f'linear{o}' for o in linear_ends]
+    convs = [f'{o}{d}d{end}' for o in ('conv', 'conv_transpose') for d in (1, 2, 3) for end in conv_ends]
     cells = [f'quantized_{o}_cell_dynamic' for o in ('lstm', 'gru', 'rnn_relu', 'rnn_tanh')]
     known = {o: _transposed if 'transpose' in o else _dense for o in (*linear, *convs)} | dict.fromkeys(cells, _not_counted)
     found = {getattr(torch.ops.quantized, k): v for k,v in known.items() if hasattr(torch.ops.quantized, k)}

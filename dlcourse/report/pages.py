@@ -155,7 +155,8 @@ class Report:
         return out.getvalue()
 
 # %% ../../nbs/report/06_pages.ipynb #e0c77126
-limits = dict(title=(200, 'characters'), abstract=(250, 'words'), authors=(12, 'authors'), author=(80, 'characters'), date=(80, 'characters'))
+limits = dict(title=(200, 'characters'), abstract=(250, 'words'), authors=(12, 'authors'), author=(80, 'characters'),
+              date=(80, 'characters'))
 
 # %% ../../nbs/report/06_pages.ipynb #1494cd8a
 def _within(what, n):

@@ -148,14 +148,17 @@ def _tensor(v):
     return v if isinstance(v, torch.Tensor) else torch.tensor(np.array(v) if hasattr(v, '__array__') else v) if is_row(v) else refused(v)
 
 # %% ../../nbs/values/01_kinds.ipynb #5bd4223f
+def _is_encoded(f, text):
+    try: f(text)
+    except UnicodeEncodeError: return False
+    return True
+
 def as_on_disk(v):
     "A path whose name the system's encoding takes: of the same bytes as in UTF-8, whatever the locale; anything else as it is"
     if not isinstance(v, (str, os.PathLike)): return v
-    try: os.fsencode(v)
-    except UnicodeEncodeError:
-        name = to_disk(os.fspath(v))
-        return name if isinstance(v, str) else type(v)(name)
-    return v
+    text = os.fspath(v)
+    if not isinstance(text, str) or _is_encoded(os.fsencode, text) or not _is_encoded(to_disk, text): return v
+    return to_disk(text) if isinstance(v, str) else type(v)(to_disk(text))
 
 a_path = Kind('a path', lambda v: as_on_disk(v) if _is_path(v) else refused(v))
 an_array, a_tensor = of_kind('an array', _is_array), Kind('a tensor', _tensor)
