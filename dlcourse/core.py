@@ -68,10 +68,13 @@ def optional(
     module:str, # Module to import
     extra:str, # Extra of this package that installs it
 ):
-    "Import an optional `module`; raises `CourseError` that names the `pip install` when it is missing"
+    "Import an optional `module`; raises `CourseError` that names the `pip install` when it is missing or broken"
     try: return importlib.import_module(module)
     except ModuleNotFoundError as e:
         raise CourseError(f"this needs {module}, which is not installed: pip install 'dlcourse[{extra}]'") from e
+    except ImportError as e:
+        raise CourseError(f"this needs {module}, which is installed but cannot be loaded ({e}): "
+                          f"pip install --upgrade 'dlcourse[{extra}]'") from e
 
 # %% ../nbs/00_core.ipynb #9f3a0013
 def import_all(

@@ -74,7 +74,16 @@ def postgres_missing():
     if not postgres_programs(): return 'PostgreSQL is not installed: apt-get install postgresql'
     if importlib.util.find_spec('psycopg') is None: return "its driver is not installed: pip install 'dlcourse[postgres]'"
     if os.name != 'posix': return 'the server is started only on Linux and macOS'
+    if not has_name(): return 'PostgreSQL does not run as a user without an entry in /etc/passwd'
     if os.geteuid() == 0 and not shutil.which('runuser'): return 'PostgreSQL does not run as root, and there is no runuser'
+
+
+def has_name():
+    "Whether the user of this process has a name"
+    import pwd
+    try: pwd.getpwuid(os.geteuid())
+    except KeyError: return False
+    return True
 
 
 def postgres_programs():

@@ -166,6 +166,12 @@ def test_a_picture_is_of_a_known_format_before_anything_is_written(name, tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_optional_package_that_is_broken_is_named(tmp_path, monkeypatch):
+    (tmp_path/'a_broken_one.py').write_text("raise ImportError('no library')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(CourseError, match='a_broken_one, which is installed but cannot'): optional('a_broken_one', 'x')
+
+
 def test_a_path_beyond_ascii_is_given_as_bytes_where_the_system_takes_ascii(monkeypatch):
     "As `open` would take it under LC_ALL=C without the UTF-8 mode"
     from dlcourse.values.kinds import a_path, as_on_disk
