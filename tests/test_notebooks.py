@@ -325,6 +325,11 @@ def test_outputs_are_compared(old, new, measured, same):
     assert (outputs.difference(outputs.clean(old), outputs.clean(new), measured) is None) == same
 
 
+@pytest.mark.parametrize('line, trains', [
+    ('learn.fit(3)', True), ('F.cross_entropy(net(x), y).backward()', True), ('chain_learner(trial, dls, 1)', True), ('learner_for("mlp")', False)])
+def test_numbers_are_measured_after_a_training(line, trains): assert bool(outputs.TRAINS.search(line)) == trains
+
+
 def test_a_picture_that_is_not_painted_is_drawn():
     fig = Figure()
     assert outputs.unpainted(fig) is None, 'IPython shows no empty figure either'
