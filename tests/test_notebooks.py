@@ -326,7 +326,8 @@ def test_outputs_are_compared(old, new, measured, same):
 
 
 @pytest.mark.parametrize('line, trains', [
-    ('learn.fit(3)', True), ('F.cross_entropy(net(x), y).backward()', True), ('chain_learner(trial, dls, 1)', True), ('learner_for("mlp")', False)])
+    ('learn.fit(3)', True), ('F.cross_entropy(net(x), y).backward()', True), ('chain_learner(trial, dls, 1)', True),
+    ('learner_for("mlp")', False)])
 def test_numbers_are_measured_after_a_training(line, trains): assert bool(outputs.TRAINS.search(line)) == trains
 
 
