@@ -146,7 +146,9 @@ def part_of(
     path, # Where the finished file or folder goes
 )->Path: # `<name>.<process>.part`, beside it; of a long name the beginning
     "Where this process makes the file or folder `path`"
-    return Path(path).with_name(f'{_short(Path(path).name)}.{os.getpid()}.part')
+    path = Path(path)
+    if not path.name: raise CourseError(f'{path} is no name for a new file or folder: add one')
+    return path.with_name(f'{_short(path.name)}.{os.getpid()}.part')
 
 # %% ../nbs/00_core.ipynb #d32789d1
 def _runs(process):

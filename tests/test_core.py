@@ -147,6 +147,11 @@ def test_a_name_that_fills_the_disks_limit_is_written_locked_and_swept(name, tmp
 def test_long_names_that_begin_alike_have_parts_of_their_own(): assert part_of('x/' + 'a'*254 + 'b') != part_of('x/' + 'a'*255)
 
 
+@pytest.mark.parametrize('place', ['.', '/'])
+def test_a_place_without_a_name_is_refused(place):
+    with pytest.raises(CourseError, match='is no name for a new file or folder'), whole_file(place): pass
+
+
 def test_what_cannot_be_a_lock_is_named(tmp_path):
     (tmp_path/'.lock').symlink_to('elsewhere')
     with pytest.raises(CourseError, match='its lock .* is a link: remove it'), lock_for(tmp_path): pass
