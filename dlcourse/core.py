@@ -239,6 +239,7 @@ def take_lock(
     file = Path(lock.lock_file)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(file, os.O_RDWR | os.O_CREAT | getattr(os, 'O_NOFOLLOW', 0), 0o644)) # without a file `acquire` tries for ever
         lock.acquire(timeout=wait)
     except TimeoutError: return False
     except OSError as e: raise CourseError(f'cannot lock {what}: {_lock_fault(file, e)}') from e

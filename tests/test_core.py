@@ -187,3 +187,9 @@ def test_a_path_beyond_ascii_is_given_as_bytes_where_the_system_takes_ascii(monk
     for given in ('fotos-é', Path('日/é')):
         taken = a_path.take(given)
         assert type(taken) is type(given) and encode(taken) == str(given).encode() and a_path.take(taken) == taken
+
+
+@pytest.mark.skipif(not Path('/proc/self').exists(), reason='this system has no /proc, in which nobody can make a file')
+def test_a_lock_that_cannot_be_made_is_refused_at_once():
+    with pytest.raises(CourseError, match='cannot lock /proc/self/zz'):
+        with lock_for('/proc/self/zz'): pass
