@@ -1,14 +1,19 @@
 "Values at the door: every public function, every parameter, bad values of each kind; none of them reaches the function"
 import inspect, math, sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 import dlcourse
 from dlcourse import all as students
 from dlcourse.core import import_all
+from dlcourse.data.sampling import imbalance
+from dlcourse.insight.calibration import best_temperature
+from dlcourse.training.transfer import feature_table
 from dlcourse.values.door import CourseError, check_calls, checked, parameters_of
 from dlcourse.values.kinds import Limits, choices_of, in_words, limits_of, shapes_of
 
@@ -75,9 +80,8 @@ def test_numbers_below_their_range_are_refused(name):
 
 @pytest.mark.parametrize('name', MODULES)
 def test_every_public_function_has_a_door(name):
-    functions = [k for k,o in vars(MODULES[name]).items() if inspect.isfunction(o) and o.__module__ == name and not k.startswith('_')]
-    assert not [k for k in functions if not hasattr(vars(MODULES[name])[k],
-        '_is_checked') and inspect.signature(vars(MODULES[name])[k]).parameters]
+    functions = [o for k,o in vars(MODULES[name]).items() if inspect.isfunction(o) and o.__module__ == name and not k.startswith('_')]
+    assert not [o.__name__ for o in functions if not hasattr(o, '_is_checked') and inspect.signature(o).parameters]
 
 
 def test_shapes_are_read_from_comments():
@@ -99,6 +103,12 @@ def test_shapes_are_read_from_comments():
     'a number for names': (lambda: students.reproduction(5), 'names must be a name or a list of names'),
     'no names': (lambda: students.reproduction([]), 'got none'),
     'too many digits': (lambda: students.panels(10**30), 'that is too large'),
+    'a table for a Learner': (lambda: students.evaluate(pd.DataFrame({'a': [1]})), 'learn must be a fastai `Learner`'),
+    'a history without losses': (lambda: students.convergence(pd.DataFrame({'a': range(9)})), "unknown column of the history 'train_loss'"),
+    'whole numbers for scores': (lambda: students.CrossEntropy().activation(torch.tensor([1, 2])), 'floating-point'),
+    'no views': (lambda: feature_table(torch.nn.ReLU(), SimpleNamespace(loaders=[]), views=None), 'views must be a function, or a list'),
+    'a class for a network': (lambda: students.trainer(int), 'arch must be a name, a module'),
+    'a function of another signature': (lambda: students.search({'lr': [1]}, lambda a, b, c: 0), 'train must be a function of a settings'),
     'labels and rows of two lengths': (lambda: students.probe_accuracy(np.zeros((4, 2)), np.zeros(3)), 'of the same length'),
 }.values())
 def test_kinds_of_bad_values_are_one_sentence(call, words):
@@ -169,3 +179,17 @@ def test_events_and_forward_have_no_door():
 def test_kinds_in_words():
     filters = parameters_of(inspect.unwrap(DOORS['dlcourse.models.cnn.cnn']))['filters']
     assert in_words(filters.allowed).endswith('or a list of them')
+
+
+def test_a_ratio_of_any_library_is_welcome(): assert len(imbalance([0]*4 + [1]*4, torch.tensor(2.))) == 6
+
+
+def test_lists_become_arrays_and_texts_paths():
+    @checked
+    def f(a:np.ndarray, p:Path, t:torch.Tensor): return type(a), type(p), type(t)
+    assert f([1, 2], 'x', [1.]) == (np.ndarray, type(Path('x')), torch.Tensor)
+
+
+def test_a_temperature_at_the_end_of_the_search_is_said(capsys):
+    assert best_temperature(torch.tensor([[.999, .001], [.001, .999]]), torch.tensor([0, 1])) < 1
+    assert 'no best temperature' in capsys.readouterr().out

@@ -14,7 +14,7 @@ from fastai.learner import Learner
 from fastcore.basics import patch
 from torch import nn
 from torch.nn import functional as F
-from ..core import CourseError
+from ..core import CourseError, notice
 from .curves import panels
 from .evaluation import evaluate
 
@@ -105,7 +105,10 @@ def best_temperature(
     p, y = _probabilities(preds, targets)
     scores = p.clamp_min(1e-30).log()
     def loss(log_t): return F.cross_entropy(scores/np.exp(log_t), y).item()
-    return float(np.exp(minimize_scalar(loss, bounds=(-4, 4), method='bounded', options=dict(xatol=1e-6)).x))
+    found = minimize_scalar(loss, bounds=(-4, 4), method='bounded', options=dict(xatol=1e-6))
+    for end, why in ((-4, 'every answer is right'), (4, 'the answers are no better than chance')):
+        if loss(end) <= found.fun: notice(f'no best temperature: the cross-entropy still falls at {np.exp(end):.2g}, where the search ends, as if {why}')
+    return float(np.exp(found.x))
 
 # %% ../../nbs/insight/13_calibration.ipynb #07db488c
 class Tempered(nn.Module):

@@ -212,7 +212,7 @@ def step_losses(
     o, # A fitted `Learner`, a history (then by epoch), or the losses themselves
 )->np.ndarray: # Training loss by step, float
     "Training losses by step of the last fit; raises `CourseError` for fewer than five"
-    if isinstance(o, pd.DataFrame): o = history(o).train_loss
+    if isinstance(o, pd.DataFrame): o = history(o)[choose('train_loss', o, 'column of the history')]
     rec = getattr(o, 'recorder', None)
     try: losses = np.array([float(l) for l in (o if rec is None else getattr(rec, 'losses', []))])
     except (TypeError, ValueError) as e:

@@ -20,14 +20,20 @@ from ..values.door import check_calls, shown
 class CrossEntropy(nn.CrossEntropyLoss):
     "torch's cross-entropy of logits (N, C) and labels (N,), decoded as fastai expects; takes `weight`, `label_smoothing`, `reduction`"
     y_int = True # tells fastai's MixUp and CutMix that targets are class numbers, whose losses it mixes
-    def activation(self, x:torch.Tensor): return x.softmax(-1)
+    def activation(self,
+        x:torch.Tensor, # Floating-point scores
+    ):
+        return x.softmax(-1)
     def decodes(self, x): return x.argmax(-1)
 
 # %% ../../nbs/training/01_losses.ipynb #e8aeedf7
 class SquaredError(nn.MSELoss):
     "torch's mean squared error, with the outputs (N, 1) or (N,) brought to the shape of the targets (N,)"
     def forward(self, x, y): return super().forward(x.view_as(y), y)
-    def activation(self, x:torch.Tensor): return x
+    def activation(self,
+        x:torch.Tensor, # Floating-point scores
+    ):
+        return x
     def decodes(self, x): return x.squeeze(-1) if x.ndim == 2 else x
 
 # %% ../../nbs/training/01_losses.ipynb #5264780f
@@ -102,7 +108,10 @@ class BinaryLoss(nn.Module):
         if self.loss is zero_one and x.requires_grad:
             raise CourseError('the 0-1 loss has no gradient to follow: use it as a metric and train with cross_entropy, quadratic or hinge')
         return self.loss(x.sigmoid(), y, self.reduction)
-    def activation(self, x:torch.Tensor): return x.sigmoid()
+    def activation(self,
+        x:torch.Tensor, # Floating-point scores
+    ):
+        return x.sigmoid()
     def decodes(self, x): return (x >= 0.5).long()
 
 # %% ../../nbs/training/01_losses.ipynb #bc0a2d61
@@ -116,13 +125,19 @@ class Brier(nn.Module):
     def forward(self, x, y):
         distances = quadratic(x.softmax(-1), nn.functional.one_hot(y, x.shape[-1]), 'none')
         return _reduced(distances.sum(-1), self.reduction)
-    def activation(self, x:torch.Tensor): return x.softmax(-1)
+    def activation(self,
+        x:torch.Tensor, # Floating-point scores
+    ):
+        return x.softmax(-1)
     def decodes(self, x): return x.argmax(-1)
 
 # %% ../../nbs/training/01_losses.ipynb #8d8a2296
 class MultiHinge(nn.MultiMarginLoss):
     "torch's hinge loss of logits (N, C) and labels (N,); takes `margin`, `p`, `weight`, `reduction`"
-    def activation(self, x:torch.Tensor): return x.softmax(-1)
+    def activation(self,
+        x:torch.Tensor, # Floating-point scores
+    ):
+        return x.softmax(-1)
     def decodes(self, x): return x.argmax(-1)
 
 # %% ../../nbs/training/01_losses.ipynb #7e10a003
@@ -138,7 +153,10 @@ class RivalLoss(nn.Module):
         rival = log_p.scatter(1, y, -torch.inf).argmax(1, keepdim=True)
         all_but_rival = log_p.scatter(1, rival, -torch.inf).logsumexp(1)
         return _reduced(-log_p.gather(1, y)[:, 0] - all_but_rival, self.reduction)
-    def activation(self, x:torch.Tensor): return x.softmax(-1)
+    def activation(self,
+        x:torch.Tensor, # Floating-point scores
+    ):
+        return x.softmax(-1)
     def decodes(self, x): return x.argmax(-1)
 
 # %% ../../nbs/training/01_losses.ipynb #7e10a006
@@ -155,7 +173,10 @@ class EvenLoss(nn.Module):
         counts = y.bincount(minlength=x.shape[-1])
         means = each.new_zeros(len(counts)).index_add(0, y, each)[counts > 0]/counts[counts > 0]
         return _reduced(each + self.strength*means.var(correction=0), self.reduction)
-    def activation(self, x:torch.Tensor): return x.softmax(-1)
+    def activation(self,
+        x:torch.Tensor, # Floating-point scores
+    ):
+        return x.softmax(-1)
     def decodes(self, x): return x.argmax(-1)
 
 # %% ../../nbs/training/01_losses.ipynb #189902ab

@@ -130,7 +130,7 @@ def one_at_a_time(
     take, # Function that takes a lock and returns True, or returns False if another process has it
     give_back, # Function that frees it
     what, # What is locked, for the messages
-    lock='its lock', # Name of the lock, for the message
+    lock:str='its lock', # Name of the lock, for the message
 ):
     "Enter the block with the lock; Ctrl-C has to wait for its end"
     since = time.monotonic()

@@ -15,8 +15,8 @@ from functools import cache, wraps
 import torch
 from fastcore.docments import docments
 from ..names import one_line
-from .glossary import glossary
-from .kinds import Kind, choices_of, in_words, kinds, kinds_of, limits_of, shapes_of, take_one
+from .glossary import a_table, glossary
+from .kinds import Kind, choices_of, floating, in_words, kinds, kinds_of, limits_of, shapes_of, take_one
 
 # %% ../../nbs/values/03_door.ipynb #29afad75
 class CourseError(ValueError):
@@ -110,10 +110,12 @@ def _takes(kind, v):
 def _parameter(p, comment, where, outside=False, of_class=False):
     "What the parameter `p` of an `inspect.signature` may be, or None where that isn't known"
     hint, usual = glossary.get(p.name, (bool if isinstance(p.default, bool) else None, ''))
+    if '`DataFrame`' in comment and isinstance(hint, Kind): hint = (hint, a_table)
     plain = p.annotation in (int, int|str) and _takes(hint, 1) or p.name in _ours or getattr(p.annotation, '__name__', '') == 'Learner'
     exact = isinstance(hint, Kind) and plain or hint is not None and outside
     if not (exact or p.annotation is p.empty or isinstance(p.annotation, str)): hint = p.annotation
     if hint is None or p.name == 'self': return None
+    if hint is torch.Tensor and comment.startswith('Floating'): hint = floating
     if 'None' in comment.split('. ')[0] and p.default is not None: hint = (*hint, None) if isinstance(hint, tuple) else (hint, None)
     limits = limits_of(comment) or limits_of(usual)
     choices = choices_of(comment) if hint in (str, str|None) else ()
