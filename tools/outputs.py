@@ -32,7 +32,8 @@ LEAN = dict(OMP_NUM_THREADS='1', MALLOC_MMAP_THRESHOLD_=str(2**25), MALLOC_TRIM_
 STARTING = threading.Lock() # one process at a time starts, or is asked for its exit code
 REAL = ['MNIST', 'FashionMNIST', 'cifar-10-batches-py', 'eurosat']
 TRAINS = re.compile(r'\.(?:fit\w*|fine_tune|validate|lr_find|backward|step)\('
-                    r'|\b\w+_learner\(|\b(?:train\w*|search|reproduce|fit\w*|tune\w*|latency|cost|measure\w*|main|bench\w*)\(|^!|^%time', re.M)
+                    r'|\b\w+_learner\('
+                    r'|\b(?:train\w*|search|reproduce|fit\w*|tune\w*|latency|cost|measure\w*|main|bench\w*)\(|^!|^%time', re.M)
 NUMBER = r'(?<![\w.])[-+−]?(?:\d[\d,]*\.?\d*|\.\d+)(?:e[-+]?\d+)?'
 UNIT = r'(?:µs|us|ms|s|sec|seconds?|min|minutes?|h|hours?|it/s|images/s|images a second|[kMG]?B/s)'
 NOISE = [

@@ -107,7 +107,8 @@ def best_temperature(
     def loss(log_t): return F.cross_entropy(scores/np.exp(log_t), y).item()
     found = minimize_scalar(loss, bounds=(-4, 4), method='bounded', options=dict(xatol=1e-6))
     for end, why in ((-4, 'every answer is right'), (4, 'the answers are no better than chance')):
-        if loss(end) <= found.fun: notice(f'no best temperature: the cross-entropy still falls at {np.exp(end):.2g}, where the search ends, as if {why}')
+        if loss(end) > found.fun: continue
+        notice(f'no best temperature: the cross-entropy still falls at {np.exp(end):.2g}, where the search ends, as if {why}')
     return float(np.exp(found.x))
 
 # %% ../../nbs/insight/13_calibration.ipynb #07db488c
