@@ -328,7 +328,6 @@ BAD = [('train cn', "unknown architecture 'cn'. Did you mean 'cnn'"), ('train', 
        ('train mlp --n-per-class 301', '301'), ('train mlp --bs 5000', 'bs must be at most 2400'),
        ('train mlp --imbalance 0', ''), ('train mlp --imbalance 1,2', 'imbalance must have 10 class sizes'), ('train mlp --valid 1.5', ''),
         ('train cnn_v3 --data digits', 'takes at least 17×17 pixels'), ('train cnn --data boston_housing', 'needs images'),
-       ('train mlp --seed -1', 'seed must be a whole number from 0 to 4294967295, got -1'),
        ('train mlp --schedule cosine', "unknown schedule 'cosine'"),
        ('train mlp --device gpu', "unknown device 'gpu'"), ('train mlp --set widths',
        "--set takes KEY=VALUE, such as dropout=0.2, not 'widths'"),
@@ -371,8 +370,22 @@ def test_bad_input(run, line, says):
         'evaluate x --part all', 'train cnn --nonsense'])
 def test_words_that_do_not_parse(capsys, line):
     with pytest.raises(SystemExit) as e: main(line.split())
-    assert e.value.code == 2 and 'error: ' in capsys.readouterr().err.splitlines()[-1]
+    err = capsys.readouterr().err.splitlines()
+    assert e.value.code == 2 and len(err) == 1 and err[0].startswith('error: ') and err[0].endswith(' --help`')
     assert names() == []
+
+
+@pytest.mark.parametrize('words, says', [
+    (['trian', 'cnn'], '(did you mean train?): see `dlcourse --help`'), (['data', 'lst'], '(did you mean list?): see `dlcourse data --help`'),
+    (['train', 'cnn', '--epochz', '3'], 'unknown option --epochz (did you mean --epochs?): see `dlcourse train --help`'),
+    (['evaluate', 'a', '--part', 'tset'], '(did you mean test?)'), (['train', 'cnn', 'mlp'], "'mlp' is one word too many"),
+    (['train', 'cnn', '--data', ''], "--data: expected a name, not ''"), (['train', ' '], "NETWORK: expected a name, not ' '"),
+    (['train', 'cnn', '--seed', 'x'], "expected a whole number from 0 to 4294967295, not 'x'"),
+    (['train', 'cnn', '--seed=-1'], "expected a whole number from 0 to 4294967295, not '-1'"), (['train', '--' + 'x\n'*3000], 'unknown option --x')])
+def test_words_that_do_not_parse_get_one_line(capsys, words, says):
+    with pytest.raises(SystemExit) as e: main(words)
+    err = capsys.readouterr().err
+    assert e.value.code == 2 and err.startswith('error: ') and says in err and err.count('\n') == 1 and len(err) < 400
 
 
 def test_run_of_another_version(run):
@@ -542,7 +555,7 @@ def test_hub_that_cannot_be_reached(run, weights, monkeypatch):
 @pytest.mark.parametrize('line', ['train --cache mobilenet_v2', 'train alexnet --fine-tune 0', 'train alexnet --copies 0'])
 def test_transfer_words_that_do_not_parse(capsys, line):
     with pytest.raises(SystemExit) as e: main(line.split())
-    assert e.value.code == 2 and 'expected ' in capsys.readouterr().err.splitlines()[-1]
+    assert e.value.code == 2 and 'expected ' in capsys.readouterr().err
 
 
 @needs_data('weights')
@@ -605,10 +618,12 @@ def test_interrupt_elsewhere(run, monkeypatch, where, says):
 # ---- help --------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('words', EVERY + [[o] for o in groups] + [[]], ids=' '.join)
-def test_help(words, capsys):
+def test_help(words, capsys, monkeypatch):
+    monkeypatch.setenv('COLUMNS', '80')
     with pytest.raises(SystemExit) as e: main([*words, '--help'])
     out = capsys.readouterr().out
     assert e.value.code == 0 and 'examples:\n  dlcourse ' in out
+    assert max(map(len, out.splitlines())) <= 80
 
 
 @pytest.mark.parametrize('words', [[o] for o in groups] + [[]], ids=' '.join)

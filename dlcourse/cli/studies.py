@@ -12,7 +12,7 @@ import os, sys
 from dataclasses import replace
 from .parsing import arg, command, say
 from .train import data_options, given_options, network_options, take
-from .values import above_zero, axes, picture, whole
+from .values import a_seed, above_zero, axes, picture, whole
 from ..names import terminal_text
 
 # %% ../../nbs/cli/06_studies.ipynb #3c929133
@@ -100,7 +100,7 @@ def _merge(args):
     arg('--variant', action='append', metavar='NAME', help='only this variant of one experiment; repeat it for more'),
     arg('--device', metavar='NAME', help='cpu or cuda (default: the GPU if there is one)'),
     arg('--again', action='store_true', help='measure again what is already recorded'),
-    arg('--share', metavar='K/N', help='only the K-th of N shares of the trials, for N machines; see --merge'),
+    arg('--share', type=str, metavar='K/N', help='only the K-th of N shares of the trials, for N machines; see --merge'),
     arg('--merge', nargs='+', metavar='FOLDER', help='measure nothing: join the records of shares that are in these folders'),
     arg('-o', '--output', metavar='FOLDER',
         help='folder of the records (default: $DLCOURSE_RESULTS, or experiments in results here or above)'),
@@ -145,7 +145,7 @@ _search_args = (
     arg('--plot', metavar='FILE', type=picture, help='a picture of all trials: a name that ends in .png, .svg or .pdf'),
     arg('--epochs', group='training', type=whole, metavar='N', help='epochs per trial (default: 3)'),
     arg('--schedule', group='training', metavar='NAME', help='one_cycle, flat, cos or flat_cos (default: one_cycle)'),
-    arg('--seed', group='training', type=int, metavar='N', help='random seed of the search (default: 0)'),
+    arg('--seed', group='training', type=a_seed, metavar='N', help='random seed of the search (default: 0)'),
     arg('--set', group='network', nargs='+', action='extend', metavar='KEY=VALUE', help='arguments of the network that stay the same'))
 
 @command('search', arg('arch', metavar='NETWORK', help='see `dlcourse archs`'), *_search_args, *data_options,

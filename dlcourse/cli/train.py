@@ -10,7 +10,7 @@ __all__ = ['data_options', 'take', 'given_options', 'network_options', 'settings
 # %% ../../nbs/cli/04_train.ipynb #4d21ae62
 import argparse, json
 from .parsing import arg, command, say
-from .values import above_zero, fraction, names, not_negative, rate, shares, tensor_file, value, whole
+from .values import a_seed, above_zero, fraction, names, not_negative, rate, shares, tensor_file, value, whole
 
 # %% ../../nbs/cli/04_train.ipynb #70e405bb
 data_options = (
@@ -40,7 +40,7 @@ _training_args = (
         help='stop after N epochs without a better validation loss, and keep the best weights'),
     arg('--weight-decay', group='training', type=not_negative, metavar='X', dest='wd', help='weight decay (default: 0.01)'),
     arg('--label-smoothing', group='training', type=fraction, metavar='X', help='label smoothing, 0 to 1 (default: 0)'),
-    arg('--seed', group='training', type=int, metavar='N', help='random seed (default: 42)'),
+    arg('--seed', group='training', type=a_seed, metavar='N', help='random seed (default: 42)'),
     arg('--device', group='training', metavar='NAME',
         help='cpu or cuda (default: cuda where there is one; all of them with: accelerate launch -m dlcourse train ...)'),
     arg('--threads', group='training', type=whole, metavar='N', help='threads within one operation on the CPU (default: as torch chooses)'),
