@@ -108,10 +108,10 @@ def main(args=None):
         sys.exit('there is no GPU that torch can use here: measure with --device cpu')
     rows, groups = [], {}
     for o in options.groups:
-        print(f'{o}: {GROUPS[o]}', flush=True)
+        say(f'{o}: {GROUPS[o]}')
         found, groups[o] = measure(o, options)
         rows += [r.plain() for r in found]
-    print(table(rows))
+    say(table(rows))
     results = dict(rows=rows, groups=rounded(groups), provenance=rounded(run_facts(options, start, load)))
     if options.output: write(results, options.output)
 

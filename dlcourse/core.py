@@ -6,12 +6,12 @@ Docs: https://dlcourse.github.io/dlcourse/core.html.md"""
 
 # %% auto #0
 __all__ = ['n_processes', 'is_first', 'refuse_launcher', 'notice', 'smaller_is_better', 'optional', 'import_all', 'seed_all',
-           'rng_states', 'put_rng_states', 'kept_rng', 'num_threads', 'part_of', 'sweep', 'whole_file', 'whole_folder',
-           'lock_file', 'lock_of', 'take_lock', 'free_lock', 'lock_for', 'light_figures', 'save_figure']
+           'rng_states', 'put_rng_states', 'kept_rng', 'num_threads', 'home_path', 'part_of', 'sweep', 'whole_file',
+           'whole_folder', 'lock_file', 'lock_of', 'take_lock', 'free_lock', 'lock_for', 'light_figures', 'save_figure']
 
 # %% ../nbs/00_core.ipynb #c8a87ed2
-import importlib, os, pkgutil, random, re, shutil, zlib
-from contextlib import contextmanager
+import errno, importlib, os, pkgutil, random, re, shutil, stat, zlib
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 import numpy as np, torch
@@ -136,6 +136,16 @@ def num_threads(
     try: yield
     finally: torch.set_num_threads(before)
 
+# %% ../nbs/00_core.ipynb #f052a141
+def home_path(
+    path, # A file or folder, which need not exist
+)->Path:
+    "`path` with the home folder in place of `~` or `~user`; raises `CourseError` where that user has none"
+    path = Path(path)
+    try: return path.expanduser()
+    except RuntimeError as e: raise CourseError(
+        f'{path.parts[0]} stands for the home folder of a user, and there is none: write ./{path} for a name that begins so') from e
+
 # %% ../nbs/00_core.ipynb #81e1b7c4
 def _short(name, longest=230):
     "`name`, or its beginning and a number where little more fits on a disk, which takes names of 255 bytes"
@@ -169,8 +179,9 @@ def sweep(
     for o in os.scandir(folder):
         part = re.fullmatch(r'(.+)\.(\d{1,10})\.part', o.name, re.DOTALL)
         if not part or name and _short(name) != part[1] or _runs(int(part[2])): continue
-        if o.is_dir(follow_symlinks=False): shutil.rmtree(o.path, ignore_errors=True)
-        else: os.unlink(o.path)
+        with suppress(OSError): # it is another user's, or gone
+            if o.is_dir(follow_symlinks=False): shutil.rmtree(o.path, ignore_errors=True)
+            else: os.unlink(o.path)
 
 # %% ../nbs/00_core.ipynb #907b58cd
 def _text_args(mode):
@@ -223,6 +234,14 @@ def _lock_fault(file, e):
     kind = 'a link' if file.is_symlink() else 'a folder' if file.is_dir() else 'no file' if file.exists() and not file.is_file() else ''
     return f'its lock {file} is {kind}: remove it' if kind else f'{e.strerror or e} ({file})'
 
+def _make_lock(file):
+    "Make the empty file of a lock unless it is there; raises `OSError` where something else is: `acquire` would try for ever, or empty it"
+    f = os.open(file, os.O_RDWR | os.O_CREAT | getattr(os, 'O_NOFOLLOW', 0) | getattr(os, 'O_NONBLOCK', 0), 0o644)
+    try: found = os.fstat(f)
+    finally: os.close(f)
+    if not stat.S_ISREG(found.st_mode): raise FileExistsError(errno.EEXIST, 'no file')
+    if found.st_size: raise FileExistsError(errno.EEXIST, 'a lock is empty, and this file is not: move it away')
+
 def lock_of(
     path, # A folder, or a file, which need not exist
 ): # A `FileLock`, not taken yet
@@ -239,7 +258,7 @@ def take_lock(
     file = Path(lock.lock_file)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        os.close(os.open(file, os.O_RDWR | os.O_CREAT | getattr(os, 'O_NOFOLLOW', 0), 0o644)) # without a file `acquire` tries for ever
+        _make_lock(file)
         lock.acquire(timeout=wait)
     except TimeoutError: return False
     except OSError as e: raise CourseError(f'cannot lock {what}: {_lock_fault(file, e)}') from e

@@ -92,11 +92,19 @@ def write_tensors(
 
 # %% ../nbs/02_files.ipynb #4a2aab3a
 @contextmanager
+def _in_utf8(path):
+    "A name of the file `path` in UTF-8, which safetensors asks for"
+    try: os.fsencode(path).decode()
+    except UnicodeDecodeError:
+        with open(path, 'rb') as f: yield f'/dev/fd/{f.fileno()}'
+    else: yield path
+
+@contextmanager
 def _opened(path, fault, device='cpu'):
     "An open safetensors file; raises `CourseError` if it is missing or damaged"
     path = check_file(path)
     try:
-        with safe_open(path, 'pt', device=str(device)) as f: yield f
+        with _in_utf8(path) as name, safe_open(name, 'pt', device=str(device)) as f: yield f
     except (OSError, ValueError, RuntimeError, SafetensorError, AttributeError, KeyError, MemoryError) as e:
         raise CourseError(f'{path} {fault}: {(str(e) or type(e).__name__).splitlines()[0]}') from e
 

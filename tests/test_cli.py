@@ -336,6 +336,9 @@ BAD = [('train cn', "unknown architecture 'cn'. Did you mean 'cnn'"), ('train', 
        ('train mlp --lr 1e38 --schedule flat', 'the training loss is not a finite number at epoch 0'),
        ('train mlp --out file/x', 'cannot make a folder for the run'),
        ('train mlp --out full', 'full exists already'), ('train mlp --data empty', ''),
+       ('train mlp --out ~no-one/x', '~no-one stands for the home folder of a user'), (f'train mlp --out {"n"*300}', 'at most 255 bytes'),
+       (f'export nothing -o {"n"*300}', 'at most 255 bytes'), ('search mlp --space lr=1|2 --plot astray/x/a.png', 'astray is a link'),
+       (f'search mlp --space lr=1|2 --plot {"n"*300}.png', 'at most 255 bytes'),
        ('train mlp --data one', 'at least two are needed'),
        ('train mlp --data spoiled', '2.png is not an image that can be read'), ('train --resume x', "unknown run 'x'"),
        ('train --resume full', 'is not a run folder'),
@@ -352,6 +355,7 @@ def test_bad_input(run, line, says):
     Path('file').touch()
     Path('full').mkdir()
     Path('full/x').touch()
+    Path('astray').symlink_to('nowhere')
     for o in ('empty/a', 'empty/b', 'one/a'): Path(o).mkdir(parents=True)
     Image.new('L', (8, 8)).save('one/a/1.png')
     pictures('spoiled')
@@ -360,6 +364,13 @@ def test_bad_input(run, line, says):
     code, out, err = run(line)
     assert code == 2 and len(err) == 1 and err[0].startswith('error: ') and says in err[0], (code, err)
     assert names() == before
+
+
+def test_what_the_system_refuses_is_one_line(run, monkeypatch):
+    "Wherever it does"
+    def refuse(*args): raise PermissionError(13, 'Permission denied', '/root/x')
+    monkeypatch.setattr('dlcourse.training.runs.find_run', refuse)
+    assert run('evaluate x') == (2, [], ['error: cannot use /root/x: Permission denied'])
 
 
 @pytest.mark.parametrize('line', ['tain cnn', 'train cnn --epochs many', 'train cnn --epochs 0', 'train cnn --lr fast',

@@ -8,8 +8,8 @@ import torch
 from fastai.torch_core import set_seed
 
 from dlcourse import models
-from dlcourse.core import CourseError, choose, import_all, kept_rng, lock_for, num_threads, optional
-from dlcourse.core import part_of, refuse_launcher, save_figure, seed_all, whole_file
+from dlcourse.core import CourseError, choose, home_path, import_all, kept_rng, lock_for, num_threads, optional
+from dlcourse.core import part_of, refuse_launcher, save_figure, seed_all, sweep, whole_file
 from dlcourse.names import file_name, html_text, legend_text, one_line, plot_text, terminal_text, to_disk
 
 
@@ -158,6 +158,33 @@ def test_what_cannot_be_a_lock_is_named(tmp_path):
     assert not (tmp_path/'elsewhere').exists()
 
 
+@pytest.mark.parametrize('make, left', [(lambda o: o.write_text('mine'), 'this file is not'), (os.mkfifo, 'is no file: remove it')])
+def test_what_lies_under_the_name_of_a_lock_is_not_removed(make, left, tmp_path):
+    make(tmp_path/'.lock')
+    with pytest.raises(CourseError, match=left), lock_for(tmp_path): pass
+    assert (tmp_path/'.lock').exists()
+
+
+def test_a_half_written_file_that_cannot_be_removed_is_left(tmp_path, monkeypatch):
+    "It may be another user's"
+    (tmp_path/'a.9999999.part').touch()
+    def refuse(*args, **kwargs): raise PermissionError(1, 'Operation not permitted')
+    with monkeypatch.context() as m:
+        m.setattr(os, 'unlink', refuse)
+        sweep(tmp_path)
+    with whole_file(tmp_path/'a') as f: f.write('whole')
+    assert [o.name for o in tmp_path.iterdir()] == ['a']
+
+
+@pytest.mark.parametrize('path', ['~nobody at all', '~nobody at all/x'])
+def test_a_home_folder_that_is_nowhere_is_named(path):
+    with pytest.raises(CourseError, match='~nobody at all stands for the home folder'): home_path(path)
+
+
+def test_a_name_too_long_for_a_disk_is_said():
+    with pytest.raises(CourseError, match='a name has at most 255 bytes'): home_path('n'*300)
+
+
 @pytest.mark.parametrize('name', ['a\nb', '\x1b[2J', '\u202egpj', '\u200b'])
 def test_messages_are_one_line_without_commands_to_the_terminal(name):
     text = str(CourseError(f'{name} is missing'))
@@ -181,6 +208,7 @@ def test_a_path_beyond_ascii_is_given_as_bytes_where_the_system_takes_ascii(monk
     "As `open` would take it under LC_ALL=C without the UTF-8 mode"
     from dlcourse.values.kinds import a_path, as_on_disk
     def encode(o): return os.fspath(o).encode('ascii', 'surrogateescape')
+    monkeypatch.setattr(os, 'fsencode', lambda o: os.fspath(o).encode('utf-8', 'surrogateescape'))
     assert as_on_disk('é') == 'é' and as_on_disk(3) == 3 and as_on_disk('\ud800') == '\ud800'
     monkeypatch.setattr(os, 'fsencode', encode)
     monkeypatch.setattr(os, 'fsdecode', lambda o: o.decode('ascii', 'surrogateescape'))

@@ -162,7 +162,7 @@ def photos(tmp_path):
 @pytest.mark.parametrize('how', [dict(), dict(mapped=True), dict(in_memory=False, mapped=False), dict(in_memory=False, mapped=False,
                                  item_tfms=Resize(8)), dict(augment=True), dict(size=8), dict(imbalance=0.5), dict(normalize=False)])
 def test_folders(photos, how, monkeypatch):
-    monkeypatch.setenv('DLCOURSE_DATA', str(photos.parent/'cache'))
+    monkeypatch.setenv('DLCOURSE_CACHE', str(photos.parent/'cache'))
     with second_device() as d:
         dls = dls_for(photos, bs=4, device=d, **how)
         for dl in dls.loaders: assert all(is_there(o) for b in dl for o in b)

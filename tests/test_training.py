@@ -958,6 +958,25 @@ def test_files_of_others_stay():
     assert names() == ['mine', 'mine/notes.txt']
 
 
+def test_half_written_files_of_others_stay():
+    for o in ('film.9999999.part', 'settings.json.9999999.part'): (Path('mine').mkdir(exist_ok=True), (Path('mine')/o).touch())
+    with pytest.raises(CourseError, match='mine exists already'): begin('mine')
+    assert names('mine') == ['film.9999999.part']
+    Path('mine/film.9999999.part').unlink()
+    run = begin('mine')
+    for o in ('film.9999999.part', 'weights.safetensors.9999999.part'): (Path('mine')/o).touch()
+    run.train()
+    assert names('mine') == ['film.9999999.part', 'history.csv', 'settings.json', 'weights.safetensors']
+
+
+@linux
+def test_tensors_under_a_name_that_is_no_utf_8():
+    path = Path(b'\xff'.decode(errors='surrogateescape'))/'a.safetensors'
+    save_tensors(path, dict(a=torch.ones(3)), note=1)
+    tensors, notes = load_tensors(path)
+    assert tensors['a'].sum() == 3 and notes == dict(note=1)
+
+
 def test_one_process_at_a_time():
     run = begin('mine')
     with lock_for('mine'):

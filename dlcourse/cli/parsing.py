@@ -149,6 +149,10 @@ def _run(args):
         return code
     except KeyboardInterrupt as e: return _interrupted(e, args)
     except BrokenPipeError: return _closed()
+    except OSError as e:
+        if e.filename is None: raise
+        say(f'error: cannot use {e.filename}: {e.strerror}', sys.stderr)
+        return 2
     except ValueError as e:
         from dlcourse.core import CourseError
         if not isinstance(e, CourseError): raise

@@ -9,7 +9,7 @@ __all__ = ['run_option', 'device_option', 'trained_run', 'evaluate_command', 'pr
            'report_command']
 
 # %% ../../nbs/cli/05_runs.ipynb #e43dd642
-import shlex
+import os, shlex
 from pathlib import Path
 from .parsing import arg, command, say
 from .train import evaluate_run
@@ -75,8 +75,8 @@ def predict_command(args):
     examples=['dlcourse export runs/cnn-fashion_mini-1 -o clothes.onnx', 'dlcourse export cnn-fashion_mini-1 -o clothes'])
 def export_command(args):
     "Write a trained run as a program that needs no dlcourse, from pixels to probabilities, checked by running it"
-    from dlcourse.core import CourseError
-    out = Path(args.output).expanduser()
+    from dlcourse.core import CourseError, home_path
+    out = home_path(args.output)
     onnx = out.suffix.lower() == '.onnx'
     if onnx and out.is_dir(): raise CourseError(f'{out} is a folder: choose another name for the ONNX program')
     if not onnx and out.suffix:
@@ -92,7 +92,7 @@ def export_command(args):
 def _text_or_file(text, what):
     "`text`, or what the text file of that name holds"
     from dlcourse.core import CourseError
-    path = Path(text).expanduser()
+    path = Path(os.path.expanduser(text))
     try: there = path.is_file()
     except OSError: there = False # too long for a name
     if not there and path.suffix in ('.txt', '.md') and not any(o.isspace() for o in text):

@@ -67,8 +67,10 @@ def _show_record(record):
 def check_writable(folder):
     "Raise `CourseError` if nothing can be written to `folder`, which need not exist"
     from dlcourse.core import CourseError
-    there = next(o for o in (folder, *folder.absolute().parents) if o.exists())
-    if not there.is_dir(): raise CourseError(f'cannot write to {folder.as_posix()}: {there.as_posix()} is a file')
+    there = next(o for o in (folder, *folder.absolute().parents) if os.path.lexists(o))
+    if not there.is_dir():
+        kind = 'a link to a folder that is missing' if there.is_symlink() and not there.exists() else 'a file'
+        raise CourseError(f'cannot write to {folder.as_posix()}: {there.as_posix()} is {kind}')
     if not os.access(there, os.W_OK): raise CourseError(f'cannot write to {folder.as_posix()}: no permission in {there.as_posix()}')
 
 # %% ../../nbs/cli/06_studies.ipynb #44736b73
@@ -153,7 +155,7 @@ _search_args = (
               'dlcourse search cnn --space "depth=2:4,bs=32|64,opt_func=adamw|sgd" --storage trials --workers 2'])
 def search_command(args):
     "Search settings: grid, random or Bayesian, on the validation part (needs dlcourse[search])"
-    from dlcourse.core import refuse_launcher
+    from dlcourse.core import home_path, refuse_launcher
     from dlcourse.training.search import search, trainer
     refuse_launcher('a search')
     given = given_options(args)
@@ -161,7 +163,7 @@ def search_command(args):
     if given.pop('no_pruning', False): how['pruner'] = None
     space, plot, fixed = given.pop('space'), given.pop('plot', None), network_options(given.pop('set', []))
     arch, data = given.pop('arch'), given.pop('data', 'fashion_mini')
-    if plot: check_writable(plot.parent)
+    if plot: check_writable(home_path(plot).parent)
     found = search(space, trainer(arch, data, **given, **fixed), progress=sys.stdout.isatty(), **how)
     waiting = found.table.state == 'waiting'
     say(found.table[~waiting].sort_values('value', ascending=not found.maximize).to_string(float_format=_figure, na_rep=''))

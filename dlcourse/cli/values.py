@@ -9,7 +9,7 @@ __all__ = ['word', 'whole', 'above_zero', 'not_negative', 'a_seed', 'fraction', 
            'picture', 'number', 'checked', 'names', 'value']
 
 # %% ../../nbs/cli/02_values.ipynb #3730f0e1
-import argparse, ast, re
+import argparse, ast, os, re
 from pathlib import Path
 
 # %% ../../nbs/cli/02_values.ipynb #33f9e902
@@ -79,5 +79,5 @@ def _space(text):
 axes = checked(_space, lambda o: True, 'settings such as lr=0.001:0.1:log,filters=8|16|32')
 
 # %% ../../nbs/cli/02_values.ipynb #8b3e41f6
-picture = checked(lambda o: Path(o).expanduser(), lambda o: o.suffix.lower() in ('.png', '.svg', '.pdf'),
+picture = checked(lambda o: Path(os.path.expanduser(o)), lambda o: o.suffix.lower() in ('.png', '.svg', '.pdf'),
                   'a name that ends in .png, .svg or .pdf')

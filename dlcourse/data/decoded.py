@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np, pandas as pd
-from ..core import CourseError, lock_for, notice, whole_file
+from ..core import CourseError, home_path, lock_for, notice, whole_file
 from ..files import read_json
 from ..names import file_name
 from .arrays import shape_text
@@ -29,7 +29,7 @@ def decoded_folder(
 )->Path: # `$DLCOURSE_CACHE`, or `decoded` in fastai's data folder; it need not exist
     "Folder of the files with decoded images"
     own = os.environ.get('DLCOURSE_CACHE')
-    return Path(own).expanduser() if own else fastai_data()/'decoded'
+    return home_path(own) if own else fastai_data()/'decoded'
 
 # %% ../../nbs/data/10a_decoded.ipynb #4001a54c
 chunk_bytes = 2**22 # Bytes that are decoded at a time
@@ -182,6 +182,7 @@ def filling(
     o:Decoded,
 ): # Numbers of the chunks that are missing, and a function that marks one as written: its number and its CRC-32
     "Make or carry on the file `o`, which is whole when the block ends with all chunks marked; other processes wait"
+    ask_for_room(o)
     with disk_errors(f'write to {o.path.parent}'), _locked(o.path):
         marks = dict.fromkeys(range(o.n_chunks)) if is_whole(o) else _begin(o)
         missing = [k for k in range(o.n_chunks) if k not in marks]

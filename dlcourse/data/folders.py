@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 import numpy as np, torch
-from ..core import CourseError, notice
+from ..core import CourseError, home_path, notice
 from .arrays import Examples, holdout
 from .labels import say_alike
 from .layout import (LeftOut, Paths, class_folders, entries, find_parts, folder_name, is_picture, leads_back, looked_once,
@@ -178,7 +178,7 @@ def image_files(
     path, # A folder of class folders, or one with `train` and maybe `valid` and `test` that have class folders
 )->ImageFiles: # Sorted, so the same folder gives the same order everywhere
     "List the images of a folder; raises `CourseError` for fewer than two classes, an empty class and an unknown class"
-    with looked_once(): return _image_files(Path(path).expanduser(), LeftOut())
+    with looked_once(): return _image_files(home_path(path), LeftOut())
 
 # %% ../../nbs/data/03_folders.ipynb #ed7bf953
 def _few_classes(folder, vocab):
@@ -239,7 +239,7 @@ def load_folder(
     found = with_test(image_files(path))
     (f, y), (fv, yv), (ft, yt) = map(found.subset, ('train', 'valid', 'test'))
     files, n, y = [*f, *fv, *ft], len(f) + len(fv), torch.from_numpy(np.concatenate([y, yv, yt]))
-    name = Path(path).expanduser().absolute().name
+    name = home_path(path).absolute().name
     c, *size = common_shape(name, files, size, channels)
     x = read_images(files, size, c)
     valid = torch.arange(len(f), n) if fv else None

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 import pandas as pd
-from ..core import CourseError, choose, notice
+from ..core import CourseError, choose, home_path, notice
 from .arrays import Examples, shape_text
 from .catalogue import Source, catalogue
 from .download import disk_errors, download, one_at_a_time, unpack
@@ -69,10 +69,10 @@ def data_folders(
 )->Iterator: # Folders, in the order in which they are searched
     "Folders in which data sets are looked for; the last is where downloads go"
     if path is not None:
-        yield Path(path).expanduser()
+        yield home_path(path)
         return
     shared = os.environ.get('DLCOURSE_DATA')
-    if shared: yield Path(shared).expanduser()
+    if shared: yield home_path(shared)
     yield fastai_data()
 
 # %% ../../nbs/data/04_sources.ipynb #85330741

@@ -15,7 +15,7 @@ from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 import torch
 from torch import Tensor, nn
-from ..core import CourseError
+from ..core import CourseError, home_path
 from ..files import check_file, check_numbers, read_tensors
 from .backbones import Backbone, backbone_of, course_backbones, cut_net, first_names
 
@@ -26,8 +26,8 @@ from ..values.door import check_calls
 def weight_folders()->list: # Paths, which need not exist
     "The folders where weights are looked for, in this order"
     root, data = os.environ.get('DLCOURSE_WEIGHTS'), os.environ.get('DLCOURSE_DATA')
-    own = [Path(root).expanduser()] if root else []
-    return own + ([Path(data).expanduser()/'weights'] if data else [])
+    own = [home_path(root)] if root else []
+    return own + ([home_path(data)/'weights'] if data else [])
 
 # %% ../../nbs/models/04e_weights.ipynb #9331118f
 _suffixes = ('.safetensors', '.pth', '.pt', '_features.safetensors', '_features.pth')
@@ -37,7 +37,7 @@ def find_weights(
     weights=None, # A file, or a folder; by default the folders of the environment
 )->Path|None: # None if there is no such file and no place was named
     "The file with the weights of `name`; raises `CourseError` if a place was named that lacks them"
-    place = None if weights is None else Path(weights).expanduser()
+    place = None if weights is None else home_path(weights)
     if place and place.is_file(): return place
     if place and not place.is_dir(): raise CourseError(f'there is no file or folder {place} with the weights of {name}')
     tried = [folder/f'{name}{o}' for folder in ([place] if place else weight_folders()) for o in _suffixes]
@@ -67,7 +67,7 @@ def locate_weights(
     if isinstance(weights, str) and weights in tags: return weights, None
     try: return None, find_weights(b.name, weights)
     except CourseError as e:
-        if not tags or Path(weights).expanduser().exists(): raise
+        if not tags or home_path(weights).exists(): raise
         raise CourseError(f"{e}, and torchvision's are called {' and '.join(tags)}") from None
 
 # %% ../../nbs/models/04e_weights.ipynb #8f1c2c13

@@ -17,7 +17,7 @@ import pandas as pd, torch
 from fastai.callback.core import Callback
 from fastai.torch_core import get_model
 from fastcore.basics import patch
-from ..core import CourseError, choose, is_first, lock_for, n_processes, num_threads, save_figure, seed_all, sweep, whole_file
+from ..core import CourseError, choose, home_path, is_first, lock_for, n_processes, num_threads, save_figure, seed_all, whole_file
 from ..files import read_texts
 from ..names import file_name, one_line
 from ..provenance import cpu_model, versions
@@ -30,7 +30,7 @@ from .progress import TextProgress
 from .run_files import best_of, check_best, check_history, check_notes, checkpoint_file, first_difference
 from .run_files import format_version, frozen_file, history_file, made_with, read_rows, read_settings
 from .run_files import settings_file, weights_file
-from .run_folders import check_folder, make_folder, remove_empty, remove_new, there_already
+from .run_folders import check_folder, make_folder, remove_empty, remove_new, sweep_run, there_already
 from .settings import Settings, backbone_facts, examples_of
 
 # %% ../../nbs/training/09_runs.ipynb #18fea410
@@ -41,7 +41,7 @@ def find_run(
     folder, # Folder of a run, or its name within `runs`
 )->Path:
     "Find the folder of a run; raises `CourseError` with the nearest names if it doesn't exist"
-    path = Path(folder).expanduser()
+    path = home_path(folder)
     for o in (path, Path('runs')/path):
         if o.is_dir(): return o
     root = path.parent if path.parent.is_dir() and path.parent != Path('.') else Path('runs')
@@ -108,7 +108,7 @@ def _begin(s, folder):
     "Make the Learner and the folder of a new run, in one process"
     if n_processes() > 1 and ':' in (s.device or ''):
         raise CourseError(f'device must be left out for several processes, each of which takes its own, got {s.device!r}')
-    folder = None if folder is None else Path(folder).expanduser()
+    folder = None if folder is None else home_path(folder)
     s = s.written_out()
     check_folder(folder or Path('runs/new'))
     s.rehearse()
@@ -315,7 +315,7 @@ def _prepare(self:Run, held):
     if self.finished: raise CourseError(f'{self.folder} is finished ({len(self.rows)} epochs): evaluate it, or start another run')
     if self.lost: raise CourseError(f'{self.folder} has lost its {checkpoint_file}, without which it cannot carry on after '
                                     f'{len(self.rows)} of {self.settings.n_epochs} epochs: evaluate it as it is, or start another run')
-    sweep(self.folder)
+    sweep_run(self.folder)
 
 # %% ../../nbs/training/09_runs.ipynb #23d8743d
 @patch

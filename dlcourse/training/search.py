@@ -19,7 +19,7 @@ from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from fastcore.basics import patch
 from fastprogress import progress_bar
-from ..core import CourseError, choose, optional
+from ..core import CourseError, choose, home_path, optional
 from ..names import one_line
 from ..data.blocks import dls_for
 from ..models.blocks import count_params
@@ -140,7 +140,7 @@ def _seconds_left(seconds):
 def _place(storage):
     "The file or the address of a storage"
     if is_address(storage): return Address(storage)
-    return None if storage is None else Path(os.path.expanduser(storage))
+    return None if storage is None else home_path(storage)
 
 # %% ../../nbs/training/12_search.ipynb #aceee9ff
 def search(

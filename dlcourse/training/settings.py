@@ -17,7 +17,7 @@ import numpy as np, torch
 from fastai.callback.schedule import ParamScheduler, SchedCos, combined_cos
 from fastai.learner import Learner
 from fastcore.basics import patch
-from ..core import CourseError, choose, num_threads
+from ..core import CourseError, choose, home_path, num_threads
 from ..data.blocks import block_for, dls_for
 from ..data.loader import renormalized
 from ..data.selection import Selection
@@ -208,7 +208,7 @@ def _learner_args(s, arch):
 def _data_name(data):
     "`data` by its full name or path; raises `CourseError` if it is neither a data set nor a folder"
     if data in datasets().index: return data
-    folder = Path(data).expanduser()
+    folder = home_path(data)
     return str(folder.resolve()) if folder.is_dir() else source(str(data)).name
 
 # %% ../../nbs/training/06_settings.ipynb #f5cecdb5
@@ -228,7 +228,7 @@ def _usual_head(network):
     if 'how' not in network: return 'fastai' if network['pretrained'] else 'own'
     return 'fastai' if choose(network['how'], ['middle', 'late'], 'fusion') == 'late' else 'dense'
 
-def _in_full(cache): return str(Path(cache).expanduser().resolve()) if isinstance(cache, (str, Path)) else cache
+def _in_full(cache): return str(home_path(cache).resolve()) if isinstance(cache, (str, Path)) else cache
 
 def _write_transfer_out(s):
     "Name the head of `s`, and write its paths as text"

@@ -16,7 +16,7 @@ import torch
 from fastcore.docments import docments
 from ..names import one_line
 from .glossary import a_table, glossary
-from .kinds import Kind, choices_of, floating, in_words, kinds, kinds_of, limits_of, shapes_of, take_one
+from .kinds import Kind, a_path, choices_of, floating, in_words, is_too_long, kinds, kinds_of, limits_of, shapes_of, take_one
 
 # %% ../../nbs/values/03_door.ipynb #29afad75
 class CourseError(ValueError):
@@ -56,6 +56,7 @@ def choose(
 # %% ../../nbs/values/03_door.ipynb #c7afc582
 def _remedy(v, allowed):
     "What to do about `v`, or nothing"
+    if is_too_long(v) and a_path.what in in_words(allowed): return 'a name has at most 255 bytes on a disk'
     if isinstance(v, str):
         try: return f'write {v.strip()} without quotes' if take_one(float(v), allowed) is not None else ''
         except (TypeError, ValueError): return ''

@@ -6,8 +6,8 @@ Docs: https://dlcourse.github.io/dlcourse/values/kinds.html.md"""
 
 # %% auto #0
 __all__ = ['a_path', 'an_array', 'a_tensor', 'floating', 'kinds', 'Limits', 'limits_of', 'choices_of', 'shapes_of', 'refused',
-           'as_whole', 'as_number', 'Kind', 'of_kind', 'is_row', 'as_on_disk', 'of_limits', 'of_shapes', 'kinds_of',
-           'in_words', 'take_one']
+           'as_whole', 'as_number', 'Kind', 'of_kind', 'is_row', 'is_too_long', 'as_on_disk', 'of_limits', 'of_shapes',
+           'kinds_of', 'in_words', 'take_one']
 
 # %% ../../nbs/values/01_kinds.ipynb #75780acf
 import math, numbers, operator, os, re
@@ -138,7 +138,12 @@ def _series(v): return refused(v) if not is_row(v) else v.tolist() if hasattr(v,
 def _row(v):
     if not is_row(v) or hasattr(v, 'columns'): refused(v)
     return v.tolist() if hasattr(v, 'dtype') else list(v) if isinstance(v, tuple) else v
-def _fits_disk(v): return '\0' not in v and all(len(o.encode('utf-8', 'surrogateescape')) < 256 for o in Path(v).parts)
+def _longest_name(v): return max((len(o.encode('utf-8', 'surrogateescape')) for o in Path(v).parts), default=0)
+def _fits_disk(v): return '\0' not in v and _longest_name(v) < 256
+def is_too_long(v):
+    "Whether `v` is a path with a name of more bytes than a disk takes"
+    try: return _longest_name(v) > 255
+    except (TypeError, ValueError): return False
 def _is_path(v):
     if isinstance(v, os.PathLike): return isinstance(os.fspath(v), str) and _fits_disk(os.fspath(v))
     return isinstance(v, str) and v.strip() != '' and _fits_disk(v)
