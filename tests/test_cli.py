@@ -254,6 +254,19 @@ def test_predict_refuses_all_for_one_bad_file(run):
         assert (code, out) == (2, []) and len(err) == 1 and err[0].startswith(f'error: {bad} is not an image that can be read')
 
 
+def test_two_evaluations_at_once_keep_both(run, monkeypatch):
+    from dlcourse.insight import evaluation
+    run(f'{MLP} --epochs 1')
+    real = evaluation.evaluate
+    def another(*args):
+        monkeypatch.setattr(evaluation, 'evaluate', real)
+        assert main('evaluate mlp-digits-1 --part valid'.split()) == 0
+        return real(*args)
+    monkeypatch.setattr(evaluation, 'evaluate', another)
+    assert run('evaluate mlp-digits-1 --part train')[0] == 0
+    assert json.loads(Path('runs/mlp-digits-1/metrics.json').read_text()).keys() >= {'test', 'valid', 'train'}
+
+
 def test_predict_needs_images(run):
     run('train mlp --data boston_housing --epochs 1 --set widths=4')
     Image.new('L', (8, 8)).save('a.png')

@@ -208,6 +208,19 @@ def test_no_json_and_no_file(tmp_path):
     with pytest.raises(CourseError, match='there is no record'): rc.read_record(tmp_path/'b.json')
     (tmp_path/'c.json').write_text('[1]')
     with pytest.raises(CourseError, match='is not a record'): rc.read_record(tmp_path/'c.json')
+    (tmp_path/'d.json').write_text('['*100_000)
+    with pytest.raises(CourseError, match='nests more than 50 levels'): rc.read_record(tmp_path/'d.json')
+
+
+@pytest.mark.parametrize('key, entry', [('rows', ['a']), ('rows', dict(variant='a', seed=1, figures=dict(loss=[{}]))), ('summary', {}),
+                                        ('rows', dict(variant='a', seed=1, provenance=1)), ('verdicts', dict(met='?')), ('variants', 1)])
+def test_a_record_of_a_stranger_holds_what_a_record_holds(key, entry, tmp_path):
+    "Also with a checksum that fits"
+    ex.reproduce(exp(simple), full=True, folder=tmp_path)
+    record = json.loads((tmp_path/'test-1.json').read_text())
+    record = {k: v for k,v in record.items() if k != 'schema'} | {key: [*record[key], entry]}
+    rc.write_record(record, tmp_path/'test-1.json')
+    with pytest.raises(CourseError, match=f'an entry of {key} is of the wrong kind'): rc.read_record(tmp_path/'test-1.json')
 
 
 def test_unknown_names(tmp_path):

@@ -1978,7 +1978,7 @@ def test_decoding_goes_on_where_it_was_interrupted(photos, decoded_home, monkeyp
     assert np.array_equal(np.load(again.path), read_images(files)) and not o.marks_file.exists()
 
 
-@pytest.mark.parametrize('change', ['touch', 'more', 'fewer', 'size', 'note', 'short', 'head'])
+@pytest.mark.parametrize('change', ['touch', 'more', 'fewer', 'size', 'note', 'short', 'head', 'pixel', 'sums'])
 def test_what_changed_is_decoded_anew(photos, decoded_home, change):
     files = image_files(photos).files
     o, one = decoding.decode(photos, files, (3, 12, 16)), files[0]
@@ -1989,11 +1989,27 @@ def test_what_changed_is_decoded_anew(photos, decoded_home, change):
     if change == 'note': o.note_file.write_text('{')
     if change == 'short': os.truncate(o.path, 1000)
     if change == 'head': o.path.write_bytes(b'x'*128 + o.path.read_bytes()[128:])
+    if change in ('pixel', 'sums'): o.path.write_bytes(o.path.read_bytes()[:-1] + b'x')
+    if change == 'sums': o.note_file.write_text(o.note_file.read_text().replace('"sums": [', '"sums": [[], '))
     files = image_files(photos).files
     again = decoding.decode(photos, files, (3, 12, 16))
     assert again.path == o.path and np.array_equal(np.load(again.path), read_images(files)) and len(decoded_sets()) == 1
     assert decoding.decode(photos, files, (3, 12, 16)) == again
-    assert (o.origin == again.origin) == (change in ('note', 'short', 'head'))
+    assert (o.origin == again.origin) == (change in ('note', 'short', 'head', 'pixel', 'sums'))
+
+
+def test_a_copy_of_the_decoded_images_is_taken_as_it_is(photos, decoded_home, monkeypatch):
+    files = image_files(photos).files
+    o = decoding.decode(photos, files, (3, 12, 16))
+    os.utime(o.path, ns=(5, 5))
+    monkeypatch.setattr(decoding, '_fill', None)
+    for _ in range(2): assert decoding.decode(photos, files, (3, 12, 16)) == o
+    assert json.loads(o.note_file.read_text())['time'] == 5
+
+
+def test_a_place_that_cannot_be_written_is_named_before_it_is_locked(photos, decoded_home, monkeypatch):
+    monkeypatch.setattr('os.access', lambda *args: False)
+    fails('cannot be written: set DLCOURSE_CACHE to a folder that can', dls_for, photos, mapped=True)
 
 
 def test_processes_decode_the_same_bytes_and_name_all_faults(photos, decoded_home):

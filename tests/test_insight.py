@@ -4,6 +4,7 @@ from copy import deepcopy
 from functools import partial
 from itertools import combinations
 from pathlib import Path
+from types import SimpleNamespace
 
 import matplotlib
 matplotlib.use('Agg')
@@ -1318,6 +1319,12 @@ def test_damaged_program(tmp_path, content, why):
     if content: file.write_bytes(content)
     for f in (onnx_settings, lambda o: run_onnx(o, images(1, 1)[0])):
         with pytest.raises(CourseError, match=why): f(file)
+
+
+def test_a_program_of_somebody_else_has_no_settings(monkeypatch):
+    other = SimpleNamespace(get_modelmeta=lambda: SimpleNamespace(custom_metadata_map={}))
+    monkeypatch.setattr('dlcourse.insight.inference._session', lambda program: other)
+    with pytest.raises(CourseError, match='the program has no settings'): onnx_settings('net.onnx')
 
 
 # ---- where an export fails nothing is left -----------------------------------------------------

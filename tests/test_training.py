@@ -550,6 +550,15 @@ def test_ctrl_c_keeps_what_is_finished(capsys):
     assert len(again.complete) == 6 and calls[2] in calls[3:] and params(again) == params(found(SPACE, plain, n=6))
 
 
+@pytest.mark.parametrize('change', [
+    "delete from studies", "update study_directions set direction='?'", "update trials set datetime_start='2026-11-27 04:s7:56'",
+    "update trial_params set param_value='?'"])
+def test_a_database_that_somebody_has_changed(change):
+    found(SPACE, plain, n=2, storage='sqlite:///s.db')
+    with sqlite3.connect('s.db') as base: base.execute(change)
+    with pytest.raises(CourseError, match='sqlite:///s.db is damaged .* choose another storage'): found(SPACE, plain, n=3, storage='sqlite:///s.db')
+
+
 def test_ctrl_c_waits_for_the_end_of_a_line():
     done, before = [], signal.signal(signal.SIGINT, signal.default_int_handler) # a process in the background ignores Ctrl-C
     try:
@@ -1009,6 +1018,12 @@ def test_a_run_that_lost_its_checkpoint_is_not_finished(capsys):
     assert 'cut is not finished: this is what it has after 1 of 5 epochs' in capsys.readouterr().out
     assert main(['train', '--resume', 'cut']) == 2
     assert 'has lost its checkpoint.safetensors' in capsys.readouterr().err
+
+
+def test_a_finished_run_without_its_history_says_so():
+    begin('whole', epochs=1).train()
+    Path('whole/history.csv').unlink()
+    with pytest.raises(CourseError, match='whole has lost its history.csv: put it back'): Run('whole').learner()
 
 
 def test_early_stopping_keeps_the_best():
@@ -1668,6 +1683,7 @@ TAMPERED = [
     (tensors_with('checkpoint', one('opt.0.exp_avg', lambda v: torch.zeros(999, 999))), '0.exp_avg has shape'),
     (tensors_with('checkpoint', one('opt.0.step', lambda v: torch.zeros(5))), '0.step has shape'),
     (tensors_with('checkpoint', one('opt.0.exp_avg', lambda v: v.double())), '0.exp_avg has type float64'),
+    (tensors_with('checkpoint', one('opt.0.exp_avg', lambda v: v.to(torch.float8_e4m3fn))), '0.exp_avg has type float8'),
     (tensors_with('checkpoint', lambda t, m: ({**t, 'opt.99.step': t['opt.0.step']}, {k: v for k,v in m.items() if k != 'n_tensors'})),
      '99.step has shape .*, expected none'),
     (tensors_with('checkpoint', lambda t, m: ({k: v for k,v in t.items() if not k.startswith('opt.0')}, m)), 'tensors, expected'),

@@ -131,12 +131,13 @@ def _known_metrics(run):
     return read_json(path, 'is damaged (remove it, and it is written again)') if path.exists() or path.is_symlink() else {}
 
 # %% ../../nbs/cli/04_train.ipynb #a0c8a1f6
-def _write_metrics(run, known, ev):
-    "Add an evaluation to what was known in `metrics.json`"
-    rows, learn = run.rows, run.learner()
+def _write_metrics(run, ev):
+    "Add an evaluation to what is known in `metrics.json`, also by another process that evaluates another part meanwhile"
+    from dlcourse.core import lock_for
+    rows, learn, path = run.rows, run.learner(), run.folder/'metrics.json'
     seconds = sum(o['seconds'] for o in rows)
-    known |= dict(epochs=len(rows), best_epoch=learn.best_epoch, seconds=seconds, parameters=run.facts['parameters'])
-    _write_text(run.folder/'metrics.json', json.dumps({**known, ev.part: ev.to_dict()}, indent=1) + '\n')
+    facts = dict(epochs=len(rows), best_epoch=learn.best_epoch, seconds=seconds, parameters=run.facts['parameters'])
+    with lock_for(path): _write_text(path, json.dumps({**_known_metrics(run), **facts, ev.part: ev.to_dict()}, indent=1) + '\n')
 
 # %% ../../nbs/cli/04_train.ipynb #68853031
 def _result(run, ev, has_test):
@@ -151,13 +152,13 @@ def evaluate_run(run, part=None):
     from dlcourse.insight.curves import plot_curves
     from dlcourse.insight.evaluation import evaluate
     from dlcourse.core import save_figure
-    known, learn = _known_metrics(run), run.learner()
+    learn, _ = run.learner(), _known_metrics(run) # nothing is written beside damaged ones
     has_test = len(learn.dls.loaders) > 2
     main_part = 'test' if has_test else 'valid'
     with learn.quiet(): ev = evaluate(learn, part or main_part)
     _report_files(run, ev, '' if ev.part == main_part else f'_{ev.part}')
     save_figure(plot_curves(learn), run.folder/'curves.png')
-    _write_metrics(run, known, ev)
+    _write_metrics(run, ev)
     return ev, _result(run, ev, has_test)
 
 # %% ../../nbs/cli/04_train.ipynb #8081be00

@@ -19,6 +19,7 @@ import numpy as np, pandas as pd
 import dlcourse
 from matplotlib.figure import Figure
 from ..core import CourseError, choose, whole_file
+from ..files import from_json
 from ..names import legend_text, plot_text
 from .intervals import Difference, figure_text, interval, interval_text, paired, size_interval
 from ..insight.curves import colors, panels, tidy
@@ -85,12 +86,27 @@ def write_record(
 _fields = dict(schema=int, id=str, title=str, full=bool, variants=list, seeds=int, reported=dict, rows=list, summary=list,
                verdicts=list, command=str, seconds=float, checksum=str)
 
+def _is_number(v): return type(v) in (int, float)
+def _is_figure(v): return v is None or _is_number(v) or isinstance(v, list) and all(map(_is_figure, v))
+def _is_row(r):
+    "Whether `r` is what a trial came to"
+    if not isinstance(r, dict) or not isinstance(r.get('variant'), str) or type(r.get('seed')) is not int: return False
+    figures = r.get('figures', {})
+    plain = isinstance(figures, dict) and isinstance(r.get('provenance', {}), dict) and _is_number(r.get('seconds', 0))
+    return plain and all(map(_is_figure, figures.values()))
+
+def _is_mean(o): return isinstance(o, dict) and {'variant', 'figure', 'mean', 'spread', 'n'} <= o.keys() and _is_number(o['mean'])
+def _is_verdict(o): return isinstance(o, dict) and isinstance(o.get('expectation'), str) and o.get('met', 0) in (True, False, None)
+_entries = dict(variants=lambda o: isinstance(o, str), rows=_is_row, summary=_is_mean, verdicts=_is_verdict)
+
 def _problem(record):
     "Reason why `record` is not what `write_record` wrote, or None"
     found = record.get('schema', schema)
     if found != schema: return f'has the format {found}, and this version reads {schema}: measure it again'
     wrong = [k for k,t in _fields.items() if not isinstance(record.get(k), t)]
     if wrong: return f"is not a record of an experiment: {', '.join(wrong)} is missing or of the wrong kind"
+    odd = [k for k,fits in _entries.items() if not all(map(fits, record[k]))]
+    if odd: return f'is not a record of an experiment: an entry of {odd[0]} is of the wrong kind'
     changed = record['checksum'] != checksum(record)
     return 'was changed after it was measured: put it back as it was, or measure it again (--again)' if changed else None
 
@@ -105,9 +121,11 @@ def read_record(
     file, # Path of a JSON file that `write_record` wrote
 )->dict:
     "Read a record; raises `CourseError` if the file is missing, has other fields, or was changed or renamed by hand"
-    try: record = json.loads(Path(file).read_text(encoding='utf-8'))
+    fault = 'is not a record of an experiment'
+    try: record = from_json(Path(file).read_text(encoding='utf-8'), file, fault)
+    except CourseError: raise
     except FileNotFoundError as e: raise CourseError(f'there is no record {file}: run the experiment first') from e
-    except (OSError, ValueError) as e: raise CourseError(f'{file} is not a record of an experiment: {e}') from e
+    except (OSError, ValueError) as e: raise CourseError(f'{file} {fault}: {e}') from e
     problem = _problem(record if isinstance(record, dict) else {}) or _renamed(record, Path(file))
     if problem: raise CourseError(f'{file} {problem}')
     return record

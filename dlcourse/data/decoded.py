@@ -81,15 +81,16 @@ def _is_noted(o, is_whole):
     "Whether the file `o` is there, made from what it should be, and as whole or as begun as `is_whole` says"
     try: note, size = read_json(o.note_file), o.path.stat().st_size
     except (CourseError, OSError): return False
-    if note != _note(o, is_whole) or size != _size(o): return False
+    wanted = _note(o, is_whole)
+    if {k: note.get(k) for k in wanted} != wanted or size != _size(o): return False
     with open(o.path, 'rb') as f: return f.read(len(_head(o.shape))) == _head(o.shape)
 
 # %% ../../nbs/data/10a_decoded.ipynb #4d47d450
 def is_whole(
     o:Decoded,
 )->bool:
-    "Whether all images are there, made from the files as they are now"
-    return _is_noted(o, True)
+    "Whether all images are there, made from the files as they are now, and as they were written"
+    return _is_noted(o, True) and _is_untouched(o)
 
 # %% ../../nbs/data/10a_decoded.ipynb #bcb1aac3
 def lacks_room(
@@ -157,10 +158,26 @@ def _begin(o):
     return marks
 
 # %% ../../nbs/data/10a_decoded.ipynb #65949568
-def _end(o):
+def _write_whole(o, sums):
+    "Note that the file `o` is whole, with the checksum of each chunk, and its time"
+    facts = dict(sums=sums, time=o.path.stat().st_mtime_ns)
+    with whole_file(o.note_file) as f: json.dump(_note(o, True) | facts, f)
+
+def _is_untouched(o):
+    "Whether the bytes of the whole file `o` are those that were written: they are read where its time is another than noted"
+    note = read_json(o.note_file)
+    if note.get('time') == o.path.stat().st_mtime_ns: return True
+    sums = note.get('sums')
+    if not isinstance(sums, list) or len(sums) != o.n_chunks: return False
+    with open(o.path, 'rb') as f:
+        if not all(_is_sound(o, f, k, crc) for k,crc in enumerate(sums)): return False
+    with suppress(CourseError): _write_whole(o, sums) # in a place that is only read they are compared each time
+    return True
+
+def _end(o, marks):
     "Note that the file `o` is whole, once the disk has it"
     with open(o.path, 'rb+') as f: os.fsync(f.fileno())
-    with whole_file(o.note_file) as f: json.dump(_note(o, True), f)
+    _write_whole(o, [marks[k] for k in range(o.n_chunks)])
     o.marks_file.unlink()
 
 # %% ../../nbs/data/10a_decoded.ipynb #1e0ef792
@@ -190,7 +207,7 @@ def filling(
             with open(o.marks_file, 'ab') as f: f.write(_mark.pack(k, crc))
             marks[k] = crc
         yield missing, mark
-        if len(marks) == o.n_chunks and not is_whole(o): _end(o)
+        if len(marks) == o.n_chunks and not is_whole(o): _end(o, marks)
 
 # %% ../../nbs/data/10a_decoded.ipynb #329dbcbd
 def _row(path):

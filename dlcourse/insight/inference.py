@@ -24,6 +24,7 @@ from .. import __version__
 from ..core import CourseError, optional, whole_file, whole_folder
 from ..data.decoding import pictures_alone
 from ..data.transforms import AtSize
+from ..files import from_json
 from .outputs import class_probabilities, class_vocab, prediction_kind
 from .layers import check_layers, device_of, find_part, first_batch, in_order, kept_state
 from ..models.folding import FastNet, answering, fast_net, fold_batchnorm
@@ -226,7 +227,9 @@ def onnx_settings(
     program, # An ONNX file, or its bytes
 )->dict: # `classes`, `channels`, `height`, `width`, ...
     "The settings in an exported program; raises `CourseError` for a file that is missing or damaged"
-    return json.loads(_session(program).get_modelmeta().custom_metadata_map['settings'])
+    found = _session(program).get_modelmeta().custom_metadata_map
+    if 'settings' not in found: raise CourseError('the program has no settings: it was not made by `export_onnx`')
+    return from_json(found['settings'], 'the program')
 
 # %% ../../nbs/insight/05_inference.ipynb #f47e862d
 def export_onnx(

@@ -166,6 +166,7 @@ def load_training_state(
     fixed, net = fixed or {}, get_model(learn.model)
     load_weights(net, fixed | (best or model), source) # the best ones must be sound
     load_weights(net, fixed | model, source, sound=False) # the last ones needn't be: `StopOnNaN` sees to that
+    check_tensors(opt, _expected_state(learn, opt), source, 'the optimiser')
     if all(v.isfinite().all() for v in model.values()): _check_state(opt, tensors['smooth_val'], source)
     load_optimizer(learn, opt, source)
     kept = {k: v.to(learn.dls.device, copy=True) for k,v in (fixed | (best or model)).items()}

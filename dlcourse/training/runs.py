@@ -174,6 +174,7 @@ def learner(self:Run,
 def _kept(self:Run):
     "Weights, notes and file of what is kept of this run; nothing and None without a finished epoch"
     if self.has(weights_file):
+        if self.finished and not self.has(history_file): raise CourseError(f'{self.folder} has lost its {history_file}: put it back')
         tensors, notes = load_tensors(self.folder/weights_file)
         if 'best_epoch' in notes: check_best(notes['best_epoch'], len(self.rows) + 1, self.folder/weights_file) # written before the history
         return self.fixed() | tensors, notes, self.folder/weights_file

@@ -99,10 +99,18 @@ class TrialStore:
         "Open or begin the storage; raises `CourseError` if it is damaged or belongs to another search"
         self.who, self.journal = dict(_this_process(), search=uuid.uuid4().hex), journal_for(self.path)
         self.name = getattr(self.path, 'search', 'search')
-        with answering(self.journal):
+        with answering(self.journal): self._open()
+        return self
+
+    def _open(self):
+        "Open or begin the storage: whatever Optuna raises for what it finds there, the storage is damaged"
+        try:
             self.storage = open_storage(self.journal)
             with self.locked(), quiet_optuna(): self._begin()
-        return self
+        except (CourseError, *(failures() if self.path else ())): raise
+        except Exception as e:
+            if not self.path: raise
+            raise CourseError(f'{self.path} is damaged ({type(e).__name__}: {e}): choose another storage') from e
 
     def _begin(self):
         "Load the study, or begin it"
