@@ -545,7 +545,7 @@ def test_the_first_strength_changes_nothing_and_the_last_does(kind):
 
 
 def test_unknown_kind_of_change():
-    with pytest.raises(CourseError, match="unknown kind of change 'sizes'. Did you mean 'size'"): perturbed.change_of('sizes', 1)
+    with pytest.raises(CourseError, match="unknown kind 'sizes'. Did you mean 'size'"): perturbed.change_of('sizes', 1)
 
 
 def test_the_tail_and_its_repairs():

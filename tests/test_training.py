@@ -1823,6 +1823,12 @@ def test_a_window_over_all_epochs_is_the_setting_itself():
     assert all(torch.equal(v, window[k]) and torch.equal(v, never[k]) for k,v in always.items())
 
 
+@pytest.mark.parametrize('settings', [dict(wd='x'), dict(lr=-1), dict(eps=float('nan')), dict(mom=[0.9, None])])
+def test_settings_of_a_window_are_numbers(settings):
+    learn = learner_for('mlp', data='digits', n_per_class=10, seed=1)
+    with pytest.raises(CourseError, match='must be a number of at least 0'), learn.quiet(): learn.fit(1, cbs=During(settings))
+
+
 def test_only_what_learns_is_changed():
     learn = learner_for('cnn', data='digits', n_per_class=10, filters=[4, 4], norm='batch', seed=1)
     before = {k: p.detach().clone() for k,p in learn.model.named_parameters()}

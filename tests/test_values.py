@@ -12,7 +12,10 @@ import dlcourse
 from dlcourse import all as students
 from dlcourse.core import import_all
 from dlcourse.data.sampling import imbalance
+from dlcourse.course.records import values
 from dlcourse.insight.calibration import best_temperature
+from dlcourse.insight.evaluation import Evaluation
+from dlcourse.training.ensembles import EnsembleNet
 from dlcourse.training.transfer import feature_table
 from dlcourse.values.door import CourseError, check_calls, checked, parameters_of
 from dlcourse.values.kinds import Limits, choices_of, in_words, limits_of, shapes_of
@@ -20,24 +23,25 @@ from dlcourse.values.kinds import Limits, choices_of, in_words, limits_of, shape
 nan, inf = math.nan, math.inf
 ROOMS = ('core', 'provenance', 'files', 'data', 'models', 'training', 'insight', 'report')
 import_all(dlcourse)
-MODULES = {k: m for k,m in sorted(sys.modules.items()) if k.startswith('dlcourse.') and k.split('.')[1] in ROOMS}
+OURS = {k: m for k,m in sorted(sys.modules.items()) if k.startswith('dlcourse.')}
+MODULES, PAGES = ({k: m for k,m in OURS.items() if k.split('.')[1] in o} for o in (ROOMS, ('course',)))
 
 
-def doors():
+def doors(modules):
     "Name and function of each door"
-    for name, module in MODULES.items():
+    for name, module in modules.items():
         for k, o in vars(module).items():
             if inspect.isclass(o) and o.__module__ == name:
                 yield from ((f'{name}.{k}.{m}', f) for m,f in vars(o).items() if hasattr(f, '_is_checked'))
             elif hasattr(o, '_is_checked') and o.__module__ == name: yield f'{name}.{k}', o
 
 
-DOORS = dict(doors())
+DOORS = dict(doors(MODULES))
 
 
 def rules(f):
     "Parameters of a function, those of which something is known"
-    return {k: o for k,o in parameters_of(inspect.unwrap(f), f._source).items() if o is not None}
+    return {k: o for k,o in parameters_of(inspect.unwrap(f), f._source, f._own).items() if o is not None}
 
 
 # What no parameter of a kind may be, by the first words of the kind
@@ -58,14 +62,22 @@ def wrong(rule):
     return [v for v in lists[0] if all(any(repr(v) == repr(o) for o in other) for other in lists[1:])] if lists else []
 
 
-@pytest.mark.parametrize('name', DOORS)
-def test_bad_values_are_refused_before_the_function_begins(name):
-    f, this = DOORS[name], [SimpleNamespace()] if '.' in DOORS[name].__qualname__ else []
+def check_refuses(f):
+    this = [SimpleNamespace()] if '.' in f.__qualname__ else []
     for k, rule in rules(f).items():
         for v in wrong(rule):
             if k == 'self' or any(p.kind == p.VAR_POSITIONAL for p in inspect.signature(f).parameters.values() if p.name == k): continue
             with pytest.raises(CourseError) as e: f(*this, **{k: v})
             assert k in str(e.value) and len(str(e.value)) < 700 and '0x' not in str(e.value)
+
+
+@pytest.mark.parametrize('name', DOORS)
+def test_bad_values_are_refused_before_the_function_begins(name): check_refuses(DOORS[name])
+
+
+@pytest.mark.parametrize('name', PAGES)
+def test_bad_values_are_refused_on_the_pages_of_the_course(name):
+    for f in dict(doors({name: PAGES[name]})).values(): check_refuses(f)
 
 
 @pytest.mark.parametrize('name', DOORS)
@@ -78,9 +90,9 @@ def test_numbers_below_their_range_are_refused(name):
                 with pytest.raises(CourseError, match=f'{k} must be'): f(*this, **{k: v})
 
 
-@pytest.mark.parametrize('name', MODULES)
+@pytest.mark.parametrize('name', MODULES | PAGES)
 def test_every_public_function_has_a_door(name):
-    functions = [o for k,o in vars(MODULES[name]).items() if inspect.isfunction(o) and o.__module__ == name and not k.startswith('_')]
+    functions = [o for k,o in vars(OURS[name]).items() if inspect.isfunction(o) and o.__module__ == name and not k.startswith('_')]
     assert not [o.__name__ for o in functions if not hasattr(o, '_is_checked') and inspect.signature(o).parameters]
 
 
@@ -106,14 +118,56 @@ def test_shapes_are_read_from_comments():
     'a table for a Learner': (lambda: students.evaluate(pd.DataFrame({'a': [1]})), 'learn must be a fastai `Learner`'),
     'a history without losses': (lambda: students.convergence(pd.DataFrame({'a': range(9)})), "unknown column of the history 'train_loss'"),
     'whole numbers for scores': (lambda: students.CrossEntropy().activation(torch.tensor([1, 2])), 'floating-point'),
-    'no views': (lambda: feature_table(torch.nn.ReLU(), SimpleNamespace(loaders=[]), views=None), 'views must be a function, or a list'),
+    'no views': (lambda: feature_table(views=None, model=torch.nn.ReLU(), dls=None), 'views must be a list, each a function'),
     'a class for a network': (lambda: students.trainer(int), 'arch must be a name, a module'),
     'a function of another signature': (lambda: students.search({'lr': [1]}, lambda a, b, c: 0), 'train must be a function of a settings'),
+    'an optimiser of another signature': (lambda: students.learner_for('mlp', opt_func=lambda: 0), 'opt_func must be a function'),
+    'a module for an optimiser': (lambda: students.learner_for('mlp', opt_func=torch.nn.ReLU()), 'opt_func must be a function that makes'),
+    'a metric of another signature': (lambda: students.learner_for('mlp', metrics=lambda: 0), 'metrics must be a function of'),
+    'a table for metrics': (lambda: students.learner_for('mlp', metrics=pd.DataFrame()), 'metrics must be a function of'),
+    'a text for networks': (lambda: EnsembleNet('ab'), 'members must be a list'),
+    'texts for losses': (lambda: Evaluation(None, None, 'valid', torch.eye(2), torch.arange(2), ['x'], ['a', 'b']), 'losses must be'),
+    'a variant that is not there': (lambda: values(dict(rows=[], variants=['slow']), 'slwo', 'loss'), "Did you mean 'slow'"),
     'labels and rows of two lengths': (lambda: students.probe_accuracy(np.zeros((4, 2)), np.zeros(3)), 'of the same length'),
 }.values())
 def test_kinds_of_bad_values_are_one_sentence(call, words):
     with pytest.raises(CourseError, match=words) as e: call()
     assert '\n' not in str(e.value)
+
+
+def test_a_page_of_the_course_has_names_of_its_own():
+    from dlcourse.course.pcs import feature_space, landscape, similarity
+    from dlcourse.course.records import Results
+    assert landscape.two_sides([3., 2., 1.])[0].tolist() == [2, 1] # `loss` is a function elsewhere
+    assert parameters_of(inspect.unwrap(feature_space.faithfulness), None, True)['points'] is None # a whole number elsewhere
+    for f, words in ((lambda: similarity.chain_learner(5, None, 1), 'trial must be'),
+                     (lambda: landscape.draw_landscape({}), 'record must be a record'),
+                     (lambda: landscape.losses_along(torch.nn.ReLU(), 'kept'), 'learn must be a fastai `Learner`'),
+                     (lambda: Results([1]), 'rows must be a list, each a dictionary')):
+        with pytest.raises(CourseError, match=words): f()
+
+
+def test_each_entry_of_a_dictionary_is_checked(tmp_path):
+    from dlcourse.training.checkpoints import load_tensors, save_tensors
+    with pytest.raises(CourseError, match='tensors must be a dictionary, each value an array'): save_tensors(tmp_path/'a', {'w': object()})
+    assert not any(tmp_path.iterdir())
+    save_tensors(tmp_path/'a', {'w': torch.ones(2)})
+    assert load_tensors(tmp_path/'a')[0]['w'].tolist() == [1, 1]
+
+
+def test_losses_may_be_a_list(): assert Evaluation(None, None, 'valid', torch.eye(2), torch.arange(2), [.5, 1.5], ['a', 'b']).loss == 1
+
+
+@pytest.mark.parametrize('f', [torch.optim.Adam, students.adamw, lambda p, lr, **kw: None, lambda p, lr, wd=0: None])
+def test_optimisers_of_any_kind_are_welcome(f): assert parameters_of(inspect.unwrap(students.learner_for))['opt_func'](f) is f
+
+
+@pytest.mark.parametrize('f', [lambda p, y: 0, lambda p, y, z: 0, [lambda p, y, n=1: 0], [], None])
+def test_metrics_of_any_kind_are_welcome(f): assert parameters_of(inspect.unwrap(students.learner_for))['metrics'](f) is f
+
+
+def test_a_name_that_no_disk_takes_is_refused():
+    with pytest.raises(CourseError, match='data must be a name, a folder or arrays'): students.dls_for('x'*300)
 
 
 def test_numbers_of_students_have_a_range():

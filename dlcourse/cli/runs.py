@@ -107,7 +107,8 @@ def _text_or_file(text, what):
     arg('--author', action='append', default=[], metavar='NAME', help='name of an author; repeat it for each further author'),
     arg('--date', type=str, metavar='TEXT', help='date (default: today)'),
     arg('--abstract', type=str, default='', metavar='FILE|TEXT', help='a text, or a file that holds it'),
-    arg('--observations', type=str, default='', metavar='FILE|TEXT', help='a text, or a file that holds it; lines that begin with "- " are a list'),
+    arg('--observations', type=str, default='', metavar='FILE|TEXT',
+        help='a text, or a file that holds it; lines that begin with "- " are a list'),
     arg('--lang', default='en', metavar='en|pt', help='English or Portuguese (default: en)'), device_option,
     examples=['dlcourse report runs/cnn-fashion_mini-1', 'dlcourse report mlp-digits-1 cnn-digits-1 --lang pt --title "Dígitos" '
               '--author "Ana Gonçalves" --author "João Conceição" --observations notes.txt -o digits.pdf'])

@@ -12,6 +12,7 @@ __all__ = ['registry', 'Trial', 'NotMeasured', 'ShowEpochs', 'watched', 'classif
 # %% ../../nbs/course/50_experiment.ipynb #32b5444f
 import math, re, shlex, time
 from collections import Counter
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,7 +35,7 @@ class Trial:
     seed:int
     full:bool=False # Whether to run at the full budget
     device:str='cpu' # 'cpu' or 'cuda'
-    show:object=None # Function that is called with each line of progress
+    show:Callable=None # Function that is called with each line of progress
 
     def pick(self, quick, full):
         "`full` in a full trial, otherwise `quick`"
@@ -89,16 +90,16 @@ class Experiment:
     "An item of the course: the reported figures, the expectations, and the function that measures it"
     id:str # Id in the course's catalogue, such as 'mba-7'
     title:str
-    run:object # Function of a `Trial` that returns a dictionary of figures: numbers, or lists of numbers (curves)
-    variants:tuple=('',) # Variants to compare; each is run by itself
-    seeds:object=3 # Number of seeds of a full run, or a dictionary of numbers by variant
+    run:Callable # Function of a `Trial` that returns a dictionary of figures: numbers, or lists of numbers (curves)
+    variants:tuple[str, ...]=('',) # Variants to compare; each is run by itself
+    seeds:int|dict=3 # Number of seeds of a full run, or a dictionary of numbers by variant
     reported:dict=field(default_factory=dict) # Variant -> figure -> what the document or paper says
     tolerance:dict=field(default_factory=dict) # Figure -> difference to the reported value that counts as the same
-    not_comparable:object='' # Reason why nothing can be held against what was reported, or a dictionary of reasons by variant
+    not_comparable:str|dict='' # Reason why nothing can be held against what was reported, or a dictionary of reasons by variant
     expects:dict=field(default_factory=dict) # Sentence -> function of `Results` that returns whether it is true
-    needs:tuple=() # Data sets that a full run loads
+    needs:tuple[str, ...]=() # Data sets that a full run loads
     minutes:float=None # Approximate time of a full run on two cores
-    draw:object=None # Function of a record that returns a matplotlib figure; by default `draw_record`
+    draw:Callable=None # Function of a record that returns a matplotlib figure; by default `draw_record`
 
     @property
     def document(self):
@@ -232,9 +233,9 @@ def _command(exp, full, seeds):
 # %% ../../nbs/course/50_experiment.ipynb #891cf3ac
 def record_of(
     exp:Experiment,
-    rows:list, # Rows of the trials so far
+    rows:list[dict], # Rows of the trials so far
     full:bool, # Whether they ran at the full budget
-    seeds:dict, # Variant -> number of seeds that there will be
+    seeds:dict[str, int], # Variant -> number of seeds that there will be
 )->dict: # A record, to be given to `write_record`
     "The record of an experiment from its rows"
     return dict(id=exp.id, title=exp.title, full=full, variants=list(exp.variants), seeds=max(seeds.values()),
@@ -268,7 +269,7 @@ def save_drawing(
 # %% ../../nbs/course/50_experiment.ipynb #aeefc0d0
 def finish_record(
     exp:Experiment,
-    rows:list, # Rows that were measured
+    rows:list[dict], # Rows that were measured
     full:bool, # Whether they ran at the full budget
     seeds:int|None, # Number of seeds that were asked for; None for the experiment's own
     file, # Path of the record
@@ -283,7 +284,7 @@ def _threads(rows): return [n for r in rows if (n := r.get('provenance', {}).get
 
 # %% ../../nbs/course/50_experiment.ipynb #a1f0c3d4
 def threads_of(
-    rows:list, # Rows of a record
+    rows:list[dict], # Rows of a record
 )->int|None: # None if there are no rows, or none says it
     "Number of threads that most of the rows were measured with"
     counts = Counter(_threads(rows)).most_common(1)

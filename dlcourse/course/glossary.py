@@ -11,6 +11,9 @@ __all__ = ['TERMS', 'terms', 'names_term', 'glossary_table']
 import re
 from IPython.display import Markdown
 
+# %% ../../nbs/glossary.ipynb #6bcf0795
+from ..values.door import check_calls
+
 # %% ../../nbs/glossary.ipynb #3beaa732
 TERMS = """
 accuracy | acurácia | Fraction of the examples whose predicted class is the right one. | course/04_judging
@@ -130,3 +133,6 @@ def glossary_table()->Markdown: # One row for each term
     "The glossary as a table, each term with a link to its page"
     rows = [f'| [{english}]({page}.ipynb) | {portuguese} | {sentence} |' for english,(portuguese,sentence,page) in terms().items()]
     return Markdown('\n'.join(['| English | Portuguese | meaning |', '| --- | --- | --- |', *rows]))
+
+# %% ../../nbs/glossary.ipynb #1a220038
+check_calls(globals())

@@ -19,7 +19,7 @@ from ..values.door import check_calls
 # %% ../../nbs/course/48_intervals.ipynb #56a2988d
 def interval(
     values, # One number for each seed, (N,)
-    level:float=0.95, # Share of repetitions that the interval should hold; between 0 and 1
+    level:float=0.95, # Share of repetitions that the interval should hold, above 0 and below 1
 )->tuple|None: # (low, high); None for fewer than two values
     "Bootstrap interval of a mean over seeds; the same values give the same interval"
     from scipy.stats import bootstrap
@@ -39,7 +39,7 @@ def figure_text(
 
 # %% ../../nbs/course/48_intervals.ipynb #05161c5c
 def interval_text(
-    found, # (low, high), or None
+    found:list[float]|None, # (low, high), or None
 )->str: # Such as '0.912 to 0.934'; empty for None, and where both ends are the same
     "Write an interval with four digits"
     return '' if found is None or found[0] == found[1] else ' to '.join(map(figure_text, found))
@@ -79,7 +79,7 @@ class Difference:
 # %% ../../nbs/course/48_intervals.ipynb #82f5b562
 def paired(
     first, # One number for each seed, (N,)
-    second, # The same for the other part, seed by seed
+    second, # One number for each seed of the other part, in the same order
 )->Difference: # First minus second
     "Compare two parts that ran with the same seeds; raises `CourseError` if their numbers differ"
     a, b = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
@@ -91,7 +91,7 @@ def paired(
 def size_interval(
     accuracy:float, # Share of right answers, from 0 to 1
     n:int, # Number of test examples, at least 1
-    level:float=0.95, # Between 0 and 1
+    level:float=0.95, # Above 0 and below 1
 )->tuple: # (low, high)
     "Wilson's interval of an accuracy on `n` test examples"
     from scipy.stats import binomtest

@@ -11,6 +11,9 @@ __all__ = ['DOCUMENTS', 'ITEMS', 'items', 'item_results', 'page_title', 'items_t
 from IPython.display import Markdown
 from .experiment import reproduction
 
+# %% ../../nbs/items.ipynb #2514ee7a
+from ..values.door import check_calls
+
 # %% ../../nbs/items.ipynb #713ab672
 DOCUMENTS = {
     'mac': 'MAC05921 Deep Learning, Tarefa 2 (IME-USP, 2025)',
@@ -119,3 +122,6 @@ def items_table()->Markdown: # A table for each document
             rows.append(f'| {id} | {asks} | {links} | {results.get(id, "")} |')
         parts.append(f'**{title}**\n\n' + '\n'.join(rows))
     return Markdown('\n\n'.join(parts))
+
+# %% ../../nbs/items.ipynb #2139b3cf
+check_calls(globals())

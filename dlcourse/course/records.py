@@ -13,6 +13,7 @@ __all__ = ['schema', 'results_folder', 'record_file', 'published_folder', 'find_
 
 # %% ../../nbs/course/49_records.ipynb #dc9de155
 import hashlib, json, os, statistics
+from collections.abc import Callable
 from itertools import cycle
 from pathlib import Path
 import numpy as np, pandas as pd
@@ -132,7 +133,7 @@ def read_record(
 
 # %% ../../nbs/course/49_records.ipynb #2a744229
 def summary(
-    rows:list, # Rows of a record
+    rows:list[dict], # Rows of a record
 )->list: # A dictionary for each variant and figure: mean, spread (standard deviation, None for one seed), n
     "Mean and spread of each figure over the seeds"
     values = {}
@@ -144,7 +145,7 @@ def summary(
 
 # %% ../../nbs/course/49_records.ipynb #4a8a4a04
 def by_seed(
-    rows:list, # Rows of a record
+    rows:list[dict], # Rows of a record
     variant:str, # One of its variants
     figure:str, # Name of a figure
 )->dict: # Seed -> value
@@ -158,13 +159,14 @@ def values(
     variant:str, # One of its variants
     figure:str, # Name of a figure
 )->list: # One value for each seed that has one
-    "Values of a figure over the seeds"
+    "Values of a figure over the seeds; raises `CourseError` for an unknown variant"
+    choose(variant, record.get('variants', [variant]), 'variant')
     return list(by_seed(record['rows'], variant, figure).values())
 
 # %% ../../nbs/course/49_records.ipynb #794a76a0
 class Results(dict):
     "Variant -> figure -> mean over the seeds; `by_seed` has the values of all seeds in the same way, curves included"
-    def __init__(self, rows):
+    def __init__(self, rows:list[dict]):
         super().__init__()
         self.rows, self.by_seed = rows, {}
         for o in summary(rows): self.setdefault(o['variant'], {})[o['figure']] = o['mean']
@@ -186,8 +188,8 @@ class Results(dict):
 
 # %% ../../nbs/course/49_records.ipynb #15f17e3a
 def verdicts(
-    expects:dict, # Sentence -> function of `Results` that returns whether it is true
-    rows:list, # Rows of a record
+    expects:dict[str, Callable], # Sentence -> function of `Results` that returns whether it is true
+    rows:list[dict], # Rows of a record
 )->list: # A dictionary for each sentence: 'expectation' and 'met' (True, False, or None where a figure is missing)
     "Check each expectation against the rows"
     results = Results(rows)
@@ -253,7 +255,7 @@ def verdict(
     figure:str, # Name of a figure
 )->str: # Empty where nothing was reported
     "Hold the mean of a figure against the reported one: 'inside', 'outside', 'not comparable' or 'not measured'"
-    said, found = record['reported'].get(variant, {}).get(figure), values(record, variant, figure)
+    said, found = _of_record(record, 'reported').get(variant, {}).get(figure), values(record, variant, figure)
     if not isinstance(said, (int, float)): return ''
     if not found: return 'not measured'
     if reason_not_comparable(record, variant): return 'not comparable'
@@ -262,7 +264,7 @@ def verdict(
 # %% ../../nbs/course/49_records.ipynb #2fb21512
 def reported_and_obtained(
     record:dict, # A record
-    figures=None, # Only these, in this order
+    figures:list[str]=None, # Only these, in this order
 )->pd.DataFrame: # By variant and figure: reported, obtained (mean ± standard deviation), 95 % interval, seeds, verdict
     "Reported and obtained figures, side by side; the verdict is there if anything was reported"
     said = {(p, k): v for p,d in _of_record(record, 'reported').items() for k,v in d.items()}
@@ -277,11 +279,11 @@ def reported_and_obtained(
 # %% ../../nbs/course/49_records.ipynb #f4dc8adb
 def obtained_table(
     record:dict, # A record
-    figures:list, # Names of figures, in this order
+    figures:list[str], # Names of figures, in this order
 )->pd.DataFrame: # By variant, a column for each figure: mean ± standard deviation
     "Obtained figures with one row for each variant"
-    got = {(o['variant'], o['figure']): mean_text(o) for o in record['summary']}
-    variants = [p for p in record['variants'] if not got or any((p, k) in got for k in figures)]
+    got = {(o['variant'], o['figure']): mean_text(o) for o in _of_record(record, 'summary')}
+    variants = [p for p in _of_record(record, 'variants') if not got or any((p, k) in got for k in figures)]
     missing = '' if got else 'not measured'
     return pd.DataFrame([[got.get((p, k), missing) for k in figures] for p in variants], variants, figures)
 
@@ -293,7 +295,7 @@ def paired_difference(
     figure:str, # Name of a figure
 )->Difference: # First minus second over the seeds that both have
     "Compare two variants seed by seed; raises `CourseError` for an unknown variant, or if they have no seed in common"
-    for o in (first, second): choose(o, record['variants'], 'variant')
+    for o in (first, second): choose(o, _of_record(record, 'variants'), 'variant')
     try: return Results(record['rows']).difference(first, second, figure)
     except KeyError as e:
         raise CourseError(f'{first!r} and {second!r} have no seed in common with a figure {figure!r}: measure both') from e
@@ -302,10 +304,11 @@ def paired_difference(
 def differences_to(
     record:dict, # A record
     ours:str, # One of its variants
-    others, # Variants to compare it with
+    others:list[str], # Variants to compare it with
     figure:str, # Name of a figure
 )->pd.DataFrame: # By variant: mean difference, ours minus this one; its 95 % interval, seeds, whether the interval leaves out zero
     "Compare one variant with others seed by seed"
+    for o in (ours, *others): choose(o, record.get('variants', [o]), 'variant')
     columns, index = ['difference', '95 % interval', 'seeds', 'clear'], pd.Index(list(others), name=f'{ours} minus')
     if not values(record, ours, figure): return pd.DataFrame([['not measured', '', 0, '']]*len(others), index, columns)
     found = [paired_difference(record, ours, o, figure) for o in others]
@@ -319,7 +322,7 @@ def both_intervals(
 )->pd.DataFrame: # By variant: obtained, interval over seeds, number of test examples, interval for their number; empty without any
     "Interval of an accuracy over the seeds, and the one for the size of the test set"
     table = {}
-    for p in record['variants']:
+    for p in _of_record(record, 'variants'):
         found, counts = values(record, p, figure), values(record, p, 'confusion')
         if not (found and counts): continue
         n, mean = int(np.sum(counts[0])), statistics.mean(found)
@@ -345,7 +348,7 @@ def by_class(
 def mean_line(
     ax, # matplotlib axes
     x, # Positions, (N,)
-    runs:list, # One list of N values for each seed
+    runs:list[list], # One list of N values for each seed
     **kwargs, # Arguments of `plot`
 ):
     "Draw the mean over the seeds, and a band from the smallest to the largest value"
@@ -356,7 +359,7 @@ def mean_line(
 # %% ../../nbs/course/49_records.ipynb #04741e27
 def dots(
     ax, # matplotlib axes
-    groups:dict, # Label -> values, one for each seed
+    groups:dict[object, list], # Label -> values, one for each seed
     color:str=colors[0],
     offset:float=0., # Moves the dots sideways; 1 is the distance between groups
 ):
@@ -369,7 +372,7 @@ def dots(
 # %% ../../nbs/course/49_records.ipynb #2351fc3f
 def draw_curve(
     k:str, # Name of a figure that has a value for each epoch
-    rows:dict, # Name -> rows of records that are drawn in one colour
+    rows:dict[object, list], # Name -> rows of records that are drawn in one colour
     ax, # matplotlib axes
 ):
     "Draw the figure `k` of each row against the epoch"

@@ -27,8 +27,8 @@ def read_share(
 
 # %% ../../nbs/course/49a_shares.ipynb #48160a96
 def in_turn(
-    variants:list, # Names of variants
-    counts:dict, # Variant -> number of seeds
+    variants:list[str], # Names of variants, at least 1
+    counts:dict[str, int], # Variant -> number of seeds
 )->list: # Pairs of variant and seed
     "All trials in the order in which they are dealt out"
     found = []
@@ -48,8 +48,8 @@ def check_share(
 
 # %% ../../nbs/course/49a_shares.ipynb #389b1d93
 def trials_of_share(
-    variants:list, # Names of variants
-    counts:dict, # Variant -> number of seeds
+    variants:list[str], # Names of variants, at least 1
+    counts:dict[str, int], # Variant -> number of seeds
     text:str, # Such as '2/5'
 )->set: # Pairs of variant and seed
     "The trials of a share"

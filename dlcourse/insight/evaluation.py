@@ -49,9 +49,9 @@ class Evaluation:
     learn:Learner|None # The judged learner
     dl:object # The loader, its items in order
     part:str # 'train', 'valid', 'test', or 'dl' for a loader of the caller's
-    preds:Tensor # Probabilities, float (n, K); for numbers the predictions, float (n,) or (n, K)
+    preds:Tensor # Floating-point probabilities (n, K); for numbers the predictions (n,) or (n, K)
     targets:Tensor # Class numbers, int64 (n,); for numbers the same shape as `preds`
-    losses:Tensor # Loss of each item, times the weight of its class where there are weights, float (n,)
+    losses:Tensor # Floating-point loss of each item (n,), times the weight of its class where there are weights
     vocab:list # Names of the K classes; None where numbers are predicted
     loss:float=None # Loss of all items, as the loss function reduces it; by default the mean of `losses`
 

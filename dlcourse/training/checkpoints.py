@@ -24,7 +24,7 @@ from ..values.door import check_calls
 # %% ../../nbs/training/07_checkpoints.ipynb #8ebb0b2b
 def save_tensors(
     path, # File to write
-    tensors:dict, # Name -> tensor
+    tensors:dict[str, Tensor], # By name
     **notes, # Anything that JSON can hold
 ):
     "Write `tensors` and `notes` as one safetensors file in one step; raises `CourseError` if it can't be written"
@@ -43,7 +43,7 @@ def load_tensors(
 # %% ../../nbs/training/07_checkpoints.ipynb #0e1af717
 def load_weights(
     model, # A network
-    weights:dict, # Name -> tensor
+    weights:dict[str, Tensor], # By name
     source='the file', # Where they come from, for the message
     sound:bool=True, # Whether NaN and infinite numbers are refused
 ):
@@ -89,7 +89,7 @@ def _expected_state(learn, names):
 # %% ../../nbs/training/07_checkpoints.ipynb #f4a02441
 def load_optimizer(
     learn, # A `Learner` with the same optimiser
-    tensors:dict, # Tensors from `optimizer_tensors`
+    tensors:dict[str, Tensor], # From `optimizer_tensors`
     source='the file', # Where they come from, for the message
 ):
     "Give the optimiser its state back; raises `CourseError` that names the first tensor that doesn't fit"
@@ -110,9 +110,9 @@ def frozen_names(
     return {f'body.{k}' for k in model.body.state_dict()}
 
 # %% ../../nbs/training/07_checkpoints.ipynb #110eaf58
-def without(tensors, names): return {k: v for k,v in tensors.items() if k not in names}
-def within_prefix(tensors, prefix): return {k.removeprefix(prefix): v for k,v in tensors.items() if k.startswith(prefix)}
-def with_prefix(prefix, tensors): return {f'{prefix}{k}': v for k,v in tensors.items()}
+def without(tensors:dict, names): return {k: v for k,v in tensors.items() if k not in names}
+def within_prefix(tensors:dict, prefix:str): return {k.removeprefix(prefix): v for k,v in tensors.items() if k.startswith(prefix)}
+def with_prefix(prefix:str, tensors:dict): return {f'{prefix}{k}': v for k,v in tensors.items()}
 
 # %% ../../nbs/training/07_checkpoints.ipynb #0c11a266
 def training_state(

@@ -25,7 +25,7 @@ from ..values.door import check_calls
 class EnsembleNet(nn.Module):
     "Several networks as one, whose scores are the logarithm of their mean probability or of their share of votes"
     def __init__(self,
-        members, # Networks that give scores of classes (N, K), at least 2 of them
+        members:list[nn.Module]|nn.ModuleList, # At least 2, which give scores of classes
         how:str='mean', # 'mean' or 'vote'
     ):
         super().__init__()

@@ -10,6 +10,7 @@ __all__ = ['digest', 'hash_of_weights', 'described', 'hash_of_network', 'feature
 
 # %% ../../nbs/training/03a_feature_files.ipynb #9cd851b1
 import dis, hashlib, inspect, re
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 import numpy as np, torch
@@ -18,6 +19,7 @@ from plum import Function
 from ..core import CourseError
 from ..data.loader import MemoryDL
 from ..files import check_numbers, check_tensors, read_tensors, without_checksum, write_checked
+from ..models.pretrained import TransferNet
 
 # %% ../../nbs/training/03a_feature_files.ipynb #1e19e0c4
 from ..values.door import check_calls
@@ -44,7 +46,7 @@ def _images(store, items):
 
 # %% ../../nbs/training/03a_feature_files.ipynb #ceaff278
 def hash_of_weights(
-    model, # A `TransferNet`
+    model:TransferNet,
 )->str:
     "Hash of the frozen part of `model`"
     weights = [(k.encode(), _bytes(v)) for k,v in model.body.state_dict().items()]
@@ -147,7 +149,7 @@ def _transforms(dl):
 
 # %% ../../nbs/training/03a_feature_files.ipynb #4431f77d
 def hash_of_network(
-    model, # A `TransferNet`
+    model:TransferNet,
 )->str:
     "Hash of what the frozen part of `model` computes, whatever its weights: its layers, their settings, and code of your own"
     own = [_of_class(m, 4) for m in model.body.modules() if _is_own(type(m))]
@@ -167,7 +169,7 @@ def _of_network(model):
 
 # %% ../../nbs/training/03a_feature_files.ipynb #cd70a34f
 def feature_origin(
-    model, # A `TransferNet`
+    model:TransferNet,
     dls, # `DataLoaders` of images
     copies:int=1, # Number of draws of the augmentation, as for `features_of`
 )->dict: # 'weights', 'network', 'settings', 'images', 'transforms' -> hash
@@ -178,10 +180,10 @@ def feature_origin(
 
 # %% ../../nbs/training/03a_feature_files.ipynb #9a546c5f
 def table_origin(
-    model, # A `TransferNet`
+    model:TransferNet,
     dls, # `DataLoaders` of images in memory
-    rows, # Row numbers, int64 (n,)
-    views, # Functions of a batch of images
+    rows:torch.Tensor, # Row numbers, int64 (n,)
+    views:tuple[Callable, ...], # Functions of a batch of images
 )->dict: # 'weights', 'network', 'settings', 'images', 'transforms' -> hash
     "Hashes of everything that a table of features depends on"
     store = dls.valid.store
@@ -191,8 +193,8 @@ def table_origin(
 # %% ../../nbs/training/03a_feature_files.ipynb #cc394cc4
 def write_features(
     file, # A `.safetensors` file
-    tensors:dict, # Name -> tensor
-    origin:dict, # Hashes of what they were made from
+    tensors:dict[str, torch.Tensor], # By name
+    origin:dict[str, str], # Hashes of what they were made from
 ):
     "Write features to `file` in one step; raises `CourseError` if it can't be written"
     write_checked(file, tensors, origin)
@@ -200,7 +202,7 @@ def write_features(
 # %% ../../nbs/training/03a_feature_files.ipynb #050b7b18
 def read_features(
     file, # A `.safetensors` file
-    expected:dict, # Name -> tensor of the right shape and type
+    expected:dict[str, torch.Tensor], # By name, of the right shape and type
     origin:dict, # Hashes that the features must have been made from
     device=None, # Device to put them on; by default the CPU
 )->dict: # Name -> tensor

@@ -19,9 +19,9 @@ class TextProgress(Callback):
     "Write a line an epoch to `out`, and a moving one in between if it is a terminal"
     order, every = 59, 0.1
 
-    def __init__(self, out=None): self.out = out or sys.stdout
+    def __init__(self, out=None): self.out = sys.stdout if out is None else out
     def before_fit(self): self.moving, self._next = self.out.isatty(), 0.
-    def write(self, line, end='\n'): print('\r\x1b[K' * self.moving + line, end=end, file=self.out, flush=True)
+    def write(self, line:str, end:str='\n'): print('\r\x1b[K' * self.moving + line, end=end, file=self.out, flush=True)
 
     def after_batch(self):
         if not (self.moving and self.training) or time.monotonic() < self._next: return

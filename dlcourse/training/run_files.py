@@ -148,7 +148,7 @@ def read_rows(
 
 # %% ../../nbs/training/08a_run_files.ipynb #1cd32315
 def best_of(
-    rows:list, # Measurements, a dictionary for each epoch
+    rows:list[dict], # Measurements, a dictionary for each epoch
 )->int|None: # None without a validation loss
     "Find the epoch with the smallest validation loss"
     known = [o for o in rows if o.get('valid_loss') is not None]
@@ -177,8 +177,8 @@ def _same_number(a, b): return a == b or a is not None and b is not None and a !
 def _same_row(a, b): return a.keys() == b.keys() and all(_same_number(v, b[k]) for k,v in a.items())
 
 def check_history(
-    rows:list, # Measurements in the history
-    kept:list, # Those in the checkpoint, which is written first
+    rows:list[dict], # Measurements in the history
+    kept:list[dict], # Those in the checkpoint, which is written first
     history, # File of the history, for the message
     source, # File of the checkpoint, for the message
 ):
@@ -192,7 +192,7 @@ def check_history(
 def check_notes(
     notes:dict, # Notes of a checkpoint
     source, # Its file, for the message
-    fits:list, # Epochs of each fit of the run
+    fits:list[int], # Epochs of each fit of the run
 ):
     "Raise `CourseError` unless the notes of a checkpoint are complete and agree with each other"
     lacks = [k for k in (*note_rules, 'rows') if k not in notes]

@@ -76,14 +76,14 @@ def make_folder(
 
 # %% ../../nbs/training/08b_run_folders.ipynb #ddcd054d
 def remove_empty(
-    folders:list, # The innermost first
+    folders:list[Path], # The innermost first
 ):
     "Remove those of `folders` that are empty"
     for o in folders:
         if o.is_dir() and not any(o.iterdir()): o.rmdir()
 
 def remove_new(
-    folders:list, # The folder of the run, and those that were made for it
+    folders:list[Path], # The folder of the run, and those that were made for it
 ):
     "Remove the files of a run that has no epoch yet, and those of `folders` that are then empty"
     if not folders: return # not made by this process

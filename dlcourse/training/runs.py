@@ -17,6 +17,7 @@ import pandas as pd, torch
 from fastai.callback.core import Callback
 from fastai.torch_core import get_model
 from fastcore.basics import patch
+from torch import Tensor
 from ..core import CourseError, choose, home_path, is_first, lock_for, n_processes, num_threads, save_figure, seed_all, whole_file
 from ..files import read_texts
 from ..names import file_name, one_line
@@ -236,7 +237,7 @@ class KeepRun(Callback):
     def __init__(self,
         run:Run, # The run that is trained
         checkpoint:tuple=None, # Tensors and notes to carry on from
-        at=(0, 0), # Number of the fit within the run, and epochs before it
+        at:tuple[int, int]=(0, 0), # Number of the fit within the run, and epochs before it
     ):
         self.of, self.checkpoint, self.at = run, checkpoint, at
         self.last = at[0] + 1 == len(run.settings.fits())
@@ -278,7 +279,7 @@ class KeepRun(Callback):
 # %% ../../nbs/training/09_runs.ipynb #e8955443
 @patch
 def write_weights(self:Run,
-    tensors:dict, # Name -> tensor
+    tensors:dict[str, Tensor], # By name
     finished:bool=False, # Whether no epoch is left to train
 ):
     "Write `weights.safetensors`, with the best epoch, what the weights were made with, and whether the run is finished"
@@ -288,7 +289,7 @@ def write_weights(self:Run,
 # %% ../../nbs/training/09_runs.ipynb #65c74d05
 @patch
 def write_history(self:Run,
-    rows:list, # Dictionaries, one for each epoch
+    rows:list[dict], # One for each epoch, at least 1
 ):
     "Write `history.csv` in one step"
     with whole_file(self.folder/history_file) as f:

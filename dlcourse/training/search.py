@@ -177,7 +177,7 @@ class ReportEpochs(Callback):
     "Report the metric after each epoch"
     order = 52
 
-    def __init__(self, metric, report): self.metric, self.report = metric, report
+    def __init__(self, metric:str, report): self.metric, self.report = metric, report
 
     def before_fit(self):
         self.run = self.learn.fitting and self.report is not None

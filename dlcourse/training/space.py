@@ -48,7 +48,7 @@ class Choice:
 
     def __str__(self): return '|'.join(self.values)
 
-    def draw(self, rng):
+    def draw(self, rng:np.random.Generator):
         "Label drawn with the generator `rng`"
         return list(self.values)[rng.integers(len(self.values))]
 
@@ -60,13 +60,13 @@ class Choice:
         "Number of labels"
         return len(self.values)
 
-    def read(self, label):
+    def read(self, label:str):
         "Value of `label`"
-        return self.values[label]
+        return self.values[choose(label, self.values, 'choice')]
 
-    def shown(self, label):
+    def shown(self, label:str):
         "Value of `label` if a table can show it, else the label"
-        value = self.values[label]
+        value = self.read(label)
         return value if isinstance(value, (bool, int, float, str)) else label
 
     def label(self, value):
@@ -95,18 +95,18 @@ class Range:
 
     def __str__(self): return f"{self.low:g} to {self.high:g}{' log' * self.log}{' whole' * self.whole}"
 
-    def at(self, fraction, margin=0.):
+    def at(self, fraction:float, margin:float=0.):
         "Number at `fraction` of the range, widened by `margin` at both ends"
         low, high = self.low - margin, self.high + margin
         v = low * (high/low)**fraction if self.log else low + fraction*(high - low)
         return min(max(round(v) if self.whole else float(v), self.low), self.high)
 
-    def fraction(self, value):
+    def fraction(self, value:float|np.ndarray):
         "Place of `value` in the range, from 0 to 1: the inverse of `at`"
         at = np.log if self.log else np.asarray
         return (at(value) - at(self.low)) / (at(self.high) - at(self.low))
 
-    def draw(self, rng):
+    def draw(self, rng:np.random.Generator):
         "Number drawn with the generator `rng`"
         return self.at(rng.random(), 0.5*self.whole)
 

@@ -9,6 +9,7 @@ __all__ = ['largest_storage', 'waiting_time', 'without_interrupts', 'Journal', '
 
 # %% ../../nbs/training/10a_storage.ipynb #710d0dcc
 import os, signal, stat, time
+from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -92,11 +93,11 @@ class Journal:
     def acquire(self): return True # for Optuna's file, which is written within `alone` anyway
     def release(self): pass
 
-    def read_logs(self, start):
+    def read_logs(self, start:int):
         "Changes from number `start` on"
         return self.file.read_logs(start)
 
-    def append_logs(self, logs):
+    def append_logs(self, logs:list[dict]):
         "Write changes; raises `CourseError` if the disk refuses"
         try:
             with self.alone():
@@ -127,8 +128,8 @@ def _wait(since, what, lock):
 # %% ../../nbs/training/10a_storage.ipynb #c53a4679
 @contextmanager
 def one_at_a_time(
-    take, # Function that takes a lock and returns True, or returns False if another process has it
-    give_back, # Function that frees it
+    take:Callable, # Function that takes a lock and returns True, or returns False if another process has it
+    give_back:Callable, # Function that frees it
     what, # What is locked, for the messages
     lock:str='its lock', # Name of the lock, for the message
 ):

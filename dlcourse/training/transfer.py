@@ -10,6 +10,7 @@ __all__ = ['FeatureDL', 'features_of', 'labels_of', 'feature_dls', 'FeatureTable
 
 # %% ../../nbs/training/04_transfer.ipynb #76443ba4
 import sys
+from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 import numpy as np, torch
@@ -18,6 +19,7 @@ from fastcore.basics import patch
 from fastprogress.fastprogress import IN_NOTEBOOK, progress_bar
 from ..core import CourseError, kept_rng, sweep
 from ..data.loader import MemoryDL
+from ..models.pretrained import TransferNet
 from ..models.views import as_is
 from .feature_files import feature_origin, read_features, table_origin, write_features
 from .lean import LeanLearner
@@ -86,7 +88,7 @@ def _one_pass(model, dl):
 
 # %% ../../nbs/training/04_transfer.ipynb #c5065219
 def features_of(
-    model, # A `TransferNet`
+    model:TransferNet,
     dls, # `DataLoaders` of images
     copies:int=1, # Number of draws of the augmentation of the training images
 )->list: # For the training and the validation loader: the features of each copy
@@ -110,7 +112,7 @@ def labels_of(
 # %% ../../nbs/training/04_transfer.ipynb #6d2b446b
 def feature_dls(
     dls, # `DataLoaders` of images
-    found:list, # Features of each copy for each loader, as from `features_of`
+    found:list[list], # Features of each copy for each loader, as from `features_of`
 )->DataLoaders: # Loaders with features in place of images, validation last
     "`DataLoaders` like `dls`, with computed features in place of images, and with the labels that `dls` has now"
     def replaced(dl, xs):
@@ -145,14 +147,14 @@ def _load(file, origin, model, dls, sizes):
 class FeatureTable:
     "Features by row of the data, one or more views of each image; made by `feature_table`"
     def __init__(self,
-        rows, # Row numbers, int64 (n,), ascending
-        xs, # Their features in each view, (n, ...)
+        rows:torch.Tensor, # Row numbers, int64 (n,), ascending
+        xs:list[torch.Tensor], # Their features in each view, (n, ...)
     ):
         self.rows, self.xs = rows, list(xs)
         self.at = torch.full((int(rows.max()) + 1,), -1)
         self.at[rows] = torch.arange(len(rows))
 
-    def of(self, items):
+    def of(self, items:np.ndarray):
         "The features of the rows `items` in each view; raises `CourseError` if one of the rows isn't there"
         rows = torch.as_tensor(np.asarray(items)).long()
         known = len(rows) and int(rows.max()) < len(self.at)
@@ -163,9 +165,10 @@ class FeatureTable:
 
 # %% ../../nbs/training/04_transfer.ipynb #9e2a46f9
 def concat_tables(
-    tables, # `FeatureTable`s of the same images in the same views
+    tables:list[FeatureTable], # Of the same images in the same views, at least 1
 )->FeatureTable: # Features for the late fusion of their networks
     "Join the features of several networks, image by image; raises `CourseError` for other images or views"
+    if not tables: raise CourseError('there are no tables of features to join')
     first = tables[0]
     if not all(torch.equal(o.rows, first.rows) and len(o.xs) == len(first.xs) for o in tables):
         raise CourseError('tables of features can be joined only if they are of the same images in the same views')
@@ -193,10 +196,10 @@ def _plain_batches(dls, rows):
 # %% ../../nbs/training/04_transfer.ipynb #527f3a74
 @torch.no_grad()
 def feature_table(
-    model, # A `TransferNet`
+    model:TransferNet,
     dls, # `DataLoaders` of images in memory
-    file=None, # A `.safetensors` file that keeps the table
-    views=(as_is,), # Functions of a batch of normalised images; evaluation uses the first
+    file:Path=None, # A `.safetensors` file that keeps the table
+    views:tuple[Callable, ...]=(as_is,), # Functions of a batch of normalised images; evaluation uses the first
 )->FeatureTable: # On the CPU
     "Compute the features of every image of `dls`, or read them from `file`; raises `CourseError` if that was made from something else"
     if not isinstance(dls.valid, MemoryDL): raise CourseError('a table of features needs images in memory: use cache=True for these')

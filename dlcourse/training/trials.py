@@ -9,6 +9,7 @@ __all__ = ['heartbeat_interval', 'grace_period', 'at_work', 'attr_rules', 'quiet
 
 # %% ../../nbs/training/11_trials.ipynb #b5224551
 import functools, inspect, math, os, platform, time, uuid
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -358,8 +359,8 @@ def run(self:TrialStore, trial, train):
 @patch
 def run_all(self:TrialStore,
     train, # Function of a dictionary of settings, and a `TrialReporter` if it takes one
-    stop=lambda: False, # Called before each trial; True ends the work
-    after=lambda: None, # Called after each trial
+    stop:Callable=lambda: False, # Called before each trial; True ends the work
+    after:Callable=lambda: None, # Called after each trial
 ):
     "Run trials until none is left or `stop` says so"
     at_work.add(self.who['search'])

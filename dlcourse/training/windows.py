@@ -8,6 +8,8 @@ Docs: https://dlcourse.github.io/dlcourse/training/windows.html.md"""
 __all__ = ['norms', 'kinds', 'During', 'train_only']
 
 # %% ../../nbs/training/14_windows.ipynb #20f4059c
+import math
+from numbers import Real
 from fastai.callback.core import Callback
 from fastai.learner import Learner
 from fasttransform import Transform
@@ -17,7 +19,7 @@ from ..models.blocks import count_params
 from .callbacks import in_training
 
 # %% ../../nbs/training/14_windows.ipynb #a68caca6
-from ..values.door import check_calls
+from ..values.door import check_calls, shown
 
 # %% ../../nbs/training/14_windows.ipynb #01e0cc27
 class During(Callback):
@@ -60,7 +62,11 @@ class _Settings:
     def __init__(self, settings): self.settings = settings
 
     def check(self, learn):
-        for k in self.settings: choose(k, learn.opt.hypers[0], 'setting of the optimizer')
+        for k,v in self.settings.items():
+            choose(k, learn.opt.hypers[0], 'setting of the optimizer')
+            each = v if isinstance(v, (list, tuple)) else [v]
+            if all(isinstance(o, bool) or isinstance(o, Real) and 0 <= o < math.inf for o in each): continue
+            raise CourseError(f'{k} must be a number of at least 0, or one for each group of weights, got {shown(v)}')
 
     def enter(self, learn):
         self.before = [{k: group[k] for k in self.settings} for group in learn.opt.hypers]

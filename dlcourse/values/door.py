@@ -15,7 +15,7 @@ from functools import cache, wraps
 import torch
 from fastcore.docments import docments
 from ..names import one_line
-from .glossary import a_table, glossary
+from .glossary import a_record, a_table, glossary, kind_stated, of_course
 from .kinds import Kind, a_path, choices_of, floating, in_words, is_too_long, kinds, kinds_of, limits_of, shapes_of, take_one
 
 # %% ../../nbs/values/03_door.ipynb #29afad75
@@ -108,14 +108,23 @@ def _takes(kind, v):
     try: return take_one(v, (kind,)) is not None
     except (TypeError, AttributeError): return False
 
-def _parameter(p, comment, where, outside=False, of_class=False):
+def _meant(p, comment, own):
+    "What the name of the parameter `p` means, and its usual range; on a page with names of its `own`, its comment comes before its name"
+    unknown = bool if isinstance(p.default, bool) else None, ''
+    told = kind_stated(comment) if p.annotation is p.empty else None
+    stated = (told, '') if told else unknown
+    if not own or p.annotation is not p.empty: return glossary.get(p.name, stated)
+    return stated if told else of_course.get(p.name, unknown)
+
+def _parameter(p, comment, where, outside=False, of_class=False, own=False):
     "What the parameter `p` of an `inspect.signature` may be, or None where that isn't known"
-    hint, usual = glossary.get(p.name, (bool if isinstance(p.default, bool) else None, ''))
+    hint, usual = _meant(p, comment, own)
     if '`DataFrame`' in comment and isinstance(hint, Kind): hint = (hint, a_table)
     plain = p.annotation in (int, int|str) and _takes(hint, 1) or p.name in _ours or getattr(p.annotation, '__name__', '') == 'Learner'
     exact = isinstance(hint, Kind) and plain or hint is not None and outside
     if not (exact or p.annotation is p.empty or isinstance(p.annotation, str)): hint = p.annotation
     if hint is None or p.name == 'self': return None
+    if hint is dict and kind_stated(comment) is a_record: hint = a_record
     if hint is torch.Tensor and comment.startswith('Floating'): hint = floating
     if 'None' in comment.split('. ')[0] and p.default is not None: hint = (*hint, None) if isinstance(hint, tuple) else (hint, None)
     limits = limits_of(comment) or limits_of(usual)
@@ -126,12 +135,13 @@ def _parameter(p, comment, where, outside=False, of_class=False):
 def parameters_of(
     f, # A function or a method
     source=None, # What has the comments: the class, for the constructor of a dataclass
+    own:bool=False, # Whether names without an annotation mean what their comments say, and not what the glossary does
 )->dict: # Name -> `Parameter`; None where anything goes
     "Find out what each parameter of a function may be"
     where, outside = f.__qualname__.removesuffix('.__init__'), f.__module__.startswith('fastai')
     signature, comments = inspect.signature(f), {} if outside else _comments(source or f)
     named = [o for o in signature.parameters.values() if o.kind != o.VAR_KEYWORD]
-    return {o.name: _parameter(o, comments.get(o.name, ''), where, outside, source is not None) for o in named}
+    return {o.name: _parameter(o, comments.get(o.name, ''), where, outside, source is not None, own) for o in named}
 
 # %% ../../nbs/values/03_door.ipynb #d747f975
 @cache
@@ -144,29 +154,30 @@ def _taken(rules, name, v):
 
 # %% ../../nbs/values/03_door.ipynb #b8767ed4
 @cache
-def _rules(f, source=None):
+def _rules(f, source=None, own=False):
     "Rules of the parameters of `f`, by name and in order; None where anything goes"
-    named = parameters_of(f, source)
+    named = parameters_of(f, source, own)
     return named, [named.get(o) for o in _at(f)]
 
 # %% ../../nbs/values/03_door.ipynb #1d89b7f9
-def _behind(f, other, source=None):
+def _behind(f, other, source=None, own=False):
     "`f`, whose arguments are first taken as the parameters of `other` take them"
     @wraps(f)
     def call(*args, **kwargs):
-        named, in_order = _rules(other, source)
+        named, in_order = _rules(other, source, own)
         taken = [v if rule is None else rule(v) for rule,v in zip(in_order, args)] + list(args[len(in_order):])
         return f(*taken, **{k: _taken(named, k, v) for k,v in kwargs.items()})
-    call._is_checked, call._source = True, source
+    call._is_checked, call._source, call._own = True, source, own
     return call
 
 # %% ../../nbs/values/03_door.ipynb #c8a9fcf9
 def checked(
     f, # A function or method with docments
     source=None, # What has the docments, if not `f`
+    own:bool=False, # As for `parameters_of`
 ): # The same function, which raises `CourseError` for a value that a parameter doesn't allow
     "Check the arguments of `f` whenever it is called"
-    return f if hasattr(f, '_is_checked') else _behind(f, f, source)
+    return f if hasattr(f, '_is_checked') else _behind(f, f, source, own)
 
 # %% ../../nbs/values/03_door.ipynb #ae22fb6f
 def check_given(
@@ -175,7 +186,7 @@ def check_given(
 )->dict: # The values as `f` takes them
     "Check values for parameters of `f` without calling it; names that it doesn't have are left alone"
     f = getattr(f, 'func', f)
-    rules = parameters_of(inspect.unwrap(f), getattr(f, '_source', None))
+    rules = parameters_of(inspect.unwrap(f), getattr(f, '_source', None), getattr(f, '_own', False))
     return {k: _taken(rules, k, v) for k,v in values.items()}
 
 # %% ../../nbs/values/03_door.ipynb #dea81b83
@@ -199,7 +210,7 @@ def checked_once(
         try: return door(self, *args, **kwargs)
         except (AssertionError, TypeError) as e: raise _in_words(e, f) or e
         finally: self._within = False
-    call._is_checked, call._source = True, None
+    call._is_checked, call._source, call._own = True, None, False
     return call
 
 # %% ../../nbs/values/03_door.ipynb #9b95e8a0
@@ -221,20 +232,22 @@ def _told_by_parent(cls, name, o):
     if name == '__init__' or not hasattr(found, '_is_checked'): return None
     return inspect.unwrap(found) if _at(inspect.unwrap(found)) == _at(o) else None
 
-def _check_class(cls, module):
+def _check_class(cls, module, own):
     "Put the door in front of the constructor and the public methods that `module` has given to `cls`"
     for name, o in list(vars(cls).items()):
         ours = inspect.isfunction(o) and o.__module__ == module and len(inspect.signature(o).parameters) > 1
         if ours and (name == '__init__' or not name.startswith('_') and not _is_event(name)):
             told = _told_by_parent(cls, name, o)
-            setattr(cls, name, checked_as(o, told) if told else checked(o, cls if is_dataclass(cls) and name == '__init__' else None))
+            source = cls if is_dataclass(cls) and name == '__init__' else None
+            setattr(cls, name, checked_as(o, told) if told else checked(o, source, own))
 
 def check_calls(
     names:dict, # `globals()` of a module
+    own:bool=False, # Whether the module has names of its own, as for `parameters_of`
 ):
     "Put the door in front of all public functions and classes that a module defines"
     module = names['__name__']
     for name, o in list(names.items()):
-        if inspect.isclass(o) and not o.__name__.startswith('_'): _check_class(o, module)
+        if inspect.isclass(o) and not o.__name__.startswith('_'): _check_class(o, module, own)
         if name.startswith('_') or not inspect.isfunction(o) or o.__module__ != module: continue
-        names[name] = checked(o)
+        names[name] = checked(o, own=own)

@@ -11,15 +11,15 @@ __all__ = ['a_learner', 'a_table', 'some_loaders', 'a_loader', 'a_module', 'an_a
            'a_count', 'some_items', 'augmentation', 'transforms', 'some_labels', 'a_file', 'a_cache', 'a_split',
            'a_colormap', 'an_imbalance', 'parts', 'a_folder', 'some_names', 'some_sizes', 'positive', 'not_negative',
            'a_share', 'a_fraction', 'one_or_each', 'share_or_each', 'number_or_pair', 'counts', 'numbers', 'objects',
-           'glossary']
+           'glossary', 'a_record', 'a_trial', 'a_series', 'stated', 'same_everywhere', 'of_course', 'kind_stated']
 
 # %% ../../nbs/values/02_glossary.ipynb #ac134a2a
-import inspect, matplotlib, numpy as np, torch
+import inspect, matplotlib, numpy as np, re, torch
 from collections.abc import Mapping
 from functools import partial
 from matplotlib.colors import Colormap
 from pathlib import Path
-from .kinds import Kind, Limits, a_path, an_array, as_number, as_on_disk, as_whole, is_row, of_kind, refused
+from .kinds import Kind, Limits, a_path, an_array, as_number, as_on_disk, as_whole, is_row, is_too_long, of_kind, refused
 
 # %% ../../nbs/values/02_glossary.ipynb #06055687
 def _are_batches(v): return isinstance(v, list) and len(v) > 0 and all(isinstance(o, tuple) for o in v) # fastai's show_results
@@ -35,7 +35,7 @@ an_axes = of_kind('matplotlib axes', _axes)
 
 # %% ../../nbs/values/02_glossary.ipynb #8e2a1e17
 def _single(v): return isinstance(v, (str, bytes)) or not is_row(v)
-def _all(v, fits): return fits(v) if _single(v) else not hasattr(v, 'dtype') and all(fits(o) for o in v)
+def _all(v, fits): return fits(v) if _single(v) else not (hasattr(v, 'dtype') or hasattr(v, 'columns')) and all(fits(o) for o in v)
 def _is_callback(v): return hasattr(v, 'run_train') and hasattr(v, 'run_valid')
 def _is_function(v): return callable(v) and not isinstance(v, (type, torch.nn.Module)) or hasattr(v, 'accumulate') # or a fastai `Metric`
 def _of(n, v):
@@ -53,11 +53,21 @@ def _is_module_class(v): return isinstance(v, type) and issubclass(v, torch.nn.M
 def _is_transform(v): return callable(v) and not hasattr(v, 'fit') and (not isinstance(v, type) or hasattr(v, 'encodes'))
 
 a_trainer = of_kind('a function of a settings dictionary, such as `trainer(...)` makes', partial(_of, (1, 2)))
-functions = of_kind('a function, or a list of them', lambda v: v is None or _all(v, _is_function))
+def _is_metric(v): return _is_function(v) and (hasattr(v, 'accumulate') or _of((2, 3, 4), v)) # with several targets
+def _is_optimiser(v):
+    "Whether `v` takes weights and a learning rate, as far as its signature says: a function, or a class of torch"
+    other = hasattr(v, 'dls') or isinstance(v, torch.nn.Module) or isinstance(v, type) and not hasattr(v, 'step')
+    if other or not callable(v): return False
+    try: inspect.signature(v).bind([], lr=.1)
+    except TypeError: return False
+    except ValueError: pass # it has none
+    return True
+
+functions = of_kind('a function of (predictions, targets), or a list of them', lambda v: v is None or _all(v, _is_metric))
 some_functions = of_kind('a function, or a list of at least one',
     lambda v: _all(v, _is_function) and not (is_row(v) and not len(v)))
 callbacks = of_kind("a callback, such as `EarlyStopping()`, or a list of them", lambda v: _all(v, _is_callback))
-an_optimiser = of_kind("a function that makes a fastai optimiser, such as `adamw`, without quotes", callable)
+an_optimiser = of_kind("a function that makes a fastai optimiser, such as `adamw`, without quotes", _is_optimiser)
 a_loss = of_kind("a function or an `nn.Module`, such as `nn.CrossEntropyLoss()`, without quotes", callable)
 an_arch = of_kind('a name, a module or a function of (n_in, n_out)',
     lambda v: isinstance(v, str) or _is_function(v) or isinstance(v, torch.nn.Module) or _is_module_class(v))
@@ -117,7 +127,11 @@ def _split(v): return v is None or isinstance(v, str) or is_row(v) or as_number(
 
 def _tfms(v): return isinstance(v, bool) or v is None or _all(v, _is_transform)
 
-some_data = Kind('a name, a folder or arrays', lambda v: as_on_disk(v) if _is_object(v) else refused(v))
+def _some_data(v):
+    if isinstance(v, str) and (is_too_long(v) or '\0' in v): refused(v)
+    return as_on_disk(v) if _is_object(v) else refused(v)
+
+some_data = Kind('a name, a folder or arrays', _some_data)
 some_numbers = of_kind('numbers', lambda v: is_row(v) or hasattr(v, '__array__') or as_number(v) is not None)
 layer_names = of_kind('a name or a list of names', _names)
 some_classes = of_kind('a list of at least two names or numbers of classes', _classes)
@@ -178,7 +192,7 @@ def _some_names(v):
     "`v` as a list of names; a single name makes a list of one"
     if isinstance(v, str): return [v] if v.strip() else refused(v)
     if isinstance(v, (bytes, torch.nn.Module)) or not hasattr(v, '__iter__') or hasattr(v, 'columns'): refused(v)
-    v = v if hasattr(v, '__len__') else list(v)
+    v = v if hasattr(v, '__len__') and not hasattr(v, 'dtype') else list(v)
     return v if all(isinstance(o, str) for o in v) else refused(v)
 
 def _shape(v): return is_row(v) and 0 < len(v) < 9 and all(as_whole(o) in Limits(0) for o in v)
@@ -242,7 +256,28 @@ objects = dict(seed=a_seed, split_seed=a_seed, device=a_device, ds_idx=a_part, p
     arch=an_arch, y=some_labels, p=some_numbers, path=a_path, folder=a_path, file=a_file, root=a_path, dest=a_path, storage=a_path,
     data=some_data, classes=some_classes, layers=layer_names, other_layers=layer_names, augment=augmentation, item_tfms=transforms,
     batch_tfms=transforms, cmap=a_colormap, loss=a_loss,
-    cache=a_cache, valid=a_split, views=some_functions)
+    cache=a_cache, valid=a_split, views=some_functions,
+    out=of_kind('an open file', _has('write')), journal=of_kind('a `Journal` or a `Database`', _has('path', 'open')))
 
 glossary = numbers | {k: v if isinstance(v, tuple) else (v, '') for k,v in (objects | parts).items()}
 glossary['items'] = (some_items, '') # Name -> (kinds of values, range)
+
+# %% ../../nbs/values/02_glossary.ipynb #ad96c0cd
+a_record = of_kind('a record, such as `recorded(...)` gives', lambda v: isinstance(v, Mapping) and 'rows' in v)
+a_trial = of_kind('a `Trial`', _has('variant', 'seed', 'pick'))
+a_series = of_kind('a list of numbers', lambda v: v is not None and _numbers(v))
+stated = {'((The|A|Its) )?[Rr]ecord( |,|$)|From `recorded`': a_record,
+    r'(A|Any)( fastai| trained)* `\w*Learner`': a_learner, '`DataLoaders`': some_loaders, 'matplotlib axes': an_axes,
+    '(A|Any)( trained)? network$': a_module, 'One number for each|Losses there|Training loss after each step': a_series,
+    'An `Evaluation`': of_kind('an `Evaluation`', _has('preds', 'targets')),
+    'Results of|`Results`': of_kind('`Results`', lambda v: isinstance(v, Mapping))}
+
+def kind_stated(
+    comment:str, # Comment of a parameter
+)->Kind|None: # None where the comment doesn't begin with a kind of thing
+    "Read what a parameter is from its comment"
+    return next((kind for begin, kind in stated.items() if re.match(begin, comment)), None)
+
+same_everywhere = 'learn dls dl ax axs seed bs device n_in n_out filters widths activation'.split()
+of_course = {k: glossary[k] for k in same_everywhere} | dict(trial=(a_trial, ''))
+

@@ -194,6 +194,13 @@ def _each(kind, choices):
         return kind.take(v)
     return Kind(f'{kind.what}, each {in_words(choices)}', take)
 
+def _entries(keys, values):
+    "Kind of a dictionary whose keys and values are of these kinds"
+    def take(v):
+        for k,o in kinds[dict].take(v).items(): take_one(k, keys); take_one(o, values)
+        return v
+    return Kind(f'a dictionary, each value {in_words(values)}', take)
+
 # %% ../../nbs/values/01_kinds.ipynb #038fad04
 def of_limits(
     kind:Kind, # Kind of number
@@ -234,6 +241,7 @@ def kinds_of(
     if isinstance(hint, tuple): return tuple(k for o in hint for k in kinds_of(o, limits, shapes))
     origin, args = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType): return tuple(k for o in args for k in kinds_of(o, limits, shapes))
+    if origin is dict: return (_entries(*[kinds_of(o, limits) for o in args]),)
     if origin is list: return (_each(kinds[list], kinds_of(args, limits)),)
     if origin is tuple and args[-1] is ...: return (_each(kinds[tuple], kinds_of(args[:1], limits)),)
     return (_within(hint, limits, shapes) if hint in kinds else _fits(hint),)

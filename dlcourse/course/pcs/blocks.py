@@ -22,6 +22,9 @@ from ...models.skips import Skip, block_net, dense_mlp, doubling_mlp
 from ...training.learner import learner_for
 from torch import nn
 
+# %% ../../../nbs/course/pcs/22_blocks.ipynb #d46ac4e6
+from ...values.door import check_calls
+
 # %% ../../../nbs/course/pcs/22_blocks.ipynb #cba8f1c3
 def gradient_by_block(
     learn, # A `Learner` for a `block_net`
@@ -67,7 +70,7 @@ def first_over_last(
 # %% ../../../nbs/course/pcs/22_blocks.ipynb #acb2a821
 def block_trial(
     trial:Trial,
-    blocks:int, # How often the block is repeated
+    blocks:int, # How often the block is repeated, at least 1
     skip:bool, # Whether each block is added to its input
 )->dict: # Figures
     "Train a network of blocks; its gradients are measured before"
@@ -186,3 +189,6 @@ def joined_layers(trial):
     found = dict(parameters=count_params(learn.model), first_over_last=first_over_last(learn))
     test = evaluate_on(train_one_cycle(trial, learn, 15, 1e-2)).accuracy
     return dict(found, test_accuracy=test, test_error=1 - test)
+
+# %% ../../../nbs/course/pcs/22_blocks.ipynb #aa5becef
+check_calls(globals(), own=True)

@@ -20,6 +20,9 @@ from ...training.lean import sgd
 from ...training.learner import learner_for
 from ...training.windows import During
 
+# %% ../../../nbs/course/pcs/17_critical_periods.ipynb #4469608b
+from ...values.door import check_calls
+
 # %% ../../../nbs/course/pcs/17_critical_periods.ipynb #a998c165
 windows = {'never': None, 'first': (0, 1/3), 'middle': (1/3, 2/3), 'last': (2/3, 1), 'always': (0, 1)}
 
@@ -37,7 +40,7 @@ regularisers = {'decay': lambda: dict(wd=0.03), 'augmentation': lambda: CropFlip
 def trained_in_window(
     trial:Trial,
     dls, # `DataLoaders`
-    regulariser:str, # 'decay' or 'augmentation'
+    regulariser:str, # One of 'decay' and 'augmentation'; anything where the window is 'never'
     window:str, # A name of `windows`
     restarted:bool, # Whether the learning rate begins anew for the last third
     epochs:int, # A multiple of 3
@@ -133,3 +136,6 @@ def critical_periods(trial):
     test = evaluate_on(learn)
     return dict(test_accuracy=test.accuracy, test_loss=test.loss, train_accuracy=evaluate_on(learn, 'train').accuracy,
                 train_loss_by_epoch=learn.history.train_loss.tolist())
+
+# %% ../../../nbs/course/pcs/17_critical_periods.ipynb #2bd40c34
+check_calls(globals(), own=True)

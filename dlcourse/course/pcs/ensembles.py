@@ -22,12 +22,15 @@ from ...training.ensembles import EnsembleNet, cosine_cycles, ensemble, snapshot
 from ...training.lean import sgd
 from ...training.learner import learner_for
 
+# %% ../../../nbs/course/pcs/16_ensembles.ipynb #4586ac9d
+from ...values.door import check_calls
+
 # %% ../../../nbs/course/pcs/16_ensembles.ipynb #4c600cd2
 def trained_member(
     trial:Trial,
     dls, # `DataLoaders`
-    number:int=1, # Number of the member, from 1; each has first weights and an order of batches of its own
-    longer:int=1, # Factor for the number of epochs
+    number:int=1, # Number of the member, 1 or more; each has first weights and an order of batches of its own
+    longer:int=1, # Factor for the number of epochs, at least 1
     width:int=128, # Neurons of the hidden layer
 ): # The `Learner`
     "Train one network with one hidden layer, with a learning rate that falls along a cosine"
@@ -143,3 +146,6 @@ def ensembles(trial):
     learn = trained_way(trial, dls_for(trial.pick('fashion_mini', 'fashion_mnist'), **data))
     members = member_figures(learn) if isinstance(learn.model, EnsembleNet) else {}
     return members | judged_answers(learn)
+
+# %% ../../../nbs/course/pcs/16_ensembles.ipynb #c6157028
+check_calls(globals(), own=True)

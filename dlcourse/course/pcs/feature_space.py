@@ -20,12 +20,15 @@ from ...data.sources import load
 from ...insight.curves import colors, panels, tidy
 from ...insight.embedding import methods
 
+# %% ../../../nbs/course/pcs/02_feature_space.ipynb #e50ab1c5
+from ...values.door import check_calls
+
 # %% ../../../nbs/course/pcs/02_feature_space.ipynb #7526a288
 def blobs(
     seed:int,
-    m:int=2, # Number of features
+    m:int=2, # Number of features, at least 1
     sizes:tuple=(60, 30, 10), # Samples of each class
-    spread:float=1., # Standard deviation of each feature within a class
+    spread:float=1., # Standard deviation of each feature within a class, at least 0
 )->tuple: # X (n, m) and y (n,)
     "Draw normally distributed classes around random centers"
     rng = np.random.default_rng(seed)
@@ -225,3 +228,6 @@ def projections_compared(trial):
     X, y = many_features(trial, data)
     points, means, _ = place(X, y, name, trial.seed)
     return faithfulness(X, y, points, means)
+
+# %% ../../../nbs/course/pcs/02_feature_space.ipynb #af610a6d
+check_calls(globals(), own=True)

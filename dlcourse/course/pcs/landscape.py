@@ -19,12 +19,15 @@ from ...insight.landscape import loss_line, loss_surface, trajectory
 from ...training.kept import KeepWeights
 from ...training.learner import learner_for
 
+# %% ../../../nbs/course/pcs/21_landscape.ipynb #a6bb364f
+from ...values.door import check_calls
+
 # %% ../../../nbs/course/pcs/21_landscape.ipynb #73d5bcfd
 def train_with_path(
     trial:Trial,
     skip:bool, # Whether each block is added to its input
     dls, # `DataLoaders`
-    blocks:int=6, # Number of blocks
+    blocks:int=6, # Number of blocks, at least 1
     epochs:int=8, # Epochs of a full trial; a quick one has two
 ): # A trained `Learner`, and the `KeepWeights` with the weights of its epochs
     "Train a network of blocks with one cycle, and keep its path"
@@ -57,8 +60,8 @@ def two_sides(
 # %% ../../../nbs/course/pcs/21_landscape.ipynb #17263dde
 def radius_of(
     lines, # Lines of losses, each of an odd number of points
-    span:float=1., # The lines go from -`span` to `span`
-    rise:float=0.5, # How much the loss may rise
+    span:float=1., # Above 0: the lines go from -`span` to `span`
+    rise:float=0.5, # How much the loss may rise, above 0
 )->float:
     "Average the distance within which the loss stays below that of the centre plus `rise`, over both sides of all lines"
     sides = [side for line in lines for side in two_sides(line)]
@@ -75,7 +78,7 @@ def downhill_share(
 def losses_along(
     learn, # A trained `Learner`
     batchnorm:str, # 'kept' or 'batch'
-    lines:int=4, # Number of random directions
+    lines:int=4, # Number of random directions, at least 1
     points:int=21, # Points of each line, odd
     n:int=200, # Training images, at most
 )->list: # A list of losses for each line
@@ -154,3 +157,6 @@ def landscape(trial):
     learn, kept = train_with_path(trial, how == 'skips', dls, blocks)
     shape = shape_of_loss(learn, kept, trial.pick(3, 21), trial.pick(2, 13))
     return dict(test_error=1 - evaluate_on(learn).accuracy, train_accuracy=evaluate_on(learn, 'train').accuracy, **shape)
+
+# %% ../../../nbs/course/pcs/21_landscape.ipynb #8afb7925
+check_calls(globals(), own=True)

@@ -23,6 +23,9 @@ from ...insight.probes import union_features, union_probe
 from ...models.blocks import dense_layer
 from ...training.learner import learner_for
 
+# %% ../../../nbs/course/pcs/14_layers.ipynb #be9455f6
+from ...values.door import check_calls
+
 # %% ../../../nbs/course/pcs/14_layers.ipynb #81f91fe6
 def study_dls(
     trial:Trial,
@@ -44,7 +47,7 @@ def drawn_accuracy(
     y:np.ndarray, # Class numbers (n,)
     k:int, # Features to draw, at most d
     seed:int, # Seed of the draws and of the cross-validation
-    draws:int=5,
+    draws:int=5, # At least 1
 )->float: # Mean over the draws, 0 to 1
     "Accuracy of a probe on `k` of the features, drawn at random"
     rng = np.random.default_rng(seed)
@@ -93,7 +96,7 @@ def joined_layers(trial):
 # %% ../../../nbs/course/pcs/14_layers.ipynb #35104f96
 def dense_chain(
     width:int=128, # Neurons of each hidden layer
-    layers:int=6, # Hidden layers
+    layers:int=6, # Hidden layers, at least 1
 )->nn.Sequential: # They are called '1', '2', and so on
     "Make a plain network for images of 28×28 pixels and ten classes"
     hidden = [dense_layer(784 if i == 0 else width, width) for i in range(layers)]
@@ -173,3 +176,6 @@ def separability_by_depth(trial):
         pixels, *by_layer = table[m].tolist()
         found |= {f'{m} pixels': pixels, f'{m} first': by_layer[0], f'{m} last': by_layer[-1], f'{m} by layer': by_layer}
     return found | whole
+
+# %% ../../../nbs/course/pcs/14_layers.ipynb #6b8035eb
+check_calls(globals(), own=True)

@@ -22,6 +22,9 @@ from ..experiment import Trial, experiment
 from ..records import dots, values
 from ...insight.curves import colors, panels, tidy
 
+# %% ../../../nbs/course/pcs/01_leak.ipynb #3b0e68d7
+from ...values.door import check_calls
+
 # %% ../../../nbs/course/pcs/01_leak.ipynb #907091a4
 classifiers = {'OLS': RidgeClassifier(alpha=0, solver='svd'), 'SVM': SVC(),
                'boosting': GradientBoostingClassifier(n_estimators=20, random_state=0), '1-NN': KNeighborsClassifier(1)}
@@ -50,8 +53,8 @@ def clean_accuracy(
 def noise(
     seed:int,
     n:int, # Number of samples
-    m:int, # Number of features
-    classes:int=2,
+    m:int, # Number of features, at least 1
+    classes:int=2, # At least 2
 )->tuple: # X (n, m) and y (n,), classes of equal size
     "Draw features from a normal distribution, and labels that have nothing to do with them"
     rng = np.random.default_rng(seed)
@@ -118,3 +121,6 @@ def leak_measured(trial):
     task, model, order = trial.variant.split()
     prepare, X, y = task_data(trial, task)
     return dict(accuracy=orders[order](prepare, classifiers[model], X, y))
+
+# %% ../../../nbs/course/pcs/01_leak.ipynb #dc0b5579
+check_calls(globals(), own=True)

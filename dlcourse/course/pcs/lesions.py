@@ -21,12 +21,15 @@ from ...training.kept import unchanged
 from ...training.learner import learner_for
 from torch.optim.swa_utils import update_bn
 
+# %% ../../../nbs/course/pcs/23_lesions.ipynb #db5cecc9
+from ...values.door import check_calls
+
 # %% ../../../nbs/course/pcs/23_lesions.ipynb #27d9b6ac
 def train_with_blocks(
     trial:Trial,
     skip:bool, # Whether each block is added to its input
     dls, # `DataLoaders`
-    blocks:int=6, # Number of blocks
+    blocks:int=6, # Number of blocks, at least 1
     epochs:int=8, # Epochs of a full trial
 ): # A trained `Learner`
     "Train a network of blocks with one cycle"
@@ -50,7 +53,7 @@ def refreshed_without_each(
 # %% ../../../nbs/course/pcs/23_lesions.ipynb #ad53c44c
 def erase_blocks(
     learn, # A trained `Learner` of `block_net`, with at least as many blocks as `most`
-    sets:int=10, # Sets of blocks for each number of them, at most
+    sets:int=10, # Sets of blocks for each number of them, at least 1 and at most as many as there are
     n:int=500, # Test images, at most
     most:int=6, # Blocks that are erased at once, at most
 )->dict: # Figures
@@ -120,3 +123,6 @@ def erased(trial):
     dls = dls_for(data, n_per_class=trial.pick(10, 250), seed=trial.seed, device=trial.device)
     learn = train_with_blocks(trial, trial.variant != 'plain', dls, 12 if '12' in trial.variant else 6)
     return erase_blocks(learn, trial.pick(2, 10), trial.pick(50, 500))
+
+# %% ../../../nbs/course/pcs/23_lesions.ipynb #c03e8698
+check_calls(globals(), own=True)

@@ -23,6 +23,9 @@ from ...insight.alignment import Kernel, measures
 from ...models.blocks import conv_layer
 from ...training.learner import learner_for
 
+# %% ../../../nbs/course/pcs/13_similarity.ipynb #2aa557de
+from ...values.door import check_calls
+
 # %% ../../../nbs/course/pcs/13_similarity.ipynb #c2a196ee
 chain_widths, chain_layers = (16, 16, 16, 32, 32, 32, 48, 48), tuple('01234567')
 
@@ -42,7 +45,7 @@ def chain_learner(
     trial:Trial,
     dls, # `DataLoaders` of images with one channel
     seed:int, # Seed of the first weights, and of the order of the batches
-    epochs:int=5, # Epochs of a full trial, a quick one has one; 0 leaves the network untrained
+    epochs:int=5, # Epochs of a full trial, 0 or more, a quick one has one; 0 leaves the network untrained
 ): # A `Learner`
     "Make a `conv_chain` with weights of its own, and train it"
     torch.manual_seed(seed)
@@ -135,3 +138,6 @@ def find_counterparts(trial):
         by_layer = np.mean([counterparts(o) for o in pairs], 0)
         found |= {way: by_layer.mean(), f'{way} by layer': by_layer.tolist(), f'{way} matrix': np.mean(pairs, 0).tolist()}
     return dict(found, accuracy=np.mean(accuracies))
+
+# %% ../../../nbs/course/pcs/13_similarity.ipynb #6a99d024
+check_calls(globals(), own=True)

@@ -20,6 +20,9 @@ from ...insight.resolution import (RandomPart, RandomSize, best_mixture, cheapes
                                          train_size_predictor)
 from ...training.learner import learner_for
 
+# %% ../../../nbs/course/pcs/20_sizes.ipynb #08d43889
+from ...values.door import check_calls
+
 # %% ../../../nbs/course/pcs/20_sizes.ipynb #75455734
 def at_many_sizes(
     sizes, # Sides in pixels, smallest first
@@ -101,7 +104,7 @@ def first_right(
 # %% ../../../nbs/course/pcs/20_sizes.ipynb #2700f037
 def look_until_sure(
     p, # A `SizedPreds`
-    trust:float, # Probability of the class from which on the answer stands, 0 to 1
+    trust:float, # Probability of the class from which on the answer stands, at least 0; above 1 every size is looked at
 )->tuple: # Whether each image is right, bool (n,); FLOPs for each, (n,)
     "Look at one size after the other until the network is sure, and pay for every look"
     sure, right = (p.preds.max(2).values >= trust).numpy(), (p.decoded == p.targets).numpy()
@@ -180,3 +183,6 @@ def predicted_size(trial):
     predictor = train_size_predictor(learn, sizes, 'valid')
     table = compare_size_rules(learn, predictor, 'test', trusts)
     return rule_figures(preds_at(learn, sizes, 'test'), predictor, table)
+
+# %% ../../../nbs/course/pcs/20_sizes.ipynb #80db3f28
+check_calls(globals(), own=True)
