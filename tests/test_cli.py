@@ -400,12 +400,16 @@ def test_words_that_do_not_parse(capsys, line):
 
 
 @pytest.mark.parametrize('words, says', [
-    (['trian', 'cnn'], '(did you mean train?): see `dlcourse --help`'), (['data', 'lst'], '(did you mean list?): see `dlcourse data --help`'),
+    (['trian', 'cnn'], '(did you mean train?): see `dlcourse --help`'),
+    (['data', 'lst'], '(did you mean list?): see `dlcourse data --help`'),
     (['train', 'cnn', '--epochz', '3'], 'unknown option --epochz (did you mean --epochs?): see `dlcourse train --help`'),
     (['evaluate', 'a', '--part', 'tset'], '(did you mean test?)'), (['train', 'cnn', 'mlp'], "'mlp' is one word too many"),
     (['train', 'cnn', '--data', ''], "--data: expected a name, not ''"), (['train', ' '], "NETWORK: expected a name, not ' '"),
     (['train', 'cnn', '--seed', 'x'], "expected a whole number from 0 to 4294967295, not 'x'"),
-    (['train', 'cnn', '--seed=-1'], "expected a whole number from 0 to 4294967295, not '-1'"), (['train', '--' + 'x\n'*3000], 'unknown option --x')])
+    (['train', 'cnn', '--channels', 'x'], "expected a whole number of at least 1, not 'x'"),
+    (['evaluate', 'a', '--part=--'], 'expected a value'),
+    (['train', 'cnn', '--seed=-1'], "expected a whole number from 0 to 4294967295, not '-1'"),
+    (['train', '--' + 'x\n'*3000], 'unknown option --x')])
 def test_words_that_do_not_parse_get_one_line(capsys, words, says):
     with pytest.raises(SystemExit) as e: main(words)
     err = capsys.readouterr().err

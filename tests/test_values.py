@@ -12,7 +12,7 @@ import dlcourse
 from dlcourse import all as students
 from dlcourse.core import import_all
 from dlcourse.data.sampling import imbalance
-from dlcourse.course.records import values
+from dlcourse.course.records import differences_to
 from dlcourse.insight.calibration import best_temperature
 from dlcourse.insight.evaluation import Evaluation
 from dlcourse.training.ensembles import EnsembleNet
@@ -123,11 +123,11 @@ def test_shapes_are_read_from_comments():
     'a function of another signature': (lambda: students.search({'lr': [1]}, lambda a, b, c: 0), 'train must be a function of a settings'),
     'an optimiser of another signature': (lambda: students.learner_for('mlp', opt_func=lambda: 0), 'opt_func must be a function'),
     'a module for an optimiser': (lambda: students.learner_for('mlp', opt_func=torch.nn.ReLU()), 'opt_func must be a function that makes'),
-    'a metric of another signature': (lambda: students.learner_for('mlp', metrics=lambda: 0), 'metrics must be a function of'),
-    'a table for metrics': (lambda: students.learner_for('mlp', metrics=pd.DataFrame()), 'metrics must be a function of'),
+    'a metric of another signature': (lambda: students.learner_for('mlp', metrics=lambda: 0), 'each of .predictions, targets.'),
+    'a table for metrics': (lambda: students.learner_for('mlp', metrics=pd.DataFrame()), 'each of .predictions, targets.'),
     'a text for networks': (lambda: EnsembleNet('ab'), 'members must be a list'),
     'texts for losses': (lambda: Evaluation(None, None, 'valid', torch.eye(2), torch.arange(2), ['x'], ['a', 'b']), 'losses must be'),
-    'a variant that is not there': (lambda: values(dict(rows=[], variants=['slow']), 'slwo', 'loss'), "Did you mean 'slow'"),
+    'a variant that is not there': (lambda: differences_to(dict(rows=[], variants=['slow']), 'slwo', [], 'loss'), "Did you mean 'slow'"),
     'labels and rows of two lengths': (lambda: students.probe_accuracy(np.zeros((4, 2)), np.zeros(3)), 'of the same length'),
 }.values())
 def test_kinds_of_bad_values_are_one_sentence(call, words):

@@ -67,6 +67,9 @@ class Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args=None, namespace=None):
         namespace, rest = super().parse_known_args(args, namespace)
+        for o in self._actions: # `--size=--` gives an empty list, whatever the type
+            if o.nargs in (None, '+') and o.default is None and getattr(namespace, o.dest, None) == []:
+                self.error(f'argument {"/".join(o.option_strings) or o.metavar}: expected a value')
         if not rest: return namespace, rest
         if not rest[0].startswith('-'): self.error(f'{_short(rest[0], 80)!r} is one word too many')
         self.error(f'unknown option {_short(rest[0], 80)}{_near(rest[0], self._option_string_actions)}')

@@ -98,7 +98,7 @@ def _merge(args):
         help='an experiment such as mba-7, a document (mac, mba, tp1), or all; none to list them'),
     arg('--full', action='store_true',
         help='run at the full budget, minutes to hours (default: a run of seconds that only shows that the code works)'),
-    arg('--seeds', type=above_zero, metavar='N', help='seeds 1 to N (default: as many as the experiment needs)'),
+    arg('--seeds', type=whole, metavar='N', help='seeds 1 to N (default: as many as the experiment needs)'),
     arg('--variant', action='append', metavar='NAME', help='only this variant of one experiment; repeat it for more'),
     arg('--device', metavar='NAME', help='cpu or cuda (default: the GPU if there is one)'),
     arg('--again', action='store_true', help='measure again what is already recorded'),

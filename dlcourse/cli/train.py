@@ -18,7 +18,7 @@ data_options = (
         help='a data set (see `dlcourse data list`), or a folder with one subfolder of images per class (default: fashion_mini)'),
     arg('--bs', group='data', type=whole, metavar='N', help='images in a batch, of all processes together (default: 64)'),
     arg('--size', group='data', type=whole, metavar='N', help='scale the images to N×N'),
-    arg('--channels', group='data', type=int, choices=(1, 3), help='1 for gray, 3 for color'),
+    arg('--channels', group='data', type=whole, choices=(1, 3), help='1 for gray, 3 for color'),
     arg('--classes', group='data', type=names, metavar='A,B,...', help='only these classes'),
     arg('--n-per-class', group='data', type=whole, metavar='N', help='only N images of each class'),
     arg('--imbalance', group='data', type=shares, metavar='SHARES',

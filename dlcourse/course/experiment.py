@@ -331,6 +331,7 @@ def reproduce(
 )->dict: # The record
     "Run the trials that are left, recording each; raises `CourseError` for unknown names, missing data and changed records"
     exp = id if isinstance(id, Experiment) else find_experiments([id])[0]
+    if exp.variants == ('',) and any(variants or ()): raise CourseError(f'{exp.id} has no variants: leave them out')
     variants = [choose(o, exp.variants, 'variant') for o in variants or exp.variants]
     device, file = _usable_device(device), record_file(exp.id, full, folder)
     mine_only = _share(exp, variants, full, seeds, again, share)

@@ -63,7 +63,7 @@ def _is_optimiser(v):
     except ValueError: pass # it has none
     return True
 
-functions = of_kind('a function of (predictions, targets), or a list of them', lambda v: v is None or _all(v, _is_metric))
+functions = of_kind('a function, or a list of them, each of (predictions, targets)', lambda v: v is None or _all(v, _is_metric))
 some_functions = of_kind('a function, or a list of at least one',
     lambda v: _all(v, _is_function) and not (is_row(v) and not len(v)))
 callbacks = of_kind("a callback, such as `EarlyStopping()`, or a list of them", lambda v: _all(v, _is_callback))
