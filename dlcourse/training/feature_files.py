@@ -46,7 +46,7 @@ def _images(store, items):
 
 # %% ../../nbs/training/03a_feature_files.ipynb #ceaff278
 def hash_of_weights(
-    model:TransferNet,
+    model, # A `TransferNet`
 )->str:
     "Hash of the frozen part of `model`"
     weights = [(k.encode(), _bytes(v)) for k,v in model.body.state_dict().items()]
@@ -149,7 +149,7 @@ def _transforms(dl):
 
 # %% ../../nbs/training/03a_feature_files.ipynb #4431f77d
 def hash_of_network(
-    model:TransferNet,
+    model, # A `TransferNet`
 )->str:
     "Hash of what the frozen part of `model` computes, whatever its weights: its layers, their settings, and code of your own"
     own = [_of_class(m, 4) for m in model.body.modules() if _is_own(type(m))]
