@@ -7,12 +7,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 import dlcourse
 from dlcourse import all as students
 from dlcourse.core import import_all
 from dlcourse.data.sampling import imbalance
-from dlcourse.course.records import differences_to
+from dlcourse.course.records import differences_to, mean_line
+from dlcourse.course.shares import in_turn
 from dlcourse.insight.calibration import best_temperature
 from dlcourse.insight.evaluation import Evaluation
 from dlcourse.training.ensembles import EnsembleNet
@@ -128,6 +130,8 @@ def test_shapes_are_read_from_comments():
     'a text for networks': (lambda: EnsembleNet('ab'), 'members must be a list'),
     'texts for losses': (lambda: Evaluation(None, None, 'valid', torch.eye(2), torch.arange(2), ['x'], ['a', 'b']), 'losses must be'),
     'a variant that is not there': (lambda: differences_to(dict(rows=[], variants=['slow']), 'slwo', [], 'loss'), "Did you mean 'slow'"),
+    'seeds of another variant': (lambda: in_turn(['slow'], {'fast': 1}), 'counts must have a number of seeds for each variant'),
+    'more values than positions': (lambda: mean_line(Figure().subplots(), [1, 2], [[1, 2, 3]]), 'as many values as there are positions'),
     'labels and rows of two lengths': (lambda: students.probe_accuracy(np.zeros((4, 2)), np.zeros(3)), 'of the same length'),
 }.values())
 def test_kinds_of_bad_values_are_one_sentence(call, words):

@@ -42,6 +42,7 @@ def interval_text(
     found:list[float]|None, # (low, high), or None
 )->str: # Such as '0.912 to 0.934'; empty for None, and where both ends are the same
     "Write an interval with four digits"
+    if found is not None and len(found) != 2: raise CourseError(f'found must be a pair (low, high), or None, got {found}')
     return '' if found is None or found[0] == found[1] else ' to '.join(map(figure_text, found))
 
 # %% ../../nbs/course/48_intervals.ipynb #a49842ea

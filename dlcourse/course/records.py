@@ -352,6 +352,7 @@ def mean_line(
 ):
     "Draw the mean over the seeds, and a band from the smallest to the largest value"
     if not runs: return
+    if any(np.shape(o) != np.shape(x) for o in runs): raise CourseError('each of runs must have as many values as there are positions x')
     line, = ax.plot(x, np.mean(runs, 0), **kwargs)
     ax.fill_between(x, np.min(runs, 0), np.max(runs, 0), color=line.get_color(), alpha=0.2, linewidth=0)
 

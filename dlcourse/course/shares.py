@@ -31,6 +31,8 @@ def in_turn(
     counts:dict[str, int], # Variant -> number of seeds
 )->list: # Pairs of variant and seed
     "All trials in the order in which they are dealt out"
+    lacking = [v for v in variants if v not in counts]
+    if lacking or not variants: raise CourseError(f'counts must have a number of seeds for each variant, got {shown(counts)}')
     found = []
     for seed in range(1, max(counts[v] for v in variants) + 1):
         start = (seed - 1) % len(variants)

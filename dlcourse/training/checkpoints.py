@@ -17,6 +17,7 @@ from ..core import CourseError, notice
 from ..files import check_numbers, check_tensors, from_json, read_tensors, without_checksum, write_checked
 from ..models.layout import laid_out_like
 from ..models.pretrained import TransferNet
+from .callbacks import BestWeights
 
 # %% ../../nbs/training/07_checkpoints.ipynb #d2ba6c2c
 from ..values.door import check_calls
@@ -117,7 +118,7 @@ def with_prefix(prefix:str, tensors:dict): return {f'{prefix}{k}': v for k,v in 
 # %% ../../nbs/training/07_checkpoints.ipynb #0c11a266
 def training_state(
     learn, # A `LeanLearner` at the end of an epoch
-    watch, # Its `BestWeights`
+    watch:BestWeights, # Its own
     frozen=(), # Names of weights that have a file of their own
 )->tuple: # Name -> tensor, name -> note
     "Collect what a training needs to carry on: weights, best weights, state of the optimiser, running average of the loss, history"
@@ -152,10 +153,10 @@ def _check_state(opt, smooth, source):
 # %% ../../nbs/training/07_checkpoints.ipynb #41242a3d
 def load_training_state(
     learn, # A `LeanLearner` at the start of a fit
-    watch, # Its `BestWeights`
+    watch:BestWeights, # Its own
     tensors:dict, # Tensors from `training_state`
     notes:dict, # Notes from `training_state`
-    fixed=None, # Name -> tensor for the weights that have a file of their own
+    fixed:dict=None, # Name -> tensor for the weights that have a file of their own
     source='the checkpoint', # Where they come from, for the message
 ):
     "Let `learn` carry on from there; raises `CourseError` if the weights don't fit"
