@@ -71,7 +71,7 @@ def _curves(history):
 # %% ../../nbs/course/50_experiment.ipynb #c5153e5d
 def classifier_figures(
     learn, # A trained `LeanLearner` that classifies
-    parts=('train', 'valid', 'test'), # Parts of the data to evaluate on; the last one class by class
+    parts:tuple[str, ...]=('train', 'valid', 'test'), # Parts of the data to evaluate on; the last one class by class
 )->dict: # Numbers and lists of numbers
     "Accuracy, loss, per-class recall, confusion matrix and curves of a trained classifier, as a dictionary"
     found = {}

@@ -11,7 +11,8 @@ __all__ = ['a_learner', 'a_table', 'some_loaders', 'a_loader', 'a_module', 'an_a
            'a_count', 'some_items', 'augmentation', 'transforms', 'some_labels', 'a_file', 'a_cache', 'a_split',
            'a_colormap', 'an_imbalance', 'parts', 'a_folder', 'some_names', 'some_sizes', 'positive', 'not_negative',
            'a_share', 'a_fraction', 'one_or_each', 'share_or_each', 'number_or_pair', 'counts', 'numbers', 'objects',
-           'glossary', 'a_record', 'a_trial', 'a_series', 'stated', 'same_everywhere', 'of_course', 'kind_stated']
+           'glossary', 'a_record', 'a_trial', 'some_results', 'a_series', 'stated', 'same_everywhere', 'of_course',
+           'kind_stated']
 
 # %% ../../nbs/values/02_glossary.ipynb #ac134a2a
 import inspect, matplotlib, numpy as np, re, torch
@@ -265,12 +266,13 @@ glossary['items'] = (some_items, '') # Name -> (kinds of values, range)
 # %% ../../nbs/values/02_glossary.ipynb #ad96c0cd
 a_record = of_kind('a record, such as `recorded(...)` gives', lambda v: isinstance(v, Mapping) and 'rows' in v)
 a_trial = of_kind('a `Trial`', _has('variant', 'seed', 'pick'))
+some_results = of_kind('`Results`', lambda v: isinstance(v, Mapping) or hasattr(v, 'by_seed'))
 a_series = of_kind('a list of numbers', lambda v: v is not None and _numbers(v))
 stated = {'((The|A|Its) )?[Rr]ecord( |,|$)|From `recorded`': a_record,
     r'(A|Any)( fastai| trained)* `\w*Learner`': a_learner, '`DataLoaders`': some_loaders, 'matplotlib axes': an_axes,
     '(A|Any)( trained)? network$': a_module, 'One number for each|Losses there|Training loss after each step': a_series,
     'An `Evaluation`': of_kind('an `Evaluation`', _has('preds', 'targets')),
-    'Results of|`Results`': of_kind('`Results`', lambda v: isinstance(v, Mapping))}
+    'Results of|`Results`': some_results}
 
 def kind_stated(
     comment:str, # Comment of a parameter
@@ -279,5 +281,5 @@ def kind_stated(
     return next((kind for begin, kind in stated.items() if re.match(begin, comment)), None)
 
 same_everywhere = 'learn dls dl ax axs seed bs device n_in n_out filters widths activation'.split()
-of_course = {k: glossary[k] for k in same_everywhere} | dict(trial=(a_trial, ''))
+of_course = {k: glossary[k] for k in same_everywhere} | dict(trial=(a_trial, ''), r=(some_results, ''))
 

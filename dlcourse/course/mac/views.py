@@ -59,7 +59,7 @@ def draw_views(
 
 # %% ../../../nbs/course/mac/07_views.ipynb #cf2000fc
 def worst_pairs(
-    confusion, # Counts of a confusion matrix, row by row, or (K, K)
+    confusion:np.ndarray, # Counts of a confusion matrix, as a table or row by row
     n:int=3, # Number of pairs
 )->list: # Pairs of class numbers, the most frequent first
     "Find the pairs of classes that are taken for each other most often, both ways together"

@@ -96,7 +96,7 @@ def train_at_rate(
     return learn
 
 # %% ../../../nbs/course/mba/04_boston.ipynb #02e712e4
-def less(r, better, worse, figures):
+def less(r, better:str, worse:str, figures:list[str]):
     "Is every one of `figures` smaller in the variant `better` than in `worse`?"
     return all(r[better][k] < r[worse][k] for k in figures)
 
