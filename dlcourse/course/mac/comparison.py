@@ -16,9 +16,6 @@ from .stopping import gaps
 from ...insight.curves import colors, panels, step_losses, tidy
 from ...models.blocks import count_params
 
-# %% ../../../nbs/course/mac/04_comparison.ipynb #cca2f51c
-from ...values.door import check_calls
-
 # %% ../../../nbs/course/mac/04_comparison.ipynb #0a5f3f08
 aspects = {'test': 'test accuracy', 'first_below': 'steps to a training loss of 0.1', 'loss_gap': 'gap in the loss',
            'seconds_per_epoch': 'seconds per epoch', 'parameters': 'parameters', 'best_epoch': 'chosen epoch'}
@@ -52,6 +49,9 @@ def comparison(trial):
     with watched(trial, learn): learn.fit(trial.pick(3, 40), 1e-3)
     return dict(parameters=count_params(learn.model, trainable=True), **gaps(learn), epochs=len(learn.history), best_epoch=learn.best_epoch,
                 first_below=first_below(step_losses(learn), known), seconds_per_epoch=learn.history.seconds.median())
+
+# %% ../../../nbs/course/mac/04_comparison.ipynb #cca2f51c
+from dlcourse.values.door import check_calls
 
 # %% ../../../nbs/course/mac/04_comparison.ipynb #3129c5c1
 check_calls(globals(), own=True)

@@ -16,9 +16,6 @@ from .pair import nets, trial_data, trial_learner
 from ...data.sources import source
 from ...insight.curves import colors, convergence, panels, step_losses, tidy
 
-# %% ../../../nbs/course/mac/02_convergence.ipynb #d10b4581
-from ...values.door import check_calls
-
 # %% ../../../nbs/course/mac/02_convergence.ipynb #5e2659f1
 def set_apart(
     trial:Trial,
@@ -95,6 +92,9 @@ def converging(trial):
     learn = trial_learner(trial, net, dls)
     with watched(trial, learn): learn.fit(trial.pick(2, 15), 1e-3)
     return settling(learn)
+
+# %% ../../../nbs/course/mac/02_convergence.ipynb #d10b4581
+from dlcourse.values.door import check_calls
 
 # %% ../../../nbs/course/mac/02_convergence.ipynb #e4fa1467
 check_calls(globals(), own=True)

@@ -15,9 +15,6 @@ from ...data.blocks import dls_for
 from ...insight.curves import colors, panels, tidy
 from ...models.blocks import count_params
 
-# %% ../../../nbs/course/mac/08_harder.ipynb #05c21c7b
-from ...values.door import check_calls
-
 # %% ../../../nbs/course/mac/08_harder.ipynb #106172af
 sets = {'CIFAR-10': 'cifar10', 'EuroSAT': 'eurosat'}
 larger = dict(filters=(16, 32, 64), dense=(128,))
@@ -57,6 +54,9 @@ def harder(trial):
     learn = train_one_cycle(trial, trial_learner(trial, net, harder_data(trial, name), larger), 10)
     accuracies = {o: evaluate_on(learn, o).accuracy for o in ('train', 'valid', 'test')}
     return dict(parameters=count_params(learn.model, trainable=True), **accuracies)
+
+# %% ../../../nbs/course/mac/08_harder.ipynb #05c21c7b
+from dlcourse.values.door import check_calls
 
 # %% ../../../nbs/course/mac/08_harder.ipynb #98867130
 check_calls(globals(), own=True)

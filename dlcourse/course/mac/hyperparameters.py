@@ -24,9 +24,6 @@ from ...models.zoo import size_of
 from ...training.lean import adam, sgd
 from ...training.learner import learner_for
 
-# %% ../../../nbs/course/mac/09_hyperparameters.ipynb #cf569544
-from ...values.door import check_calls
-
 # %% ../../../nbs/course/mac/09_hyperparameters.ipynb #4cf49e56
 plain_sgd = partial(OptimWrapper, opt=torch.optim.SGD)
 rmsprop   = partial(OptimWrapper, opt=torch.optim.RMSprop)
@@ -138,6 +135,9 @@ def hyperparameters(trial):
     net, axis = trial.variant.split(maxsplit=1)
     options = axes(net)[axis]
     return {k: score(trial, net, **o) for k,o in options.items()}
+
+# %% ../../../nbs/course/mac/09_hyperparameters.ipynb #cf569544
+from dlcourse.values.door import check_calls
 
 # %% ../../../nbs/course/mac/09_hyperparameters.ipynb #ec3cae47
 check_calls(globals(), own=True)

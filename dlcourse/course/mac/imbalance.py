@@ -19,9 +19,6 @@ from ...data.sampling import class_weights, long_tail
 from ...insight.curves import colors, panels, tidy
 from ...training.losses import CrossEntropy
 
-# %% ../../../nbs/course/mac/06_imbalance.ipynb #7018d302
-from ...values.door import check_calls
-
 # %% ../../../nbs/course/mac/06_imbalance.ipynb #7b6215ae
 ratio = 50
 repairs = 'class weights', 'oversampling'
@@ -123,6 +120,9 @@ def unbalanced(trial):
     pair = [i for i,o in enumerate(groups.get(variant, range(10))) if o in (4, 9)]
     return dict(images=len(dls.train_ds), accuracy=ev.accuracy, rare=recall[-3:].mean(), frequent=recall[:3].mean(),
                 pair_recall=recall[pair].mean(), recall=recall.tolist())
+
+# %% ../../../nbs/course/mac/06_imbalance.ipynb #7018d302
+from dlcourse.values.door import check_calls
 
 # %% ../../../nbs/course/mac/06_imbalance.ipynb #bcec67ef
 check_calls(globals(), own=True)

@@ -21,9 +21,6 @@ from ...insight.explain import Explanation, cam_maps, grad_cam, image_batch
 from ...insight.layers import evaluating, layer_shapes
 from ...training.learner import learner_for
 
-# %% ../../../nbs/course/mac/11_looking_inside.ipynb #ef6b9782
-from ...values.door import check_calls
-
 # %% ../../../nbs/course/mac/11_looking_inside.ipynb #68753d55
 architectures = dict(mlp=dict(widths=(46, 64)), cnn=dict(filters=8, dense=(64,)))
 
@@ -197,6 +194,9 @@ def where_it_looks(trial):
     learn = train_network(trial, 'cnn', **heads.get(trial.variant, {}))
     if trial.variant == 'captum': return captum_difference(learn, trial.pick(20, 200))
     return by_answer(evidence(learn, trial.pick(200, 10_000)))
+
+# %% ../../../nbs/course/mac/11_looking_inside.ipynb #ef6b9782
+from dlcourse.values.door import check_calls
 
 # %% ../../../nbs/course/mac/11_looking_inside.ipynb #a315ad75
 check_calls(globals(), own=True)

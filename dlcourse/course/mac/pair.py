@@ -14,9 +14,6 @@ from ...insight.evaluation import evaluate
 from ...models.zoo import match_params, size_of
 from ...training.learner import learner_for, sizes_of
 
-# %% ../../../nbs/course/mac/00_pair.ipynb #f092df63
-from ...values.door import check_calls
-
 # %% ../../../nbs/course/mac/00_pair.ipynb #367b38b5
 nets = 'NN', 'CNN'
 lenet_args = dict(filters=(8, 16), grid=7, dense=(128,))
@@ -72,6 +69,9 @@ def evaluate_on(
 ): # An `Evaluation`
     "Evaluate a learner without a progress bar"
     with learn.quiet(): return evaluate(learn, part, **kwargs)
+
+# %% ../../../nbs/course/mac/00_pair.ipynb #f092df63
+from dlcourse.values.door import check_calls
 
 # %% ../../../nbs/course/mac/00_pair.ipynb #6a92a782
 check_calls(globals(), own=True)

@@ -23,9 +23,6 @@ from ...data.saved import perturb
 from ...data.transforms import RandomPosition, RandomScale, SaltAndPepper
 from ...insight.curves import colors, panels, tidy
 
-# %% ../../../nbs/course/mac/05_perturbed.ipynb #ad602e19
-from ...values.door import check_calls
-
 # %% ../../../nbs/course/mac/05_perturbed.ipynb #0bd58859
 strengths = dict(size=(1., 0.8, 0.6, 0.5, 0.4), position=(0, 2, 4, 6, 8), noise=(0., 0.05, 0.1, 0.2, 0.4))
 units = dict(size='magnification', position='largest move in pixels', noise='share of the pixels that is hit')
@@ -143,6 +140,9 @@ def perturbed(trial):
     learn = train_one_cycle(trial, trial_learner(trial, net, dls), 15)
     kinds = strengths if how == 'clean' else [how]
     return {k: v for kind in kinds for k,v in accuracy_by_strength(learn, ex, kind, trial.seed).items()}
+
+# %% ../../../nbs/course/mac/05_perturbed.ipynb #ad602e19
+from dlcourse.values.door import check_calls
 
 # %% ../../../nbs/course/mac/05_perturbed.ipynb #ab9509b9
 check_calls(globals(), own=True)

@@ -16,9 +16,6 @@ from ...insight.curves import colors, panels, tidy
 from ...models.blocks import count_params
 from ...training.learner import learner_for
 
-# %% ../../../nbs/course/mac/10_recipe.ipynb #acc8724f
-from ...values.door import check_calls
-
 # %% ../../../nbs/course/mac/10_recipe.ipynb #dd342f0e
 recipes = dict(NN=dict(arch='mlp', widths=(512, 256), norm='batch', dropout=0.2, epochs=60, lr=0.003),
                CNN=dict(arch='cnn', filters=(16, 32), grid=7, dense=(128,), dropout=0.1, dense_dropout=0.3, epochs=30, lr=0.005))
@@ -60,6 +57,9 @@ def recipe(trial):
     learn = by_recipe(trial, trial.variant)
     accuracies = {o: evaluate_on(learn, o).accuracy for o in ('valid', 'test')}
     return dict(parameters=count_params(learn.model, trainable=True), epochs=len(learn.history), **accuracies)
+
+# %% ../../../nbs/course/mac/10_recipe.ipynb #acc8724f
+from dlcourse.values.door import check_calls
 
 # %% ../../../nbs/course/mac/10_recipe.ipynb #519c7840
 check_calls(globals(), own=True)

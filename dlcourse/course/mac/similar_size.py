@@ -14,9 +14,6 @@ from ..records import dots, values
 from ...insight.curves import colors, panels, tidy
 from ...models.blocks import count_params
 
-# %% ../../../nbs/course/mac/01_similar_size.ipynb #0c216e19
-from ...values.door import check_calls
-
 # %% ../../../nbs/course/mac/01_similar_size.ipynb #2f22b222
 def draw_similar_size(
     record:dict, # The record of mac-3a
@@ -45,6 +42,9 @@ def similar_size(trial):
     learn = train_one_cycle(trial, trial_learner(trial, trial.variant, trial_data(trial)), 15)
     accuracies = {o: evaluate_on(learn, o).accuracy for o in ('train', 'valid', 'test')}
     return dict(parameters=count_params(learn.model, trainable=True), **accuracies)
+
+# %% ../../../nbs/course/mac/01_similar_size.ipynb #0c216e19
+from dlcourse.values.door import check_calls
 
 # %% ../../../nbs/course/mac/01_similar_size.ipynb #1bc9a46f
 check_calls(globals(), own=True)

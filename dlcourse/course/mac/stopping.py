@@ -14,9 +14,6 @@ from ..records import mean_line, values
 from .pair import evaluate_on, nets, trial_data, trial_learner
 from ...insight.curves import colors, panels, tidy
 
-# %% ../../../nbs/course/mac/03_stopping.ipynb #fbb7cdbd
-from ...values.door import check_calls
-
 # %% ../../../nbs/course/mac/03_stopping.ipynb #ef632bad
 def gaps(
     learn, # A trained `Learner`
@@ -79,6 +76,9 @@ def stopping(trial):
     return dict(found, epochs=len(hist), best_epoch=int(hist.valid_loss.idxmin()), risen=hist.valid_loss.iloc[-1]/best,
                 restored_difference=abs(found['valid_loss'] - best),
                 train_curve=hist.train_loss.tolist(), valid_curve=hist.valid_loss.tolist())
+
+# %% ../../../nbs/course/mac/03_stopping.ipynb #fbb7cdbd
+from dlcourse.values.door import check_calls
 
 # %% ../../../nbs/course/mac/03_stopping.ipynb #17213d5b
 check_calls(globals(), own=True)

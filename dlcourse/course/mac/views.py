@@ -15,9 +15,6 @@ from ..records import mean_line, values
 from .pair import evaluate_on, nets, trial_data, trial_learner
 from ...insight.curves import colors, panels, tidy
 
-# %% ../../../nbs/course/mac/07_views.ipynb #ac4064fe
-from ...values.door import check_calls
-
 # %% ../../../nbs/course/mac/07_views.ipynb #ac7272a1
 def mean_confusion(
     record:dict, # The record of mac-4c
@@ -98,6 +95,9 @@ def views(trial):
     ev, hist = evaluate_on(learn), learn.history
     return dict(accuracy=ev.accuracy, train_curve=hist.train_loss.tolist(), valid_curve=hist.valid_loss.tolist(),
                 confusion=ev.confusion_matrix().ravel().tolist())
+
+# %% ../../../nbs/course/mac/07_views.ipynb #ac4064fe
+from dlcourse.values.door import check_calls
 
 # %% ../../../nbs/course/mac/07_views.ipynb #42a9caac
 check_calls(globals(), own=True)

@@ -15,9 +15,6 @@ from ...models.cnn import cnn
 from ...models.nets import draw_net, inception, residual
 from ...insight.curves import panels
 
-# %% ../../../nbs/course/mba/03_architectures.ipynb #d3927845
-from ...values.door import check_calls
-
 # %% ../../../nbs/course/mba/03_architectures.ipynb #de517e12
 def three_nets()->dict: # Name -> network (N, 1, 28, 28) -> (N, 10)
     "A sequential, a parallel and a residual network"
@@ -83,6 +80,9 @@ def structure(trial):
     return dict(parameters=count_params(model), ways=sum(found.values()), fewest_layers=min(found), most_layers=max(found),
                 modules=sum('block' in k or 'module' in k for k,_ in model[0].named_children()),
                 outputs=dry_run(model, (1, 28, 28)).shape[1])
+
+# %% ../../../nbs/course/mba/03_architectures.ipynb #d3927845
+from dlcourse.values.door import check_calls
 
 # %% ../../../nbs/course/mba/03_architectures.ipynb #dddf7e67
 check_calls(globals(), own=True)

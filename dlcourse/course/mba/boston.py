@@ -25,9 +25,6 @@ from ...models.zoo import model_for
 from ...training.lean import LeanLearner
 from ...training.losses import SquaredError
 
-# %% ../../../nbs/course/mba/04_boston.ipynb #e2784060
-from ...values.door import check_calls
-
 # %% ../../../nbs/course/mba/04_boston.ipynb #32f00bfa
 def house_net(
     output:str='relu', # Activation of the output: 'relu' as the document has it, or 'linear'
@@ -239,6 +236,9 @@ def search_pays(trial):
     lr, bs = min(tried, key=tried.get)
     mse, mae = decayed_fit(trial, lr, bs)
     return dict(lr=lr, batch=bs, validation_mse=tried[lr, bs], test_mse=mse, test_mae=mae)
+
+# %% ../../../nbs/course/mba/04_boston.ipynb #e2784060
+from dlcourse.values.door import check_calls
 
 # %% ../../../nbs/course/mba/04_boston.ipynb #83e30df3
 check_calls(globals(), own=True)

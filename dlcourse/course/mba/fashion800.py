@@ -27,9 +27,6 @@ from ...training.lean import LeanLearner
 from ...training.losses import CrossEntropy
 from torch.nn.functional import nll_loss
 
-# %% ../../../nbs/course/mba/05_fashion800.ipynb #93a768a6
-from ...values.door import check_calls
-
 # %% ../../../nbs/course/mba/05_fashion800.ipynb #77fb03f1
 def first_images(
     trial, # A `Trial`; a quick one takes fewer images, from the part that comes with the package
@@ -138,6 +135,9 @@ def inception_as_reported(r): return abs(r['Inception, Glorot']['test_accuracy']
 def two_networks(trial):
     if trial.variant == 'ours': return ours(trial)
     return as_set(trial, *networks[trial.variant])
+
+# %% ../../../nbs/course/mba/05_fashion800.ipynb #93a768a6
+from dlcourse.values.door import check_calls
 
 # %% ../../../nbs/course/mba/05_fashion800.ipynb #41713268
 check_calls(globals(), own=True)

@@ -23,9 +23,6 @@ from ...models.zoo import model_for
 from ...training.lean import LeanLearner, adam
 from ...training.losses import Brier, CrossEntropy, MultiHinge, cross_entropy, hinge, quadratic, zero_one
 
-# %% ../../../nbs/course/mba/01_losses.ipynb #bd93ddf0
-from ...values.door import check_calls
-
 # %% ../../../nbs/course/mba/01_losses.ipynb #163552e7
 points = [-1.8, -1.5, -0.8, -0.4, -0.2, 0., 0.1, 0.5, 1., 1.3]
 truth  = [0, 0, 0, 1, 0, 1, 0, 1, 1, 1]
@@ -131,6 +128,9 @@ def at_random(trial):
     xs, ys = zip(*[b for b in dls.valid][:trial.pick(1, None)])
     with torch.no_grad(): logits = torch.cat([model(x) for x in xs])
     return {'cross-entropy': CrossEntropy()(logits, torch.cat(ys)).item(), 'quadratic': Brier()(logits, torch.cat(ys)).item()}
+
+# %% ../../../nbs/course/mba/01_losses.ipynb #bd93ddf0
+from dlcourse.values.door import check_calls
 
 # %% ../../../nbs/course/mba/01_losses.ipynb #a0a3714e
 check_calls(globals(), own=True)

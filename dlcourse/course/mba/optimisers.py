@@ -22,9 +22,6 @@ from ...models.zoo import model_for
 from ...training.lean import LeanLearner
 from ...training.losses import CrossEntropy
 
-# %% ../../../nbs/course/mba/02_optimisers.ipynb #d4d54c81
-from ...values.door import check_calls
-
 # %% ../../../nbs/course/mba/02_optimisers.ipynb #4c2d258e
 def sgd_rule(
     lr:float, # Learning rate
@@ -159,6 +156,9 @@ def coarse_then_fine(trial):
     return dict(rank_correlation=rank_correlation(coarse, every), chosen_validation=fine[chosen],
                 best_validation=max(every.values()), chosen_test=tests['chosen'],
                 default_test=tests['default'], seconds_coarse=t_coarse, seconds_fine=t_fine, seconds_all=t_all, chosen=among.index(chosen))
+
+# %% ../../../nbs/course/mba/02_optimisers.ipynb #d4d54c81
+from dlcourse.values.door import check_calls
 
 # %% ../../../nbs/course/mba/02_optimisers.ipynb #2c951dfc
 check_calls(globals(), own=True)

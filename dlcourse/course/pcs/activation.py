@@ -21,9 +21,6 @@ from ...models.activations import SoftGate
 from ...models.blocks import act_layer
 from ...training.learner import learner_for
 
-# %% ../../../nbs/course/pcs/09_activation.ipynb #f9956baf
-from ...values.door import check_calls
-
 # %% ../../../nbs/course/pcs/09_activation.ipynb #7b1fdd1d
 def dead_share(
     learn, # A trained `Learner` of a network with one kind of activation
@@ -92,6 +89,9 @@ def own_activation(trial):
     learn = runs[best]
     return dict(rate=best, test_accuracy=evaluate_on(learn).accuracy, valid_accuracy=learn.history.accuracy.iloc[-1],
                 first_loss=learn.history.train_loss.iloc[0], dead=dead_share(learn, acts[trial.variant.split()[1]]))
+
+# %% ../../../nbs/course/pcs/09_activation.ipynb #f9956baf
+from dlcourse.values.door import check_calls
 
 # %% ../../../nbs/course/pcs/09_activation.ipynb #9bfa00a6
 check_calls(globals(), own=True)

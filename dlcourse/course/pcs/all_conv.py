@@ -24,9 +24,6 @@ from ...models.folding import answering
 from ...models.nets import all_conv
 from ...training.learner import learner_for
 
-# %% ../../../nbs/course/pcs/19_all_conv.ipynb #763bd613
-from ...values.door import check_calls
-
 # %% ../../../nbs/course/pcs/19_all_conv.ipynb #e232e5bb
 class Operations(TorchDispatchMode):
     "Note the name of every tensor operation that runs within the block"
@@ -187,6 +184,9 @@ def without_dense(trial):
     return dict(matrix_products=count_matrix_products(learn.model, x), parameters=count_params(learn.model),
                 mflops=flops_per_image(learn.model, x)/1e6, train_accuracy=evaluate_on(learn, 'train').accuracy,
                 test_accuracy=test, test_error=1 - test)
+
+# %% ../../../nbs/course/pcs/19_all_conv.ipynb #763bd613
+from dlcourse.values.door import check_calls
 
 # %% ../../../nbs/course/pcs/19_all_conv.ipynb #dd1aa134
 check_calls(globals(), own=True)

@@ -21,9 +21,6 @@ from ...training.windows import train_only
 from torch import nn
 from torch.optim.swa_utils import update_bn
 
-# %% ../../../nbs/course/pcs/18_batchnorm_only.ipynb #8777d7f8
-from ...values.door import check_calls
-
 # %% ../../../nbs/course/pcs/18_batchnorm_only.ipynb #a94c932c
 def train_random(
     learn, # A `Learner` for a network with convolutions; weight decay has to be 0
@@ -125,6 +122,9 @@ def draw_parts(
 def normalisations_only(trial):
     what, _, size = trial.variant.partition(' ')
     return part_trial(trial, what, size)
+
+# %% ../../../nbs/course/pcs/18_batchnorm_only.ipynb #8777d7f8
+from dlcourse.values.door import check_calls
 
 # %% ../../../nbs/course/pcs/18_batchnorm_only.ipynb #c5d47551
 check_calls(globals(), own=True)

@@ -22,9 +22,6 @@ from ...models.skips import Skip, block_net, dense_mlp, doubling_mlp
 from ...training.learner import learner_for
 from torch import nn
 
-# %% ../../../nbs/course/pcs/22_blocks.ipynb #d46ac4e6
-from ...values.door import check_calls
-
 # %% ../../../nbs/course/pcs/22_blocks.ipynb #cba8f1c3
 def gradient_by_block(
     learn, # A `Learner` for a `block_net`
@@ -189,6 +186,9 @@ def joined_layers(trial):
     found = dict(parameters=count_params(learn.model), first_over_last=first_over_last(learn))
     test = evaluate_on(train_one_cycle(trial, learn, 15, 1e-2)).accuracy
     return dict(found, test_accuracy=test, test_error=1 - test)
+
+# %% ../../../nbs/course/pcs/22_blocks.ipynb #d46ac4e6
+from dlcourse.values.door import check_calls
 
 # %% ../../../nbs/course/pcs/22_blocks.ipynb #aa5becef
 check_calls(globals(), own=True)

@@ -18,9 +18,6 @@ from ...data.core_sets import covering_radius, diverse, herding, k_center
 from ...data.sources import load
 from ...insight.curves import colors, panels, tidy
 
-# %% ../../../nbs/course/pcs/04_core_sets.ipynb #bd34e462
-from ...values.door import check_calls
-
 # %% ../../../nbs/course/pcs/04_core_sets.ipynb #6f172d05
 def main_components(
     x, # Images to choose from, (N, ...)
@@ -116,6 +113,9 @@ def core_sets(trial):
     rarest = int(np.bincount(train[1][rows[:100]], minlength=10).min())
     return {**{f'accuracy at {k}': a for k,a in zip(sizes, found)}, 'accuracy_by_k': found,
             'radius at 100': covering_radius(z, rows[:100]), 'examples of the rarest class in 100': rarest}
+
+# %% ../../../nbs/course/pcs/04_core_sets.ipynb #bd34e462
+from dlcourse.values.door import check_calls
 
 # %% ../../../nbs/course/pcs/04_core_sets.ipynb #23cfa906
 check_calls(globals(), own=True)

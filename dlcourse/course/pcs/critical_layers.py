@@ -21,9 +21,6 @@ from ...insight.robustness import Judge, layer_robustness, shuffled
 from ...training.kept import KeepWeights, copied, unchanged
 from ...training.learner import learner_for
 
-# %% ../../../nbs/course/pcs/15_critical_layers.ipynb #aa111e83
-from ...values.door import check_calls
-
 # %% ../../../nbs/course/pcs/15_critical_layers.ipynb #84cff0a0
 def parts_with_weights(
     learn, # A `Learner` for a network of the package, with `body` and `head`
@@ -164,6 +161,9 @@ def kind_of_layers(
         rows.append((f'{np.mean(drops):.3f}', interval_text((low, high)), kind))
     names = [*map(str, range(1, len(rows))), 'out'][:len(rows)]
     return pd.DataFrame(rows, pd.Index(names, name=net), ['drop', '95 % interval', 'kind'])
+
+# %% ../../../nbs/course/pcs/15_critical_layers.ipynb #aa111e83
+from dlcourse.values.door import check_calls
 
 # %% ../../../nbs/course/pcs/15_critical_layers.ipynb #0fa6a76b
 check_calls(globals(), own=True)

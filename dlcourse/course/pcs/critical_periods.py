@@ -20,9 +20,6 @@ from ...training.lean import sgd
 from ...training.learner import learner_for
 from ...training.windows import During
 
-# %% ../../../nbs/course/pcs/17_critical_periods.ipynb #4469608b
-from ...values.door import check_calls
-
 # %% ../../../nbs/course/pcs/17_critical_periods.ipynb #a998c165
 windows = {'never': None, 'first': (0, 1/3), 'middle': (1/3, 2/3), 'last': (2/3, 1), 'always': (0, 1)}
 
@@ -136,6 +133,9 @@ def critical_periods(trial):
     test = evaluate_on(learn)
     return dict(test_accuracy=test.accuracy, test_loss=test.loss, train_accuracy=evaluate_on(learn, 'train').accuracy,
                 train_loss_by_epoch=learn.history.train_loss.tolist())
+
+# %% ../../../nbs/course/pcs/17_critical_periods.ipynb #4469608b
+from dlcourse.values.door import check_calls
 
 # %% ../../../nbs/course/pcs/17_critical_periods.ipynb #2bd40c34
 check_calls(globals(), own=True)

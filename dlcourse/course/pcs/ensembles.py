@@ -22,9 +22,6 @@ from ...training.ensembles import EnsembleNet, cosine_cycles, ensemble, snapshot
 from ...training.lean import sgd
 from ...training.learner import learner_for
 
-# %% ../../../nbs/course/pcs/16_ensembles.ipynb #4586ac9d
-from ...values.door import check_calls
-
 # %% ../../../nbs/course/pcs/16_ensembles.ipynb #4c600cd2
 def trained_member(
     trial:Trial,
@@ -146,6 +143,9 @@ def ensembles(trial):
     learn = trained_way(trial, dls_for(trial.pick('fashion_mini', 'fashion_mnist'), **data))
     members = member_figures(learn) if isinstance(learn.model, EnsembleNet) else {}
     return members | judged_answers(learn)
+
+# %% ../../../nbs/course/pcs/16_ensembles.ipynb #4586ac9d
+from dlcourse.values.door import check_calls
 
 # %% ../../../nbs/course/pcs/16_ensembles.ipynb #c6157028
 check_calls(globals(), own=True)

@@ -20,9 +20,6 @@ from ...data.sources import load
 from ...insight.curves import colors, panels, tidy
 from ...insight.embedding import methods
 
-# %% ../../../nbs/course/pcs/02_feature_space.ipynb #e50ab1c5
-from ...values.door import check_calls
-
 # %% ../../../nbs/course/pcs/02_feature_space.ipynb #7526a288
 def blobs(
     seed:int,
@@ -228,6 +225,9 @@ def projections_compared(trial):
     X, y = many_features(trial, data)
     points, means, _ = place(X, y, name, trial.seed)
     return faithfulness(X, y, points, means)
+
+# %% ../../../nbs/course/pcs/02_feature_space.ipynb #e50ab1c5
+from dlcourse.values.door import check_calls
 
 # %% ../../../nbs/course/pcs/02_feature_space.ipynb #af610a6d
 check_calls(globals(), own=True)

@@ -16,9 +16,6 @@ from ...insight.curves import panels, tidy
 from ...insight.graph_pictures import draw_graph
 from ...insight.graphs import autograd_derivative, count_paths, graph_of, path_sum, path_table, totals
 
-# %% ../../../nbs/course/pcs/07_graphs.ipynb #e691f257
-from ...values.door import check_calls
-
 # %% ../../../nbs/course/pcs/07_graphs.ipynb #e4338ad0
 expressions = {
     '2(a-b)+c': lambda a, b, c: 2*(a - b) + c,
@@ -132,6 +129,9 @@ def derivative_by_paths(trial):
     found, size = path_sum(graph, 'b', most=100_000).item(), max(abs(exact), 1)
     return dict(paths=count_paths(graph, 'b'), edges=len(graph.edges), derivative=exact, paths_autograd=abs(found - exact)/size,
                 paths_change=abs(by_a_small_change(f, values, 'b') - exact)/size)
+
+# %% ../../../nbs/course/pcs/07_graphs.ipynb #e691f257
+from dlcourse.values.door import check_calls
 
 # %% ../../../nbs/course/pcs/07_graphs.ipynb #0a3698f0
 check_calls(globals(), own=True)

@@ -19,9 +19,6 @@ from ...insight.landscape import loss_line, loss_surface, trajectory
 from ...training.kept import KeepWeights
 from ...training.learner import learner_for
 
-# %% ../../../nbs/course/pcs/21_landscape.ipynb #a6bb364f
-from ...values.door import check_calls
-
 # %% ../../../nbs/course/pcs/21_landscape.ipynb #73d5bcfd
 def train_with_path(
     trial:Trial,
@@ -157,6 +154,9 @@ def landscape(trial):
     learn, kept = train_with_path(trial, how == 'skips', dls, blocks)
     shape = shape_of_loss(learn, kept, trial.pick(3, 21), trial.pick(2, 13))
     return dict(test_error=1 - evaluate_on(learn).accuracy, train_accuracy=evaluate_on(learn, 'train').accuracy, **shape)
+
+# %% ../../../nbs/course/pcs/21_landscape.ipynb #a6bb364f
+from dlcourse.values.door import check_calls
 
 # %% ../../../nbs/course/pcs/21_landscape.ipynb #8afb7925
 check_calls(globals(), own=True)

@@ -23,9 +23,6 @@ from ...insight.probes import union_features, union_probe
 from ...models.blocks import dense_layer
 from ...training.learner import learner_for
 
-# %% ../../../nbs/course/pcs/14_layers.ipynb #be9455f6
-from ...values.door import check_calls
-
 # %% ../../../nbs/course/pcs/14_layers.ipynb #81f91fe6
 def study_dls(
     trial:Trial,
@@ -176,6 +173,9 @@ def separability_by_depth(trial):
         pixels, *by_layer = table[m].tolist()
         found |= {f'{m} pixels': pixels, f'{m} first': by_layer[0], f'{m} last': by_layer[-1], f'{m} by layer': by_layer}
     return found | whole
+
+# %% ../../../nbs/course/pcs/14_layers.ipynb #be9455f6
+from dlcourse.values.door import check_calls
 
 # %% ../../../nbs/course/pcs/14_layers.ipynb #6b8035eb
 check_calls(globals(), own=True)

@@ -22,9 +22,6 @@ from ..experiment import Trial, experiment
 from ..records import dots, values
 from ...insight.curves import colors, panels, tidy
 
-# %% ../../../nbs/course/pcs/01_leak.ipynb #3b0e68d7
-from ...values.door import check_calls
-
 # %% ../../../nbs/course/pcs/01_leak.ipynb #907091a4
 classifiers = {'OLS': RidgeClassifier(alpha=0, solver='svd'), 'SVM': SVC(),
                'boosting': GradientBoostingClassifier(n_estimators=20, random_state=0), '1-NN': KNeighborsClassifier(1)}
@@ -121,6 +118,9 @@ def leak_measured(trial):
     task, model, order = trial.variant.split()
     prepare, X, y = task_data(trial, task)
     return dict(accuracy=orders[order](prepare, classifiers[model], X, y))
+
+# %% ../../../nbs/course/pcs/01_leak.ipynb #3b0e68d7
+from dlcourse.values.door import check_calls
 
 # %% ../../../nbs/course/pcs/01_leak.ipynb #dc0b5579
 check_calls(globals(), own=True)

@@ -21,9 +21,6 @@ from ...training.kept import unchanged
 from ...training.learner import learner_for
 from torch.optim.swa_utils import update_bn
 
-# %% ../../../nbs/course/pcs/23_lesions.ipynb #db5cecc9
-from ...values.door import check_calls
-
 # %% ../../../nbs/course/pcs/23_lesions.ipynb #27d9b6ac
 def train_with_blocks(
     trial:Trial,
@@ -123,6 +120,9 @@ def erased(trial):
     dls = dls_for(data, n_per_class=trial.pick(10, 250), seed=trial.seed, device=trial.device)
     learn = train_with_blocks(trial, trial.variant != 'plain', dls, 12 if '12' in trial.variant else 6)
     return erase_blocks(learn, trial.pick(2, 10), trial.pick(50, 500))
+
+# %% ../../../nbs/course/pcs/23_lesions.ipynb #db5cecc9
+from dlcourse.values.door import check_calls
 
 # %% ../../../nbs/course/pcs/23_lesions.ipynb #c03e8698
 check_calls(globals(), own=True)

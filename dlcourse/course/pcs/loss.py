@@ -19,9 +19,6 @@ from ...insight.curves import colors, panels, tidy
 from ...training.learner import learner_for
 from ...training.losses import CrossEntropy, EvenLoss, RivalLoss
 
-# %% ../../../nbs/course/pcs/10_loss.ipynb #fe0c374b
-from ...values.door import check_calls
-
 # %% ../../../nbs/course/pcs/10_loss.ipynb #5fca3792
 def make_loss(
     name:str, # A name of `losses`
@@ -80,6 +77,9 @@ def own_losses(trial):
     ev = evaluate_on(trained_by(trial, dls, make_loss(trial.variant, dls), 470))
     recall = recalls(ev)
     return dict(accuracy=ev.accuracy, frequent=recall[:3].mean(), rare=recall[-3:].mean(), recall=recall.tolist())
+
+# %% ../../../nbs/course/pcs/10_loss.ipynb #fe0c374b
+from dlcourse.values.door import check_calls
 
 # %% ../../../nbs/course/pcs/10_loss.ipynb #95be8b6e
 check_calls(globals(), own=True)

@@ -21,9 +21,6 @@ from ...data.arrays import Examples
 from ...data.sources import load
 from ...insight.curves import colors, panels, tidy
 
-# %% ../../../nbs/course/pcs/03_more_features.ipynb #585b2770
-from ...values.door import check_calls
-
 # %% ../../../nbs/course/pcs/03_more_features.ipynb #eb434e8c
 def relu_features(
     x, # Rows of numbers (N, F), centred
@@ -143,6 +140,9 @@ def more_features(trial):
                'train_by_ratio': train, 'test_by_ratio': test}
     if trial.variant in ('PCA', 'PLS'): figures['components with the most'] = max(model.best_params_.values())
     return figures
+
+# %% ../../../nbs/course/pcs/03_more_features.ipynb #585b2770
+from dlcourse.values.door import check_calls
 
 # %% ../../../nbs/course/pcs/03_more_features.ipynb #29d6285a
 check_calls(globals(), own=True)

@@ -20,9 +20,6 @@ from ...insight.curves import colors, panels, tidy
 from ...models.mlp import mlp, spread_widths
 from ...training.learner import learner_for
 
-# %% ../../../nbs/course/pcs/12_neurons.ipynb #a3126894
-from ...values.door import check_calls
-
 # %% ../../../nbs/course/pcs/12_neurons.ipynb #094b50ac
 def train_spread(
     trial:Trial,
@@ -104,6 +101,9 @@ def neurons(trial):
     costs = costs_of(k, trial.device)
     learn = train_spread(trial, ex, 2048, k, 8)
     return dict(costs, test_accuracy=evaluate_on(learn, 'valid').accuracy, train_accuracy=evaluate_on(learn, 'train').accuracy)
+
+# %% ../../../nbs/course/pcs/12_neurons.ipynb #a3126894
+from dlcourse.values.door import check_calls
 
 # %% ../../../nbs/course/pcs/12_neurons.ipynb #d9fa2460
 check_calls(globals(), own=True)

@@ -18,9 +18,6 @@ from ..records import dots, values
 from ...insight.curves import colors, panels, tidy
 from ...insight.embedding import layer_activations, probe_accuracy
 
-# %% ../../../nbs/course/pcs/14a_plane.ipynb #a65e853c
-from ...values.door import check_calls
-
 # %% ../../../nbs/course/pcs/14a_plane.ipynb #b24798c3
 plane_layers = 'input', '0', '2', '5', '7'
 
@@ -98,6 +95,9 @@ def layers_in_the_plane(trial):
         found |= {f'silhouette {layer}': silhouette_score(xy, y), f'vote {layer}': neighbour_vote(xy, y)}
         if trial.variant == 'PCA': found[f'probe {layer}'] = probe_accuracy(acts.features[layer], y, seed=trial.seed)
     return found
+
+# %% ../../../nbs/course/pcs/14a_plane.ipynb #a65e853c
+from dlcourse.values.door import check_calls
 
 # %% ../../../nbs/course/pcs/14a_plane.ipynb #5f8daa55
 check_calls(globals(), own=True)

@@ -27,9 +27,6 @@ from ...models.linear import linear_from
 from ...models.mlp import mlp, power_widths
 from ...training.learner import learner_for
 
-# %% ../../../nbs/course/pcs/05_projections.ipynb #8a7cca3f
-from ...values.door import check_calls
-
 # %% ../../../nbs/course/pcs/05_projections.ipynb #16d17114
 shapes = {'k=2': (8, 2), 'k=4': (4, 4), 'k=16': (2, 16)} # n and k; the widest layer always has 256 neurons
 
@@ -126,6 +123,9 @@ def projections(trial):
     x, x_test = (o.flatten(1).double().numpy()/255 for o in (ex.x[rows], ex.x_test[:2000]))
     model = fitted_models()[trial.variant](x, np.asarray(ex.y[rows]).ravel())
     return compare_layer(model, x_test)
+
+# %% ../../../nbs/course/pcs/05_projections.ipynb #8a7cca3f
+from dlcourse.values.door import check_calls
 
 # %% ../../../nbs/course/pcs/05_projections.ipynb #1e616148
 check_calls(globals(), own=True)

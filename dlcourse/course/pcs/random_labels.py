@@ -24,9 +24,6 @@ from ...insight.evaluation import evaluate
 from ...models.blocks import count_params
 from ...training.learner import learner_for
 
-# %% ../../../nbs/course/pcs/06_random_labels.ipynb #1b0191bb
-from ...values.door import check_calls
-
 # %% ../../../nbs/course/pcs/06_random_labels.ipynb #f7b7bc47
 def corrupt_labels(
     ex:Examples,
@@ -149,6 +146,9 @@ def random_labels(trial):
     mixed = corrupt_labels(ex, share_of(trial.variant), trial.seed)
     learn = fit_all(trial, mixed, trial.pick(2, 120), **regularisers.get(trial.variant, {}))
     return dict(fit_figures(learn, mixed), parameters=count_params(learn.model))
+
+# %% ../../../nbs/course/pcs/06_random_labels.ipynb #1b0191bb
+from dlcourse.values.door import check_calls
 
 # %% ../../../nbs/course/pcs/06_random_labels.ipynb #3cfb0994
 check_calls(globals(), own=True)

@@ -20,9 +20,6 @@ from ...training.lean import sgd
 from ...training.learner import learner_for
 from ...training.schedules import SchedRipple
 
-# %% ../../../nbs/course/pcs/08_schedule.ipynb #6477f842
-from ...values.door import check_calls
-
 # %% ../../../nbs/course/pcs/08_schedule.ipynb #cd789272
 shapes = {'constant': lambda lr: SchedNo(lr, lr),
           'step': lambda lr: combine_scheds([0.5, 0.25, 0.25], [SchedNo(r, r) for r in (lr, lr/10, lr/100)]),
@@ -93,6 +90,9 @@ def own_schedule(trial):
     curve = runs[best].history.accuracy.tolist()
     return dict(rate=best, test_accuracy=evaluate_on(runs[best]).accuracy, valid_accuracy=curve[-1],
                 early_accuracy=curve[len(curve)//6 - 1], valid_accuracy_by_epoch=curve)
+
+# %% ../../../nbs/course/pcs/08_schedule.ipynb #6477f842
+from dlcourse.values.door import check_calls
 
 # %% ../../../nbs/course/pcs/08_schedule.ipynb #5c713fe9
 check_calls(globals(), own=True)

@@ -23,9 +23,6 @@ from ...insight.alignment import Kernel, measures
 from ...models.blocks import conv_layer
 from ...training.learner import learner_for
 
-# %% ../../../nbs/course/pcs/13_similarity.ipynb #2aa557de
-from ...values.door import check_calls
-
 # %% ../../../nbs/course/pcs/13_similarity.ipynb #c2a196ee
 chain_widths, chain_layers = (16, 16, 16, 32, 32, 32, 48, 48), tuple('01234567')
 
@@ -138,6 +135,9 @@ def find_counterparts(trial):
         by_layer = np.mean([counterparts(o) for o in pairs], 0)
         found |= {way: by_layer.mean(), f'{way} by layer': by_layer.tolist(), f'{way} matrix': np.mean(pairs, 0).tolist()}
     return dict(found, accuracy=np.mean(accuracies))
+
+# %% ../../../nbs/course/pcs/13_similarity.ipynb #2aa557de
+from dlcourse.values.door import check_calls
 
 # %% ../../../nbs/course/pcs/13_similarity.ipynb #6a99d024
 check_calls(globals(), own=True)

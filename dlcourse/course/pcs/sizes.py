@@ -20,9 +20,6 @@ from ...insight.resolution import (RandomPart, RandomSize, best_mixture, cheapes
                                          train_size_predictor)
 from ...training.learner import learner_for
 
-# %% ../../../nbs/course/pcs/20_sizes.ipynb #08d43889
-from ...values.door import check_calls
-
 # %% ../../../nbs/course/pcs/20_sizes.ipynb #75455734
 def at_many_sizes(
     sizes, # Sides in pixels, smallest first
@@ -183,6 +180,9 @@ def predicted_size(trial):
     predictor = train_size_predictor(learn, sizes, 'valid')
     table = compare_size_rules(learn, predictor, 'test', trusts)
     return rule_figures(preds_at(learn, sizes, 'test'), predictor, table)
+
+# %% ../../../nbs/course/pcs/20_sizes.ipynb #08d43889
+from dlcourse.values.door import check_calls
 
 # %% ../../../nbs/course/pcs/20_sizes.ipynb #80db3f28
 check_calls(globals(), own=True)

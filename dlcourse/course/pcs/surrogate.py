@@ -19,9 +19,6 @@ from ...insight.surrogate import encode_settings, fit_surrogate, kinds, predict_
 from ...training.search import search, trainer
 from ...training.space import parse_space
 
-# %% ../../../nbs/course/pcs/11_surrogate.ipynb #c9298b0d
-from ...values.door import check_calls
-
 # %% ../../../nbs/course/pcs/11_surrogate.ipynb #6ebccfda
 space = dict(opt_func=['sgd', 'adam', 'adamw'], init=['default', 'kaiming', 'xavier', 'normal'],
              lr=(1e-4, 1., 'log'), widths=(4, 128, 'log'))
@@ -127,6 +124,9 @@ def draw_surrogate(
 def surrogate(trial):
     table, kind = trained_points(trial.seed, trial.full, trial.device), variants[trial.variant]
     return surrogate_figures(table, kind, trial.seed) if kind else limit_figures(table, trial.seed)
+
+# %% ../../../nbs/course/pcs/11_surrogate.ipynb #c9298b0d
+from dlcourse.values.door import check_calls
 
 # %% ../../../nbs/course/pcs/11_surrogate.ipynb #5c0d43bd
 check_calls(globals(), own=True)

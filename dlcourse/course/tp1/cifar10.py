@@ -25,9 +25,6 @@ from ...models.views import OverViews
 from ...training.lean import FusedAdam
 from ...training.learner import learner_for
 
-# %% ../../../nbs/course/tp1/01_cifar10.ipynb #15c9a6ec
-from ...values.door import check_calls
-
 # %% ../../../nbs/course/tp1/01_cifar10.ipynb #4273edc2
 def channel_figures(
     x, # Images (N, 3, H, W), `uint8`
@@ -191,6 +188,9 @@ def same_order(r):
             expects={'The settings have the order of the document, from 1, the best, to 4.': same_order,
                      **{f'Setting {k} reaches the reported {v:.2%}.': reaches(k) for k,v in reported_accuracy.items()}})
 def four_settings(trial): return train_as_document(trial, 'cnn_v3', epochs=8, **settings[trial.variant])
+
+# %% ../../../nbs/course/tp1/01_cifar10.ipynb #15c9a6ec
+from dlcourse.values.door import check_calls
 
 # %% ../../../nbs/course/tp1/01_cifar10.ipynb #807eadb2
 check_calls(globals(), own=True)

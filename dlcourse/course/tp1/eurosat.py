@@ -21,9 +21,6 @@ from ...models.views import as_is, half_turned, mirrored, upside_down
 from ...training.learner import learner_for
 from ...training.transfer import feature_table, concat_tables
 
-# %% ../../../nbs/course/tp1/02_eurosat.ipynb #b1d82916
-from ...values.door import check_calls
-
 # %% ../../../nbs/course/tp1/02_eurosat.ipynb #49576c93
 shares = dict(valid=0.1) # Share of the training part
 
@@ -174,6 +171,9 @@ def fused(trial): return frozen(trial, trial.variant.partition(',')[0], **fusion
 @experiment('tp1-2.1-cifar10', 'CIFAR-10, 300 images per class: frozen MobileNetV2 at 96 pixels', seeds=3, needs=('cifar10',), minutes=6,
             expects={'The test accuracy is at least 80 %': at_least('', 0.80)})
 def few_photographs(trial): return frozen(trial, 'mobilenet_v2', 96, 'cifar10', all_views[:2], n_per_class=300)
+
+# %% ../../../nbs/course/tp1/02_eurosat.ipynb #b1d82916
+from dlcourse.values.door import check_calls
 
 # %% ../../../nbs/course/tp1/02_eurosat.ipynb #9662d76c
 check_calls(globals(), own=True)

@@ -19,9 +19,6 @@ from ...data.transforms import CropFlip
 from ...models.views import OverViews, as_is, mirrored, shifted
 from ...training.callbacks import LookaheadCallback
 
-# %% ../../../nbs/course/tp1/03_ninety_four.ipynb #52357db6
-from ...values.door import check_calls
-
 # %% ../../../nbs/course/tp1/03_ninety_four.ipynb #654d13d2
 nesterov = partial(OptimWrapper, opt=partial(torch.optim.SGD, momentum=0.85, nesterov=True))
 
@@ -62,6 +59,9 @@ def ninety_four(trial):
     with watched(trial, learn): learn.fit(trial.pick(1, 16), cbs=[LookaheadCallback(), FixBias(), triangle(rates)])
     learn.model = OverViews(learn.model, six_views)
     return classifier_figures(learn, ('valid', 'test'))
+
+# %% ../../../nbs/course/tp1/03_ninety_four.ipynb #52357db6
+from dlcourse.values.door import check_calls
 
 # %% ../../../nbs/course/tp1/03_ninety_four.ipynb #ed6c80c3
 check_calls(globals(), own=True)
