@@ -556,7 +556,8 @@ def test_ctrl_c_keeps_what_is_finished(capsys):
 def test_a_database_that_somebody_has_changed(change):
     found(SPACE, plain, n=2, storage='sqlite:///s.db')
     with sqlite3.connect('s.db') as base: base.execute(change)
-    with pytest.raises(CourseError, match='sqlite:///s.db is damaged .* choose another storage'): found(SPACE, plain, n=3, storage='sqlite:///s.db')
+    with pytest.raises(CourseError, match='sqlite:///s.db is damaged .* choose another storage'):
+        found(SPACE, plain, n=3, storage='sqlite:///s.db')
 
 
 def test_ctrl_c_waits_for_the_end_of_a_line():
