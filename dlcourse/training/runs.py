@@ -314,10 +314,10 @@ def train(self:Run,
 def _prepare(self:Run, held):
     "Hold the lock of the run until `held` is closed; raises `CourseError` if it can't be trained"
     held.enter_context(self.alone())
+    sweep_run(self.folder)
     if self.finished: raise CourseError(f'{self.folder} is finished ({len(self.rows)} epochs): evaluate it, or start another run')
     if self.lost: raise CourseError(f'{self.folder} has lost its {checkpoint_file}, without which it cannot carry on after '
                                     f'{len(self.rows)} of {self.settings.n_epochs} epochs: evaluate it as it is, or start another run')
-    sweep_run(self.folder)
 
 # %% ../../nbs/training/09_runs.ipynb #23d8743d
 @patch
