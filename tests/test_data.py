@@ -945,7 +945,8 @@ def test_a_word_for_a_set_and_a_folder(tmp_path, monkeypatch, capsys):
     assert len(dls_for('digits').vocab) == 10 and "for the folder of that name pass './digits'" in capsys.readouterr().out
     for o in ('./digits', Path('digits'), 'photos', tmp_path/'photos'): assert list(dls_for(o, bs=2).vocab) == ['mine', 'yours']
     (tmp_path/'photos.zip').touch()
-    for o in ('photos.zip', 'none/at/all', Path('none'), '~nobody-here/x', 'x'*300): fails('is not a folder', dls_for, o)
+    for o in ('photos.zip', 'none/at/all', Path('none'), '~nobody-here/x'): fails('is not a folder', dls_for, o)
+    fails('must be a name, a folder or arrays', dls_for, 'x'*300)
     for o in ('', 'photo'): fails('unknown data set', dls_for, o)
 
 
