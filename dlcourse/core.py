@@ -7,7 +7,8 @@ Docs: https://dlcourse.github.io/dlcourse/core.html.md"""
 # %% auto #0
 __all__ = ['n_processes', 'is_first', 'refuse_launcher', 'notice', 'smaller_is_better', 'optional', 'import_all', 'seed_all',
            'rng_states', 'put_rng_states', 'kept_rng', 'num_threads', 'home_path', 'part_of', 'sweep', 'whole_file',
-           'whole_folder', 'lock_file', 'lock_of', 'take_lock', 'free_lock', 'lock_for', 'light_figures', 'save_figure']
+           'whole_folder', 'lock_file', 'lock_of', 'take_lock', 'free_lock', 'lock_for', 'sweep_lock', 'light_figures',
+           'save_figure']
 
 # %% ../nbs/00_core.ipynb #c8a87ed2
 import errno, importlib, os, pkgutil, random, re, shutil, stat, zlib
@@ -283,6 +284,15 @@ def lock_for(
     if not take_lock(lock, path, -1 if busy is None else 0): raise CourseError(busy)
     try: yield
     finally: free_lock(lock)
+
+# %% ../nbs/00_core.ipynb #06eaf9fb
+def sweep_lock(
+    path, # A folder, or a file, which need not exist
+):
+    "Remove the lock that a killed process has left for `path`; one that is held, and anything else of its name, stay"
+    lock = lock_of(path)
+    file = Path(lock.lock_file)
+    if file.is_file() and not file.is_symlink() and not file.stat().st_size and take_lock(lock, path): free_lock(lock)
 
 # %% ../nbs/00_core.ipynb #baba216f
 def light_figures(

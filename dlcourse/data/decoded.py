@@ -77,20 +77,21 @@ def _note(o, is_whole):
     "What the note says of the file `o`"
     return dict(source=o.source, origin=o.origin, shape=list(o.shape), chunk=o.chunk, is_whole=is_whole)
 
-def _is_noted(o, is_whole):
-    "Whether the file `o` is there, made from what it should be, and as whole or as begun as `is_whole` says"
+def _noted(o, is_whole):
+    "The note of the file `o` that is there, made from what it should be, and as whole or as begun as `is_whole` says; else nothing"
     try: note, size = read_json(o.note_file), o.path.stat().st_size
-    except (CourseError, OSError): return False
+    except (CourseError, OSError): return {}
     wanted = _note(o, is_whole)
-    if {k: note.get(k) for k in wanted} != wanted or size != _size(o): return False
-    with open(o.path, 'rb') as f: return f.read(len(_head(o.shape))) == _head(o.shape)
+    if {k: note.get(k) for k in wanted} != wanted or size != _size(o): return {}
+    with open(o.path, 'rb') as f: return note if f.read(len(_head(o.shape))) == _head(o.shape) else {}
 
 # %% ../../nbs/data/10a_decoded.ipynb #4d47d450
 def is_whole(
     o:Decoded,
 )->bool:
     "Whether all images are there, made from the files as they are now, and as they were written"
-    return _is_noted(o, True) and _is_untouched(o)
+    note = _noted(o, True)
+    return bool(note) and _is_untouched(o, note)
 
 # %% ../../nbs/data/10a_decoded.ipynb #bcb1aac3
 def lacks_room(
@@ -133,7 +134,7 @@ def _is_sound(o, f, k, crc):
 
 def _sound_marks(o):
     "Marks of the chunks whose bytes are as they were written: number -> checksum"
-    if not _is_noted(o, False) or not o.marks_file.exists(): return {}
+    if not _noted(o, False) or not o.marks_file.exists(): return {}
     data = o.marks_file.read_bytes()
     marks = dict(_mark.iter_unpack(data[:len(data)//_mark.size*_mark.size]))
     with open(o.path, 'rb') as f: return {k: crc for k,crc in marks.items() if k < o.n_chunks and _is_sound(o, f, k, crc)}
@@ -163,9 +164,8 @@ def _write_whole(o, sums):
     facts = dict(sums=sums, time=o.path.stat().st_mtime_ns)
     with whole_file(o.note_file) as f: json.dump(_note(o, True) | facts, f)
 
-def _is_untouched(o):
-    "Whether the bytes of the whole file `o` are those that were written: they are read where its time is another than noted"
-    note = read_json(o.note_file)
+def _is_untouched(o, note):
+    "Whether the bytes of the whole file `o` with this note are those that were written: they are read where its time is another than noted"
     if note.get('time') == o.path.stat().st_mtime_ns: return True
     sums = note.get('sums')
     if not isinstance(sums, list) or len(sums) != o.n_chunks: return False

@@ -11,7 +11,7 @@ __all__ = ['there_already', 'sweep_run', 'check_folder', 'make_folder', 'remove_
 import os
 from itertools import count
 from pathlib import Path
-from ..core import CourseError, free_lock, lock_file, lock_of, sweep, take_lock
+from ..core import CourseError, lock_file, sweep, sweep_lock
 from .run_files import frozen_file, run_files, settings_file
 
 # %% ../../nbs/training/08b_run_folders.ipynb #ef3ecb56
@@ -29,9 +29,7 @@ def sweep_run(
 ):
     "Remove what killed processes have left half-written of the files of a run; half-written files of anything else stay"
     for o in (*run_files, 'lr_find.png'): sweep(folder, o)
-    left = lock_of(folder/'metrics.json') # of an evaluation; one that is held stays
-    file = Path(left.lock_file)
-    if file.is_file() and not file.is_symlink() and not file.stat().st_size and take_lock(left, folder): free_lock(left)
+    sweep_lock(folder/'metrics.json') # of an evaluation
 
 def _is_free(folder):
     "Whether `folder` is empty, once what a killed process has left half-written is removed"
