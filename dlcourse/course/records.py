@@ -20,7 +20,7 @@ import numpy as np, pandas as pd
 import dlcourse
 from matplotlib.figure import Figure
 from ..core import CourseError, choose, whole_file
-from ..files import from_json
+from ..files import read_json
 from ..names import legend_text, plot_text
 from .intervals import Difference, figure_text, interval, interval_text, paired, size_interval
 from ..insight.curves import colors, panels, tidy
@@ -122,12 +122,11 @@ def read_record(
     file, # Path of a JSON file that `write_record` wrote
 )->dict:
     "Read a record; raises `CourseError` if the file is missing, has other fields, or was changed or renamed by hand"
-    fault = 'is not a record of an experiment'
-    try: record = from_json(Path(file).read_text(encoding='utf-8'), file, fault)
-    except CourseError: raise
-    except FileNotFoundError as e: raise CourseError(f'there is no record {file}: run the experiment first') from e
-    except (OSError, ValueError) as e: raise CourseError(f'{file} {fault}: {e}') from e
-    problem = _problem(record if isinstance(record, dict) else {}) or _renamed(record, Path(file))
+    try: record = read_json(file, 'is not a record of an experiment')
+    except CourseError as e:
+        if not isinstance(e.__cause__, FileNotFoundError): raise
+        raise CourseError(f'there is no record {file}: run the experiment first') from e
+    problem = _problem(record) or _renamed(record, Path(file))
     if problem: raise CourseError(f'{file} {problem}')
     return record
 
