@@ -12,12 +12,16 @@ __all__ = ['n_processes', 'is_first', 'refuse_launcher', 'notice', 'smaller_is_b
 
 # %% ../nbs/00_core.ipynb #c8a87ed2
 import errno, importlib, os, pkgutil, random, re, shutil, stat, zlib
+from collections.abc import Iterable
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 import numpy as np, torch
 from .names import cut, one_line, terminal_text, to_disk
 from .values.door import CourseError, check_calls, choose
+from .values.glossary import a_loader
+from .values.kinds import of_class
 
 # %% ../nbs/00_core.ipynb #e7a50002
 def _from_env(name, usual):
@@ -70,6 +74,7 @@ def optional(
     extra:str, # Extra of this package that installs it
 ):
     "Import an optional `module`; raises `CourseError` that names the `pip install` when it is missing or broken"
+    if not module: raise CourseError('module must be the name of a module, got an empty one')
     try: return importlib.import_module(module)
     except ModuleNotFoundError as e:
         raise CourseError(f"this needs {module}, which is not installed: pip install 'dlcourse[{extra}]'") from e
@@ -79,9 +84,10 @@ def optional(
 
 # %% ../nbs/00_core.ipynb #9f3a0013
 def import_all(
-    package, # A package, imported
+    package:ModuleType, # A package, imported
 ):
     "Import every module of `package`, folders included"
+    if not hasattr(package, '__path__'): raise CourseError(f'package must have modules of its own, and {package.__name__} has none')
     for o in pkgutil.walk_packages(package.__path__, package.__name__ + '.'): importlib.import_module(o.name)
 
 # %% ../nbs/00_core.ipynb #489e383d
@@ -98,7 +104,7 @@ def seed_all(
 
 # %% ../nbs/00_core.ipynb #9bb85bea
 def rng_states(
-    loaders=(), # Loaders whose shuffling belongs to it
+    loaders:Iterable[a_loader]=(), # Loaders whose shuffling belongs to it
 )->list: # What `put_rng_states` takes
     "Collect the state of every random generator"
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
@@ -106,13 +112,15 @@ def rng_states(
 
 def put_rng_states(
     states:list, # What `rng_states` gave
-    loaders=(), # The same loaders
+    loaders:Iterable[a_loader]=(), # The same loaders
 ):
     "Bring every random generator back to a state that it had"
-    python, numpy, own, cuda, shuffles = states
-    random.setstate(python)
-    np.random.set_state(numpy)
-    torch.set_rng_state(own)
+    try:
+        python, numpy, own, cuda, shuffles = states
+        random.setstate(python)
+        np.random.set_state(numpy)
+        torch.set_rng_state(own)
+    except (TypeError, ValueError, RuntimeError, KeyError) as e: raise CourseError(f'states must be what rng_states gave ({e})') from e
     if cuda: torch.cuda.set_rng_state_all(cuda)
     for dl, state in zip(loaders, shuffles): dl.rng = random.Random(); dl.rng.setstate(state)
 
@@ -177,7 +185,9 @@ def sweep(
     name:str=None, # Only what was to become the file or folder of this name; by default everything half-written
 ):
     "Remove the `.part` files and folders that processes which no longer run have left in `folder`"
-    for o in os.scandir(folder):
+    try: there = [*os.scandir(folder)]
+    except OSError as e: raise CourseError(f'cannot look into the folder {folder}: {e.strerror or e}') from e
+    for o in there:
         part = re.fullmatch(r'(.+)\.(\d{1,10})\.part', o.name, re.DOTALL)
         if not part or name and _short(name) != part[1] or _runs(int(part[2])): continue
         with suppress(OSError): # it is another user's, or gone
@@ -192,7 +202,7 @@ def _text_args(mode):
 @contextmanager
 def whole_file(
     path, # Where the finished file goes; its folder is made
-    mode:str='w', # Mode of `open`; text is written as UTF-8
+    mode:str='w', # 'w' or 'wb', as for `open`; text is written as UTF-8
 ):
     "An open file that appears at `path` only when the block ends without an error; raises `CourseError` if the disk refuses"
     path = Path(path)
@@ -251,7 +261,7 @@ def lock_of(
     return FileLock(lock_file(path), is_singleton=False)
 
 def take_lock(
-    lock, # What `lock_of` gave
+    lock:of_class('BaseFileLock'), # What `lock_of` gave
     what, # Thing that is locked, for the message
     wait:float=0, # Seconds to wait for another process, -1 for ever
 )->bool:
@@ -266,7 +276,7 @@ def take_lock(
     return True
 
 def free_lock(
-    lock, # A lock that is taken
+    lock:of_class('BaseFileLock'), # A lock that is taken
 ):
     "Give a lock back, and remove its file"
     # while it is held: whoever waits for it takes a new one
@@ -304,9 +314,9 @@ def light_figures(
 
 # %% ../nbs/00_core.ipynb #b610f2a5
 def save_figure(
-    fig, # A matplotlib figure
+    fig:of_class('Figure'), # A matplotlib figure
     path, # File to write; its suffix names the format, such as .png or .svg
-    dpi:int=120, # Dots per inch
+    dpi:int=120, # Dots per inch, 10 to 10000
 ):
     "Write `fig` in one step and close it; raises `CourseError` for another suffix, or if the disk refuses"
     import matplotlib.pyplot as plt

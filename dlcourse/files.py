@@ -12,9 +12,11 @@ __all__ = ['check_file', 'from_json', 'read_json', 'write_tensors', 'read_tensor
 import json, os, stat, zlib
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
+from torch import Tensor
 from .core import CourseError, whole_file
 
 # %% ../nbs/02_files.ipynb #d90332df
@@ -75,9 +77,9 @@ def read_json(
 
 # %% ../nbs/02_files.ipynb #dbcafe32
 def write_tensors(
-    f, # A file open for writing bytes
-    tensors:dict, # Name -> tensor
-    texts:dict=None, # Name -> text
+    f:BinaryIO, # A file open for writing bytes
+    tensors:dict[str, Tensor], # Name -> tensor
+    texts:dict[str, str]=None, # Name -> text
 ):
     "Write `tensors` and `texts` in the format of safetensors, to the same bytes each time"
     plain = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k,v in tensors.items()}
@@ -139,8 +141,8 @@ def _checksum(tensors, texts):
 
 # %% ../nbs/02_files.ipynb #c2125225
 def with_checksum(
-    tensors:dict, # Name -> tensor
-    texts:dict, # Name -> text
+    tensors:dict[str, Tensor], # Name -> tensor
+    texts:dict[str, str], # Name -> text
 )->dict: # `texts` with a checksum, for `write_tensors`
     "Add a checksum of `tensors` and `texts`"
     return texts | {_sum_note: str(_checksum(tensors, texts))}
@@ -148,16 +150,16 @@ def with_checksum(
 # %% ../nbs/02_files.ipynb #144d4dee
 def write_checked(
     path, # File to write
-    tensors:dict, # Name -> tensor
-    texts:dict, # Name -> text
+    tensors:dict[str, Tensor], # Name -> tensor
+    texts:dict[str, str], # Name -> text
 ):
     "Write `tensors` and `texts` with their checksum in one step; raises `CourseError` if the disk refuses"
     with whole_file(path, 'wb') as f: write_tensors(f, tensors, with_checksum(tensors, texts))
 
 # %% ../nbs/02_files.ipynb #d82e0761
 def without_checksum(
-    tensors:dict, # Name -> tensor, of a file
-    texts:dict, # Name -> text, of the same file
+    tensors:dict[str, Tensor], # Name -> tensor, of a file
+    texts:dict[str, str], # Name -> text, of the same file
     path, # The file, for the message
 )->dict: # `texts` without the checksum
     "Hold `tensors` and `texts` against their checksum, if there is one; raises `CourseError` where it is another"
@@ -173,8 +175,8 @@ def _kind(t, how):
 
 # %% ../nbs/02_files.ipynb #ffefbb00
 def check_tensors(
-    found:dict, # Name -> tensor of a file
-    expected:dict, # Name -> tensor of the same shape and type as it must have
+    found:dict[str, Tensor], # Name -> tensor of a file
+    expected:dict[str, Tensor], # Name -> tensor of the same shape and type as it must have
     source, # Where `found` is from, for the message
     what:str='the network', # What `expected` belongs to, for the message
 ):
@@ -187,7 +189,7 @@ def check_tensors(
 
 # %% ../nbs/02_files.ipynb #bcb05218
 def check_numbers(
-    tensors:dict, # Name -> tensor of a file
+    tensors:dict[str, Tensor], # Name -> tensor of a file
     source, # Where they are from, for the message
     infinite:bool=False, # Whether infinite numbers will do
 ):

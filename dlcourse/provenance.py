@@ -9,6 +9,7 @@ __all__ = ['git', 'commit_and_changes', 'cpu_model', 'hardware', 'versions', 'pr
 
 # %% ../nbs/01_provenance.ipynb #ed9db516
 import datetime, os, platform, subprocess
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 import torch
@@ -19,7 +20,7 @@ from .values.door import check_calls
 
 # %% ../nbs/01_provenance.ipynb #5a3fd509
 def git(
-    *args, # Words of a git command, such as 'rev-parse', 'HEAD'
+    *args:str|Path, # Words of a git command, such as 'rev-parse', 'HEAD'
 ): # Its output without the line break at the end
     "Output of a git command run on the package's own repository, or None outside one"
     folder = Path(dlcourse.__file__).parent
@@ -29,7 +30,7 @@ def git(
 
 # %% ../nbs/01_provenance.ipynb #cfe6733b
 def commit_and_changes(
-    paths=('.',), # Files and folders that matter, relative to the package
+    paths:Sequence[str|Path]=('.',), # Files and folders that matter, relative to the package
 )->dict: # 'commit' (None outside a repository) and 'uncommitted_changes'
     "The commit of the running code, and whether files were changed since"
     tracked = git('ls-files', '__init__.py')
@@ -68,7 +69,7 @@ def versions(
 def provenance(
     device:str='cpu', # 'cpu' or 'cuda'
     packages:str='dlcourse torch fastai torchvision timm numpy', # Names separated by spaces
-    paths=('.',), # Files and folders; see `commit_and_changes`
+    paths:Sequence[str|Path]=('.',), # Files and folders; see `commit_and_changes`
 )->dict: # Plain values, ready for JSON
     "When, where and with what something is measured"
     now = datetime.datetime.now(datetime.timezone.utc)

@@ -11,18 +11,31 @@ from matplotlib.figure import Figure
 
 import dlcourse
 from dlcourse import all as students
-from dlcourse.core import import_all
-from dlcourse.data.sampling import imbalance
+from dlcourse.core import import_all, put_rng_states, rng_states, save_figure, take_lock
 from dlcourse.course.records import differences_to, mean_line
 from dlcourse.course.shares import in_turn
+from dlcourse.data.arrays import holdout
+from dlcourse.data.core_sets import covering_radius
+from dlcourse.data.download import download
+from dlcourse.data.loader import renormalized
+from dlcourse.data.pixels import to_bytes
+from dlcourse.data.sampling import class_number, imbalance, index_split, renumber
+from dlcourse.files import with_checksum
+from dlcourse.insight.alignment import cka
 from dlcourse.insight.calibration import best_temperature
-from dlcourse.insight.evaluation import Evaluation
+from dlcourse.insight.evaluation import Evaluation, scores_by_class
+from dlcourse.insight.explain import cam_maps
+from dlcourse.insight.layers import map_size
+from dlcourse.insight.outputs import class_probabilities
+from dlcourse.insight.resolution import cost_at
+from dlcourse.provenance import commit_and_changes, git
 from dlcourse.training.ensembles import EnsembleNet
 from dlcourse.training.transfer import feature_table
 from dlcourse.values.door import CourseError, check_calls, checked, parameters_of
 from dlcourse.values.kinds import Limits, choices_of, in_words, limits_of, shapes_of
 
 nan, inf = math.nan, math.inf
+trained = SimpleNamespace(model=torch.nn.ReLU(), dls=SimpleNamespace(loaders=[]), fit=None) # as much of a `Learner` as a door looks at
 ROOMS = ('core', 'provenance', 'files', 'data', 'models', 'training', 'insight', 'report')
 import_all(dlcourse)
 OURS = {k: m for k,m in sorted(sys.modules.items()) if k.startswith('dlcourse.')}
@@ -133,6 +146,31 @@ def test_shapes_are_read_from_comments():
     'seeds of another variant': (lambda: in_turn(['slow'], {'fast': 1}), 'counts must have a number of seeds for each variant'),
     'more values than positions': (lambda: mean_line(Figure().subplots(), [1, 2], [[1, 2, 3]]), 'as many values as there are positions'),
     'labels and rows of two lengths': (lambda: students.probe_accuracy(np.zeros((4, 2)), np.zeros(3)), 'of the same length'),
+    'one address for several': (lambda: download('http://x', 'dl3', 'y'), 'urls must be a list, each text, at least one, got'),
+    'a text for paths': (lambda: commit_and_changes('nbs'), 'paths must be a list, each text or a path'),
+    'a number among words': (lambda: git('log', 5), 'args must be text or a path, got 5'),
+    'a path for a lock': (lambda: take_lock('a.lock', 'a', 0), "lock must be a `BaseFileLock`, got 'a.lock'"),
+    'a number for a figure': (lambda: save_figure(5, 'a.png'), 'fig must be a `Figure`'),
+    'an object among tensors': (lambda: with_checksum({'a': object()}, {}), 'tensors must be a dictionary, each value a `Tensor`'),
+    'a number among texts': (lambda: with_checksum({}, {'a': 1}), 'texts must be a dictionary, each value text'),
+    'states of another kind': (lambda: put_rng_states([1, 2]), 'states must be what rng_states gave'),
+    'positions that are no whole numbers': (lambda: index_split(4, [0.5]), 'valid must be a list, each a whole number of at least 0'),
+    'positions beyond the end': (lambda: index_split(4, [4]), 'valid must be positions from 0 to 3, got 4'),
+    'no positions': (lambda: covering_radius(np.eye(3), []), 'rows must be a list, each a whole number, at least one'),
+    'a name that is not there': (lambda: renumber([0], ['a'], ['b']), "new must have names of vocab only, got 'b'"),
+    'True for a class': (lambda: class_number(True, ['a', 'b']), 'unknown class True'),
+    'an unknown scale': (lambda: to_bytes(np.zeros((1, 2)), 'half'), "unknown scale 'half'"),
+    'a table for widths': (lambda: students.mlp(4, 2, widths=pd.DataFrame()), 'widths must be'),
+    'a table for views': (lambda: students.dls_for('fashion_mini', augment=pd.DataFrame()), 'augment must be'),
+    'a module that is not there': (lambda: cam_maps(torch.nn.ReLU(), torch.zeros(1, 2), lambda o: o, 'a'), "ReLU has no module 'a'"),
+    'an axis that is neither': (lambda: map_size((1, 2, 3), 1), 'channels must be 0 or -1, got 1'),
+    'a matrix that is not square': (lambda: scores_by_class(np.zeros((2, 3))), 'as many rows as columns'),
+    'outputs of no item': (lambda: class_probabilities(torch.zeros(0, 2), torch.nn.MSELoss()), 'at least one, got'),
+    'rows of text': (lambda: cka([['a']]*5, np.eye(5)), 'x must be rows of numbers'),
+    'a text for sizes': (lambda: cost_at(torch.nn.ReLU(), torch.zeros(1, 1, 4, 4), b'ab'), 'sizes are a list'),
+    'a number of points below two': (lambda: students.loss_line(trained, points=1), 'points must be a whole number of at least 2'),
+    'a deviation of zero': (lambda: renormalized(trained.dls, [.5], [0]), 'std must be one number above 0 for each channel'),
+    'NaN for a name': (lambda: students.choose_classes([0, 1], [0, 1], vocab=['a', nan]), 'vocab must be a list of names'),
 }.values())
 def test_kinds_of_bad_values_are_one_sentence(call, words):
     with pytest.raises(CourseError, match=words) as e: call()
@@ -153,7 +191,8 @@ def test_a_page_of_the_course_has_names_of_its_own():
 
 def test_each_entry_of_a_dictionary_is_checked(tmp_path):
     from dlcourse.training.checkpoints import load_tensors, save_tensors
-    with pytest.raises(CourseError, match='tensors must be a dictionary, each value an array'): save_tensors(tmp_path/'a', {'w': object()})
+    with pytest.raises(CourseError, match='tensors must be a dictionary, each value a `Tensor`'):
+        save_tensors(tmp_path/'a', {'w': object()})
     assert not any(tmp_path.iterdir())
     save_tensors(tmp_path/'a', {'w': torch.ones(2)})
     assert load_tensors(tmp_path/'a')[0]['w'].tolist() == [1, 1]
@@ -172,6 +211,25 @@ def test_metrics_of_any_kind_are_welcome(f): assert parameters_of(inspect.unwrap
 
 def test_a_name_that_no_disk_takes_is_refused():
     with pytest.raises(CourseError, match='data must be a name, a folder or arrays'): students.dls_for('x'*300)
+
+
+@pytest.mark.parametrize('rows', [[0, 2], (0, 2), np.array([0, 2]), np.array([0, 2], np.uint8), torch.tensor([0, 2]), range(0, 3, 2),
+    pd.Series([0, 2], [7, 8]), [np.int64(0), torch.tensor(2)]], ids=repr)
+def test_positions_of_any_kind_are_welcome(rows):
+    assert index_split(4, rows)[1].tolist() == [0, 2] and covering_radius(np.eye(4), rows) == pytest.approx(2**.5)
+
+
+def test_what_is_right_is_still_taken():
+    assert renumber((0, 1), np.array(['a', 'b']), ('b', 'a')).tolist() == [1, 0]
+    assert renumber([1], ['a', 'b'], (o for o in 'ab')).tolist() == [1] and index_split(2, [])[0].tolist() == [0, 1]
+    states = rng_states()
+    put_rng_states(states, ())
+    assert class_number(np.int64(1), (o for o in 'ab')) == 1 and class_number('b', pd.Index(['a', 'b'])) == 1
+    assert students.inception((1, 16, 16), 2, modules=np.full((1, 6), 2)) and students.mlp(4, 2, widths=torch.tensor([3]))
+    assert {o: v.tolist() for o,v in zip('xy', holdout([0, 0, 1, 1], .5))}.keys() == {'x', 'y'}
+    assert [len(o) for o in holdout(['a', 'a', 'b', 'b'], .5)] == [2, 2]
+    assert git('rev-parse', '--is-inside-work-tree') in ('true', None) and commit_and_changes((Path('core.py'),))
+    assert with_checksum({'a': torch.zeros(1)}, {'b': 'c'})['b'] == 'c' and map_size((1, 2, 3)) == (2, 3)
 
 
 def test_numbers_of_students_have_a_range():

@@ -142,7 +142,7 @@ def holdout(
     seed:int=42, # Another seed draws other examples
 )->tuple: # Positions of the training and of the test examples, both ascending
     "Keep a random part of each class for the test"
-    rng = np.random.default_rng(seed)
+    y, rng = read_labels(y).values, np.random.default_rng(seed)
     def draw(c):
         members = np.flatnonzero(y == c)
         return rng.permutation(members)[:round(fraction*len(members))]

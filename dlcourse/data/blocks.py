@@ -9,6 +9,7 @@ __all__ = ['memory_limit', 'ExampleBlock', 'Standardize', 'Prepared', 'block_for
 
 # %% ../../nbs/data/12_blocks.ipynb #94e3bf91
 import math, random
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 import numpy as np, torch, torch.nn.functional as F
@@ -42,12 +43,12 @@ from ..values.door import check_calls
 class ExampleBlock(DataBlock):
     "A `DataBlock` over a store of examples, which is its own source"
 
-    def datasets(self, source=None, verbose=False):
+    def datasets(self, source:Sequence[int]|None=None, verbose=False):
         if source is not None: self.source = source
         return ExampleSets(self.source, tfms=self._combine_type_tfms(), splits=self.splitter(self.source), dl_type=self.dl_type,
                            n_inp=self.n_inp, verbose=verbose)
 
-    def dataloaders(self, source=None, path='.', verbose=False, **kwargs):
+    def dataloaders(self, source:Sequence[int]|None=None, path='.', verbose=False, **kwargs):
         source = self.source if source is None else source
         try: dls = super().dataloaders(source, path=path, verbose=verbose, **kwargs)
         except (CourseError, MemoryError): raise
@@ -57,7 +58,7 @@ class ExampleBlock(DataBlock):
         dls.selected, dls.name = self.selected, self.name
         return dls
 
-    def summary(self, source=None, bs=4, show_batch=False, **kwargs):
+    def summary(self, source:Sequence[int]|None=None, bs=4, show_batch=False, **kwargs):
         DataBlock.summary(self, self.source if source is None else source, bs=bs, show_batch=show_batch, **kwargs)
 
 # %% ../../nbs/data/12_blocks.ipynb #cd6d088d
@@ -65,8 +66,8 @@ class Standardize(Transform):
     "Subtract the mean of each feature and divide by its deviation (z-score)"
     order = 99
 
-    def __init__(self, mean, std): self.mean, self.std = mean, std
-    def apply(self, x): return (x - self.mean.to(x.device)) / self.std.to(x.device)
+    def __init__(self, mean:Tensor, std:Tensor): self.mean, self.std = mean, std
+    def apply(self, x:Tensor): return (x - self.mean.to(x.device)) / self.std.to(x.device)
     def encodes(self, x:TensorRow): return TensorRow(self.apply(x.as_subclass(Tensor)))
     def decodes(self, x:TensorRow): return TensorRow(x.as_subclass(Tensor)*self.std.to(x.device) + self.mean.to(x.device))
 
@@ -88,7 +89,7 @@ memory_limit = 2 * 2**30 # bytes of pixels above which a folder's images are dec
 class Prepared:
     "Data of any kind, ready for a selection"
     name:str # Name of the data set or folder
-    store:object # A `MemoryStore` or `FileStore`; training rows first, then the test rows
+    store:MemoryStore|FileStore # A `MemoryStore` or `FileStore`; training rows first, then the test rows
     y:np.ndarray # Training labels, (N,)
     y_test:np.ndarray # Test labels, or None
     vocab:list # Class names by class number; None for float targets

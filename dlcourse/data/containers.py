@@ -9,7 +9,7 @@ __all__ = ['is_array', 'values_of', 'tensor_values', 'column_values', 'table_val
            'masked_values', 'as_array', 'is_mapped', 'to_tensor', 'as_column', 'as_table', 'kind_text', 'check_finite']
 
 # %% ../../nbs/data/00_containers.ipynb #e95734e9
-import warnings
+import math, warnings
 from functools import singledispatch
 import numpy as np, pandas as pd, torch
 from PIL import Image
@@ -175,6 +175,7 @@ def to_tensor(
     a:np.ndarray, # Numbers, in this machine's byte order
 )->Tensor: # Contiguous, but for views of a mapped file; shares the memory of `a` where that is possible
     "A NumPy array as a tensor, also one that is read-only or runs backwards"
+    if isinstance(a, Tensor): return a.contiguous()
     is_view = is_mapped(a) and min(a.strides, default=0) >= 0
     if not is_view and not (a.flags.c_contiguous and a.flags.writeable): a = np.array(a, order='C')
     with warnings.catch_warnings():
@@ -220,9 +221,10 @@ def as_table(
 
 # %% ../../nbs/data/00_containers.ipynb #7c82ebd0
 def kind_text(
-    a:np.ndarray, # Any array
+    a:np.ndarray, # Any array of NumPy
 )->str: # Such as 'text', 'dates' or 'complex128'
     "Name the kind of values in `a`"
+    a = np.asarray(a)
     if a.dtype.kind in 'Mm': return 'dates'
     if a.dtype.kind != 'O': return str(a.dtype)
     kind = pd.api.types.infer_dtype(a.ravel(), skipna=True)
@@ -236,7 +238,7 @@ def check_finite(
     columns:list=None, # Names of the columns, if there are any
 ):
     "Raise `CourseError` that names the first NaN or infinity"
-    rows = a.reshape(len(a), -1)
+    rows = a.reshape(len(a), math.prod(a.shape[1:]))
     bad = np.concatenate([~np.isfinite(rows[i:i+2**16]).all(1) for i in range(0, len(rows), 2**16)]) if len(rows) else np.zeros(0, bool)
     if not bad.any(): return
     row = np.flatnonzero(bad)[0]

@@ -8,6 +8,7 @@ Docs: https://dlcourse.github.io/dlcourse/data/core_sets.html.md"""
 __all__ = ['as_points', 'middle', 'k_center', 'covering_radius', 'median_distance', 'rbf', 'herding', 'diverse']
 
 # %% ../../nbs/data/07a_core_sets.ipynb #d398e9b7
+from collections.abc import Sequence
 import numpy as np
 from scipy.spatial.distance import cdist
 from ..core import CourseError
@@ -68,11 +69,13 @@ def k_center(
 # %% ../../nbs/data/07a_core_sets.ipynb #bbd91008
 def covering_radius(
     data, # Rows of features (N, ...), or `Examples`
-    rows, # Positions of the chosen examples
+    rows:Sequence[int], # Positions of the chosen examples, at least one
 )->float: # Largest distance to the nearest chosen example
     "Measure how far the worst example lies from a core set"
-    points = as_points(data)
-    return float(cdist(points, points[np.asarray(rows)]).min(1).max())
+    points, rows = as_points(data), np.asarray(rows)
+    if not -len(points) <= rows.min() <= rows.max() < len(points):
+        raise CourseError(f'rows must be positions from 0 to {len(points) - 1}, got {rows.min()} to {rows.max()}')
+    return float(cdist(points, points[rows]).min(1).max())
 
 # %% ../../nbs/data/07a_core_sets.ipynb #df119718
 def median_distance(
@@ -87,11 +90,13 @@ def median_distance(
 
 # %% ../../nbs/data/07a_core_sets.ipynb #14b384cb
 def rbf(
-    a, # Rows of features (N, F)
-    b, # Rows of features (M, F)
+    a:np.ndarray, # Rows of features (N, F)
+    b:np.ndarray, # Rows of features (M, F)
     width:float, # Distance at which two examples are no longer much alike, above 0
 )->np.ndarray: # Similarities from 0 to 1, (N, M)
     "Similarity of each row of `a` to each row of `b`: a Gaussian of their distance"
+    if np.shape(a)[1] != np.shape(b)[1]:
+        raise CourseError(f'a and b must have as many features, got {np.shape(a)[1]} and {np.shape(b)[1]}')
     return np.exp(-cdist(a, b, 'sqeuclidean')/(2*width**2))
 
 # %% ../../nbs/data/07a_core_sets.ipynb #1d1d943c

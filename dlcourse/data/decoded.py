@@ -10,6 +10,7 @@ __all__ = ['chunk_bytes', 'decoded_folder', 'Decoded', 'decoded_for', 'is_whole'
 
 # %% ../../nbs/data/10a_decoded.ipynb #55e0327c
 import hashlib, io, json, os, shutil, struct, zlib
+from collections.abc import Iterable
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,7 +54,7 @@ class Decoded:
 
 # %% ../../nbs/data/10a_decoded.ipynb #b3506737
 def decoded_for(
-    source, # Folder of the images
+    source:str|Path, # Folder of the images
     origin:str, # Hash of everything that the bytes depend on
     shape:tuple, # (N, C, H, W)
 )->Decoded:
@@ -229,10 +230,11 @@ def decoded_sets(
 
 # %% ../../nbs/data/10a_decoded.ipynb #77e4e890
 def clear_decoded(
-    names=None, # Names of the table `decoded_sets`; None for all
+    names:Iterable[str]=None, # Names of the table `decoded_sets`; None for all
 )->int: # Bytes that are free again
     "Remove files of decoded images; raises `CourseError` for an unknown name, and for a file that is being made"
     there = list(decoded_sets().index)
+    names = None if names is None else list(names)
     unknown = [o for o in names or [] if o not in there]
     if unknown: raise CourseError(f'there are no decoded images {unknown[0]!r}; there are: {", ".join(there) or "none"}')
     freed = 0

@@ -19,6 +19,7 @@ from ..core import CourseError
 from . import pictures
 from .decoded import Decoded, decoded_for, filling, is_whole, span
 from .download import progress
+from .layout import Paths
 from .pictures import picture_array
 from .reading import faults_error
 
@@ -158,8 +159,8 @@ def _fact(file):
 
 def origin_of(
     root, # The folder
-    files, # `Paths` of the images in it
-    shape:tuple, # (C, H, W) of the images after reading
+    files:Paths, # Those of the images in it
+    shape, # (C, H, W) of the images after reading
 )->str: # 64 hexadecimal digits
     "Hash of everything that the decoded images of a folder depend on"
     how = pictures_alone(), PIL.__version__, ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS, tuple(shape)
@@ -173,9 +174,9 @@ def origin_of(
 # %% ../../nbs/data/10b_decoding.ipynb #7faf2ddc
 def decode(
     root, # The folder
-    files, # `Paths` of the images in it
-    shape:tuple, # (C, H, W) of the images after reading
-    processes:int=None, # How many decode; by default as many as there are cores, at most 16
+    files:Paths, # Those of the images in it
+    shape, # (C, H, W) of the images after reading
+    processes:int=None, # How many decode, 1 to 256; by default as many as there are cores, 16 if there are more
 )->Decoded: # Whole
     "Decode the images of a folder into a file unless that is there; raises `CourseError` for faulty files and a full disk"
     o = decoded_for(root, origin_of(root, files, shape), (len(files), *shape))

@@ -9,6 +9,7 @@ __all__ = ['Remote', 'disk_errors', 'sha256_of', 'progress', 'download', 'unpack
 
 # %% ../../nbs/data/02_download.ipynb #0ed90475
 import errno, gzip, hashlib, lzma, os, shutil, stat, struct, sys, tarfile, zipfile, zlib
+from collections.abc import Iterable, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -42,17 +43,17 @@ def disk_errors(
 
 # %% ../../nbs/data/02_download.ipynb #81e74ef5
 def sha256_of(
-    file, # Path of a file
+    file:Path, # Path of a file
 )->str: # 64 hexadecimal digits
     "SHA-256 of a file"
     digest = hashlib.sha256()
-    with open(file, 'rb') as f:
+    with check_file(file).open('rb') as f:
         for block in iter(partial(f.read, 2**20), b''): digest.update(block)
     return digest.hexdigest()
 
 # %% ../../nbs/data/02_download.ipynb #d1000004
 def progress(
-    items, # Any iterable
+    items:Iterable, # Any that can be gone through
     total:int, # Number of items
     smallest:int, # Fewer items than this get no bar
 ):
@@ -115,7 +116,7 @@ def _attempt(url, part, sha256, size):
 
 # %% ../../nbs/data/02_download.ipynb #d94e27e7
 def download(
-    urls, # Addresses of the same file, tried in turn
+    urls:Sequence[str], # Addresses of the same file, tried in turn, at least one
     dest, # Path of the file; its folder exists. A file that is already there is only checked
     sha256:str, # SHA-256 of the whole file, in hexadecimal
     size:int=None, # Its bytes, at least 1, if known: a transfer that brings more is stopped
@@ -200,7 +201,7 @@ def _extract(archive, folder, largest):
 
 # %% ../../nbs/data/02_download.ipynb #d1000012
 def unpack(
-    archives, # Files: .zip, .tar.gz or .gz
+    archives:Sequence[str|Path], # Files: .zip, .tar.gz or .gz; at least one
     folder, # Folder that they make together; a folder of the same name inside an archive is this folder
     largest:int=None, # Bytes that each may hold; by default 30 times its own, and at least 256 MB
 )->Path: # `folder`

@@ -247,7 +247,7 @@ def load_folder(
 
 # %% ../../nbs/data/03_folders.ipynb #1fd73e00
 def class_of(
-    file, # Path of an image file
+    file:str|Path, # Path of an image file
     vocab:list, # Class names
 )->str: # One of them
     "The class of a file: the name of the nearest folder above it that is one; raises `CourseError` if there is none"

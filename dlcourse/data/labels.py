@@ -160,7 +160,7 @@ def find_classes(
 # %% ../../nbs/data/00b_labels.ipynb #0d604529
 def match_classes(
     labels:Labels, # Whole numbers, `bool`, text, or floats that are whole numbers
-    vocab:list, # Class names by class number
+    vocab:list[str], # Class names by class number
     name:str='y', # Name of the argument
     by_number:bool=True, # Whether whole numbers may be class numbers from 0
     by_name:bool=True, # Whether whole numbers may be names of classes

@@ -12,7 +12,7 @@ __all__ = ['not_data', 'part_words', 'is_hidden', 'folder_name', 'part_name', 'm
 # %% ../../nbs/data/02c_layout.ipynb #62d71bcb
 import os, re, unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -86,7 +86,7 @@ class LeftOut:
         self.names.setdefault(what, {})[name] = True
 
     def join(self,
-        other, # `LeftOut` of another folder
+        other:'LeftOut', # That of another folder
     ):
         "Add what `other` counts"
         self.counts += other.counts
@@ -149,7 +149,7 @@ def entries(
 class Paths(Sequence):
     "Paths of files, kept as text; each becomes a `Path` when it is asked for"
     def __init__(self,
-        texts, # Texts of the paths
+        texts:Iterable, # Texts of the paths
     ): self.texts = list(texts)
 
     def __len__(self): return len(self.texts)
@@ -196,7 +196,7 @@ def is_picture(
 def pictures_below(
     folder:Path, # A folder
     left:LeftOut=None, # Counts what is left out
-    above=(), # Folders in which it lies, for links that lead back
+    above:Iterable[str|Path]=(), # Folders in which it lies, for links that lead back
 )->Paths: # Sorted
     "The pictures in `folder` and in the folders within it, at any depth"
     left = LeftOut() if left is None else left

@@ -9,6 +9,7 @@ __all__ = ['no_examples', 'MemoryDL', 'NoPartError', 'check_labelled', 'ExampleL
 
 # %% ../../nbs/data/11_loader.ipynb #1a61dbe2
 import importlib, itertools
+from collections.abc import Iterable
 from copy import copy
 from numbers import Integral
 from pathlib import Path
@@ -57,7 +58,7 @@ def no_examples(
 # %% ../../nbs/data/11_loader.ipynb #5bbe140f
 class MemoryDL(TfmdDL):
     "A `TfmdDL` whose batches are one index into a `MemoryStore`; yields plain tensors"
-    def __init__(self, dataset, bs=64, num_workers=0, **kwargs):
+    def __init__(self, dataset:Datasets, bs=64, num_workers=0, **kwargs):
         super().__init__(dataset, bs=bs, num_workers=0, **kwargs)
 
     def one_batch(self):
@@ -140,8 +141,8 @@ def _part_number(i):
 
 # %% ../../nbs/data/11_loader.ipynb #ba484297
 def check_labelled(
-    items, # Items of a loader that is to have labels
-    vocab, # Class names; None for numbers
+    items:Iterable, # Items of a loader that is to have labels
+    vocab:list[str]|None, # Class names; None for numbers
 ):
     "Raise `CourseError` unless every item is a row of the data, or a file in a folder named as its class"
     for i,o in enumerate(items):
@@ -169,6 +170,8 @@ class ExampleLoaders(DataLoaders):
 
     def show_batch(self, *args, **kwargs):
         "Show some examples of the training part, as `TfmdDL.show_batch`"
+        if args and args[0] is not None and not isinstance(args[0], (tuple, list)):
+            raise CourseError(f'show_batch takes a batch, got {shown(args[0])}: name the other arguments, as in show_batch(max_n=4)')
         if not (args or 'b' in kwargs or len(self.train)): raise no_examples()
         return self.train.show_batch(*args, **kwargs)
 

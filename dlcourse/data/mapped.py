@@ -8,10 +8,13 @@ Docs: https://dlcourse.github.io/dlcourse/data/mapped.html.md"""
 __all__ = ['sampled_bytes', 'MappedStore', 'FolderStore']
 
 # %% ../../nbs/data/10c_mapped.ipynb #4da79966
+from collections.abc import Sequence
 from pathlib import Path
 import numpy as np, torch
+from torch import Tensor
 from ..core import CourseError
 from .containers import to_tensor
+from .decoded import Decoded
 from .stores import MemoryStore
 
 # %% ../../nbs/data/10c_mapped.ipynb #ef3ecb56
@@ -44,9 +47,9 @@ def _mapped(o):
 class FolderStore(MappedStore):
     "Decoded images of a folder in a mapped file, and labels; training rows first, then the test rows"
     def __init__(self,
-        decoded, # A `Decoded` that is whole
+        decoded:Decoded, # One that is whole
         files, # `Paths`, in the order of the file
-        order, # Place in the file of each row, training part first, int64 (N,)
+        order:Tensor, # Whole numbers: place in the file of each row, training part first, int64 (N,)
         n:int, # Number of rows of the training part
     ):
         self.decoded, self.origin, self.files, self.order = decoded, decoded.origin, files, torch.as_tensor(order)
@@ -65,13 +68,15 @@ class FolderStore(MappedStore):
         return MemoryStore(torch.zeros(0, *self.shape, dtype=torch.uint8), torch.zeros(0)).emptied()
 
     def _row(self, i, k): return self.parts[0][k][self.order[i]]
-    def labels(self, rows): return self.parts[0][1][self.order[torch.as_tensor(rows)]].numpy()
-    def file(self, i): return self.files[int(self.order[i])]
+    def labels(self, rows:Sequence[int]): return self.parts[0][1][self.order[torch.as_tensor(rows)]].numpy()
+    def file(self, i:int): return self.files[int(self.order[i])]
     def sample(self, rows): return super().sample(self.order[torch.as_tensor(rows)])
 
-    def set_labels(self, y, y_test):
+    def set_labels(self, y:np.ndarray, y_test:np.ndarray|None):
         "Replace the labels by those of a selection"
-        labels = torch.as_tensor(np.concatenate([y, *([] if y_test is None else [y_test])]))
+        labels = torch.as_tensor(np.concatenate([np.atleast_1d(o) for o in (y, y_test) if o is not None]))
+        if len(labels) != len(self.order):
+            raise CourseError(f'there must be a label for each of {len(self.order):,} images, got {len(labels):,}')
         placed = torch.empty(len(self.files), dtype=labels.dtype)
         placed[self.order] = labels
         self.parts = [(self.parts[0][0], placed)]

@@ -194,7 +194,7 @@ def _in_srgb(im, translation):
 
 # %% ../../nbs/data/02a_pictures.ipynb #26ace932
 def as_viewed(
-    im, # A picture of Pillow, of any mode
+    im:Image.Image, # A picture of Pillow, of any mode
     channels:int|None=None, # 1 for grey, 3 for colour; None to keep what the picture is
 ): # A new picture of Pillow, of mode 'L' or 'RGB'
     "Turn a picture into what a viewer shows: upright, on white, 8 bits, sRGB; raises `CourseError` where white is not known"
@@ -219,7 +219,7 @@ def picture_array(
     size=None, # Height and width to scale and cut to; None to keep those of the file
 )->np.ndarray: # uint8 (channels, height, width)
     "Read one picture as bytes; raises `CourseError` with the name of the file and the reason if it can't be read"
-    im = open_picture(picture, channels)
+    im, size = open_picture(picture, channels), (size, size) if isinstance(size, int) else size
     if size and im.size != tuple(size[::-1]): im = ImageOps.fit(im, size[::-1], Image.Resampling.BILINEAR)
     a = np.asarray(im)
     return a[None] if a.ndim == 2 else a.transpose(2, 0, 1)

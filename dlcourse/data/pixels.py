@@ -11,7 +11,7 @@ __all__ = ['SCALES', 'pixel_scale', 'pixel_range', 'to_bytes', 'channels_first',
 # %% ../../nbs/data/00a_pixels.ipynb #3d330d9c
 from tempfile import TemporaryFile
 import numpy as np, pandas as pd
-from ..core import CourseError
+from ..core import CourseError, choose
 from .containers import as_array, as_table, check_finite, is_mapped, kind_text, to_tensor
 from .download import disk_errors
 
@@ -53,9 +53,9 @@ def _whole_scale(dtype, lo, hi, name, known):
 
 # %% ../../nbs/data/00a_pixels.ipynb #00aaab0f
 def pixel_scale(
-    dtype, # Type of the pixels
-    lo, # Their smallest value
-    hi, # Their largest value
+    dtype:np.dtype, # Type of the pixels
+    lo:float|bool, # Their smallest value
+    hi:float|bool, # Their largest value
     name:str='x', # Name of the argument
     known:str=None, # Scale of the images that the network was trained with
 )->str: # One of `SCALES`
@@ -70,6 +70,7 @@ def pixel_range(
     a:np.ndarray, # Pixels, any shape
 )->tuple: # Smallest and largest value
     "Range of pixels; a thousand images are enough to tell that they are bytes"
+    if not a.size: raise CourseError(f'pixels must be at least one, got the shape {a.shape}')
     if a.dtype != np.uint8: return a.min(), a.max()
     some = a[:1000].max()
     return 0, int(some if some > 1 else a.max())
@@ -88,7 +89,7 @@ def to_bytes(
     scale:str, # One of `SCALES`
 )->np.ndarray: # uint8, from 0 to 255
     "Pixels as bytes, rounded; bytes themselves are not copied"
-    factor = SCALES[scale]
+    factor = SCALES[choose(scale, SCALES, 'scale')]
     if factor == 1 and a.dtype == np.uint8: return a
     parts = (np.rint(a[i:i+1000]*np.float32(factor)) for i in range(0, len(a), 1000))
     if is_mapped(a): return _in_a_file(parts, a.shape)
@@ -176,7 +177,7 @@ def columns_of(
 # %% ../../nbs/data/00a_pixels.ipynb #d466fcf7
 def in_order(
     o, # Anything; a table is put in order
-    columns:list|None, # Names of the columns of the training table
+    columns:list[str]|None, # Names of the columns of the training table
     name:str='x', # Name of the argument
 ): # `o`, or a table of pandas with the columns in that order
     "Put the columns of a table in the order of `columns`; raises `CourseError` if they are others"
@@ -193,7 +194,7 @@ def as_inputs(
     x, # Images or rows of numbers in any container
     name:str='x', # Name of the argument
     known:str=None, # One of `SCALES`, for images: how the training images were read
-    columns:list=None, # Names of the columns of the training table
+    columns:list[str]=None, # Names of the columns of the training table
     shape=None, # (C, H, W) of images, if it is known
 )->tuple: # `uint8` tensor (N, C, H, W) and its scale; or `float32` tensor (N, F) and None
     "Turn any container into images or rows of numbers; raises `CourseError` that says what is wrong with it"

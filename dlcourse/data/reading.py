@@ -11,6 +11,7 @@ __all__ = ['most_named', 'most_looked_at', 'usual_side', 'largest_side', 'faults
 # %% ../../nbs/data/02b_reading.ipynb #48a6291d
 import os
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
@@ -40,11 +41,11 @@ def _fault(file):
 most_named = 100 # Faulty files that a message names
 
 def faults_error(
-    faults, # A sentence for each faulty file
+    faults:Sequence[str], # A sentence for each faulty file
     n:int, # Number of files that were looked at
 )->CourseError|None: # An error that names the faulty files, to be raised; None if there are none
     "Put what is wrong with single files into one message"
-    if len(faults) < 2: return CourseError(faults[0]) if faults else None
+    if len(faults) < 2: return CourseError(faults[0]) if len(faults) else None
     more = f'; and {len(faults) - most_named:,} more' if len(faults) > most_named else ''
     named = '; '.join(faults[:most_named])
     return CourseError(f"{len(faults):,} of {n:,} files can't be read, remove or replace them: {named}{more}")
@@ -126,11 +127,12 @@ def _tell_of_more(name, files):
 # %% ../../nbs/data/02b_reading.ipynb #5095f5ce
 def common_shape(
     name:str, # Name of the set, for the notice
-    files, # Paths of image files
+    files, # Paths of image files, at least one
     size=None, # Height and width, or one number for both, if you have decided
     channels:int|None=None, # 1 or 3, if you have decided
 )->tuple: # (channels, height, width)
     "Choose the shape in which `files` are read, and say so if they differ; raises `CourseError` that names all faulty files"
+    files = files if hasattr(files, '__getitem__') else list(files)
     size, few = as_size(size), files[::-(-len(files)//most_looked_at)]
     try:
         _tell_of_more(name, few)

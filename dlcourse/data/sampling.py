@@ -10,6 +10,7 @@ __all__ = ['as_labels', 'class_counts', 'class_number', 'choose_classes', 'renum
            'index_split', 'stratified_split']
 
 # %% ../../nbs/data/06_sampling.ipynb #39263059
+from collections.abc import Iterable, Sequence
 import numpy as np, pandas as pd, torch
 from torch import Tensor
 from ..core import CourseError, choose
@@ -17,7 +18,7 @@ from .labels import class_names, find_classes, match_classes, plain_name, read_l
 from .containers import as_array, check_finite
 
 # %% ../../nbs/data/06_sampling.ipynb #d53bbc1b
-from ..values.door import check_calls
+from ..values.door import check_calls, shown
 
 # %% ../../nbs/data/06_sampling.ipynb #e9381663
 def as_labels(
@@ -56,7 +57,7 @@ def _named_number(c, vocab):
 # %% ../../nbs/data/06_sampling.ipynb #afa668a1
 def class_number(
     c, # Name or number of a class
-    vocab, # Class names by class number
+    vocab:Iterable, # Class names by class number
 )->int:
     "Find the number of the class `c`; raises `CourseError` with the closest names if nothing matches"
     vocab = [str(o) for o in vocab]
@@ -64,7 +65,7 @@ def class_number(
     if isinstance(c, str) and (c in vocab or not c.isdigit()): return vocab.index(choose(c, vocab, 'class'))
     if isinstance(c, str): c = int(c)
     if isinstance(c, (int, np.integer)) and str(c) in vocab: return _named_number(c, vocab)
-    if isinstance(c, (int, np.integer)) and 0 <= c < len(vocab): return int(c)
+    if isinstance(c, (int, np.integer)) and not isinstance(c, bool) and 0 <= c < len(vocab): return int(c)
     raise CourseError(f"unknown class {c!r}: the numbers are 0 to {len(vocab)-1}, the names: {', '.join(vocab)}")
 
 # %% ../../nbs/data/06_sampling.ipynb #b7c3416b
@@ -82,14 +83,16 @@ def choose_classes(
 
 # %% ../../nbs/data/06_sampling.ipynb #b2c3a4a0
 def renumber(
-    y, # Class numbers, (N,)
-    vocab, # Class names by class number
-    new, # Class names by new class number: some of `vocab`, in any order
+    y:Sequence[int], # Class numbers, (N,)
+    vocab:Sequence, # Class names by class number
+    new:Iterable, # Class names by new class number: some of `vocab`, in any order
 )->np.ndarray: # Numbers by `new`, (N,); -1 for a class that is not in it
     "Renumber labels by a new vocab"
-    table = np.full(len(vocab), -1)
-    table[[list(vocab).index(o) for o in new]] = np.arange(len(new))
-    return table[y]
+    table, new, names = np.full(len(vocab), -1), list(new), list(vocab)
+    for o in new:
+        if o not in names: raise CourseError(f'new must have names of vocab only, got {shown(o)}')
+    table[[names.index(o) for o in new]] = np.arange(len(new))
+    return table[np.asarray(y, np.int64)]
 
 # %% ../../nbs/data/06_sampling.ipynb #6343201e
 def _by_class(y, seed, n_classes=0):
@@ -234,12 +237,13 @@ def share_out(
     if counts.dtype.kind not in 'iuf' or not counts.sum() > 0 or (counts < 0).any():
         raise CourseError(f'counts must be numbers from 0, not all of them 0, got {str(counts.tolist())[:60]}')
     whole, rest = np.divmod(total*counts, counts.sum())
+    whole = whole.astype(np.int64)
     whole[np.argsort(-rest, kind='stable')[:total - whole.sum()]] += 1
     return whole
 
 # %% ../../nbs/data/06_sampling.ipynb #d2145e5f
 def valid_counts(
-    have, # Number of images by class number, (C,)
+    have:Sequence[int], # Number of images by class number, (C,)
     n:int, # Number of validation images in all
 )->np.ndarray: # Validation images by class number, (C,)
     "Validation images of each class: its share, at least one and never all if that is possible"
@@ -264,10 +268,11 @@ def _n_valid(valid, n):
 # %% ../../nbs/data/06_sampling.ipynb #d3b39681
 def index_split(
     n:int, # Number of examples
-    valid, # Positions for validation
+    valid:Sequence[int], # Positions for validation, at least 0
 )->tuple: # Positions for training and for validation, both ascending
     "Split `n` examples by the positions of the validation part"
-    is_valid = np.zeros(n, bool)
+    is_valid, valid = np.zeros(n, bool), np.asarray(valid, np.int64)
+    if len(valid) and valid.max() >= n: raise CourseError(f'valid must be positions from 0 to {n - 1}, got {valid.max()}')
     is_valid[valid] = True
     return np.flatnonzero(~is_valid), np.flatnonzero(is_valid)
 

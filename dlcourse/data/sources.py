@@ -19,7 +19,7 @@ from .catalogue import Source, catalogue
 from .download import disk_errors, download, one_at_a_time, unpack
 
 # %% ../../nbs/data/04_sources.ipynb #53512c62
-from ..values.door import check_calls
+from ..values.door import check_calls, shown
 
 # %% ../../nbs/data/04_sources.ipynb #b1000006
 @cache
@@ -161,7 +161,7 @@ def find_folder(
         path = Path(data).expanduser()
         is_folder = str(data) != '' and path.is_dir()
         is_word = isinstance(data, str) and data == path.name and (data == '' or not path.exists())
-    except (RuntimeError, OSError) as e: raise CourseError(f'{data} is not a folder: {e}') from e
+    except (RuntimeError, OSError, TypeError) as e: raise CourseError(f'{shown(data)} is not a folder: {e}') from e
     is_name = str(data) in catalogue and (isinstance(data, str) or not is_folder)
     if is_name and is_folder: notice(f"{data} is the data set of the catalogue; for the folder of that name pass './{data}'")
     if is_name or is_word: return None

@@ -9,6 +9,7 @@ __all__ = ['MemoryStore', 'Rows', 'FileStore', 'TensorGray', 'PILGray', 'TensorR
            'show_batch', 'show_results']
 
 # %% ../../nbs/data/10_stores.ipynb #8f6d0558
+from collections.abc import Sequence
 from copy import copy
 from numbers import Integral
 from pathlib import Path
@@ -56,9 +57,9 @@ class MemoryStore:
         return res
 
     def _row(self, i, k): return self.parts[0][k][i] if i < self.n else self.parts[1][k][i-self.n]
-    def label(self, i): return self._row(i, 1)
-    def labels(self, rows): return np.concatenate([np.asarray(y) for _,y in self.parts])[rows]
-    def image(self, i):
+    def label(self, i:int): return self._row(i, 1)
+    def labels(self, rows:Sequence[int]): return np.concatenate([np.asarray(y) for _,y in self.parts])[rows]
+    def image(self, i:int):
         "Row `i` as NumPy array: (H, W), (H, W, C) or (F,)"
         a = self._row(i, 0).numpy()
         if a.ndim == 1: return a
@@ -68,7 +69,7 @@ class MemoryStore:
         "Replace the labels by those of a selection"
         self.parts = [(x, torch.as_tensor(labels)) for (x,_),labels in zip(self.parts, (y, y_test))]
 
-    def sample(self, rows): return self.parts[0][0][torch.as_tensor(rows)]
+    def sample(self, rows:Sequence[int]): return self.parts[0][0][torch.as_tensor(rows)]
 
     def rows(self, rows, device):
         "Images and labels of the part in which all `rows` lie, on `device`, and the rows within it"
@@ -103,16 +104,16 @@ class FileStore:
         res.files, res.y, res.n = [], None, 0
         return res
 
-    def file(self, i): return self.files[i]
-    def label(self, i): return self.y[i]
-    def labels(self, rows): return self.y[rows]
-    def image(self, i):
+    def file(self, i:int): return self.files[i]
+    def label(self, i:int): return self.y[i]
+    def labels(self, rows:Sequence[int]): return self.y[rows]
+    def image(self, i:int):
         "Row `i` as a picture of Pillow; raises `CourseError` that names all faulty files if this one is"
         try: return open_picture(self.files[i], self.shape[0])
         except CourseError as e: raise find_faults(self.files) or e from None
 
     def set_labels(self, y, y_test): self.y = np.concatenate([y, *([] if y_test is None else [y_test])])
-    def sample(self, rows):
+    def sample(self, rows:Sequence[int]):
         try: return read_images([self.files[i] for i in rows[:1000]], self.shape[1:], self.shape[0])
         except CourseError as e: raise find_faults(self.files) or e from None
 
@@ -144,7 +145,7 @@ class GetImage(Transform):
     "Turn a row of `store`, or any file, array or image, into fastai's image type (`TensorRow` for a table)"
     input_types = (Integral, str, Path, Image.Image, np.ndarray, Tensor, bytes)
 
-    def __init__(self, store): self.store = store
+    def __init__(self, store:MemoryStore|FileStore): self.store = store
 
     def encodes(self, o):
         if isinstance(o, Integral): o = self.store.image(o)
@@ -169,7 +170,7 @@ class GetLabel(Transform):
     "Turn a row of `store` into its label, and a file into that of its folder; a label itself stays as it is"
     input_types = (Integral, str, float, Path)
 
-    def __init__(self, store, names:list|None): self.store, self.names = store, names
+    def __init__(self, store:MemoryStore|FileStore, names:list|None): self.store, self.names = store, names
 
     def encodes(self, o):
         if self.names and isinstance(o, (str, Path)) and o not in self.names: return class_of(o, self.names)

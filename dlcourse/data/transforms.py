@@ -11,6 +11,7 @@ __all__ = ['as_range', 'BatchTransform', 'white_value', 'SaltAndPepper', 'gather
 
 # %% ../../nbs/data/08_transforms.ipynb #658cda14
 import math
+from collections.abc import Sequence
 from fractions import Fraction
 import torch, torch.nn.functional as F
 from fastai.torch_core import TensorImage
@@ -81,7 +82,9 @@ def table(self:BatchTransform,
     *key, # Arguments of `make`, on which the table depends
 ):
     "The result of `make(*key)`, kept for the next batch"
-    if (make, key) not in self._tables: self._tables[make, key] = make(*key)
+    try: is_known = (make, key) in self._tables
+    except TypeError as e: raise CourseError(f'the arguments of a table must be hashable, such as numbers and tuples of them: {e}') from e
+    if not is_known: self._tables[make, key] = make(*key)
     return self._tables[make, key]
 
 # %% ../../nbs/data/08_transforms.ipynb #2c052fce
@@ -96,7 +99,9 @@ def draw(self:BatchTransform,
     return torch.addcmul(lo, u, span)
 
 # %% ../../nbs/data/08_transforms.ipynb #f6bd4c10
-def _lo_span(ranges, device): return torch.tensor([[lo, hi-lo] for lo, hi in ranges], device=device).T[:, :, None].unbind()
+def _lo_span(ranges, device):
+    ranges = [as_range(o, 'a range') for o in ranges]
+    return torch.tensor([[lo, hi-lo] for lo, hi in ranges], device=device).T[:, :, None].unbind()
 
 # %% ../../nbs/data/08_transforms.ipynb #0e0f8523
 def white_value(
@@ -136,13 +141,13 @@ def gather_pixels(
 # %% ../../nbs/data/08_transforms.ipynb #d7e2a187
 def take_window(
     x:Tensor, # Images, (N, C, H, W)
-    top:Tensor, # First row of each window, (N,); may lie outside
-    left:Tensor, # First column of each window, (N,)
-    size:tuple, # Height and width of the windows
+    top:Tensor, # Whole numbers: first row of each window, (N,); may lie outside
+    left:Tensor, # Whole numbers: first column of each window, (N,)
+    size, # Height and width of the windows, or one number for both
     fill:float=0., # Background, from 0 (black) to 1 (white)
 )->Tensor: # Windows, (N, C, *size)
     "Cut a window out of each image"
-    h, w = x.shape[2:]
+    (h, w), size = x.shape[2:], (size, size) if isinstance(size, int) else size
     rows = top[:, None] + torch.arange(size[0], device=x.device)
     cols = left[:, None] + torch.arange(size[1], device=x.device)
     inside = ((rows >= 0) & (rows < h))[:, :, None] & ((cols >= 0) & (cols < w))[:, None]
@@ -197,8 +202,8 @@ def apply(self:RandomPosition, x):
 
 # %% ../../nbs/data/08_transforms.ipynb #33d001de
 def pixel_axes(
-    h:int, # Height
-    w:int, # Width
+    h:int, # Height, at least 1
+    w:int, # Width, at least 1
     device, # `torch.device`
 )->tuple: # Columns (2, 1, 1, W) and rows (2, 1, H, 1)
     "Pixel positions about the centre, in `grid_sample`'s units for x and y"
@@ -209,7 +214,7 @@ def pixel_axes(
 
 # %% ../../nbs/data/08_transforms.ipynb #f0399e3d
 def affine_grid(
-    axes:tuple, # Positions of columns and rows, from `pixel_axes`
+    axes:Sequence[Tensor], # Positions of columns and rows, at least one of each, from `pixel_axes`
     maps:Tensor, # (4 or 5, N): magnification, turn in radians, moves right and down as fractions of the sides, tangent of the slant
 )->Tensor: # Source of each pixel, for `grid_sample`, (N, H, W, 2)
     "Grid of the maps that move, then slant, turn and magnify about the centre"
@@ -284,7 +289,7 @@ class AtSize(BatchTransform):
         size, # Height and width
     ):
         super().__init__(train_only=False)
-        self.size = tuple(size)
+        self.size = (size, size) if isinstance(size, int) else tuple(size)
 
     def apply(self, x):
         if tuple(x.shape[-2:]) == self.size: return x
@@ -294,10 +299,11 @@ class AtSize(BatchTransform):
 # %% ../../nbs/data/08_transforms.ipynb #11d5aade
 def take_runs(
     flat:Tensor, # Numbers in one row, whatever their shape
-    start:Tensor, # Start of each run, (N,)
+    start:Tensor, # Whole numbers: start of each run, (N,)
     size:int, # Length of each run
 )->Tensor: # (N, size)
     "Take a run of `size` numbers of `flat` from each start; on a CPU each run is one copy"
+    if flat.numel() < size: raise CourseError(f'flat must have at least {size} numbers, got {flat.numel()}')
     if flat.device.type != 'cpu': return flat.view(-1)[start[:, None] + torch.arange(size, device=flat.device)]
     return flat.as_strided((flat.numel() - size + 1, size), (1, 1)).index_select(0, start)
 

@@ -9,18 +9,20 @@ __all__ = ['measures', 'Kernel', 'cka', 'cka_matrix', 'MinibatchCKA', 'minibatch
 
 # %% ../../nbs/insight/08a_alignment.ipynb #09a10003
 import math
+from collections.abc import Iterable
 from itertools import product
 import numpy as np, pandas as pd, torch
 from torch import Tensor
 from ..core import CourseError, choose
 
 # %% ../../nbs/insight/08a_alignment.ipynb #09a10004
-from ..values.door import check_calls
+from ..values.door import check_calls, shown
 
 # %% ../../nbs/insight/08a_alignment.ipynb #bd6f8bbe
 def _rows(x, name='x'):
     "Features (n, d) as float64; raises `CourseError` for anything else"
-    x = torch.as_tensor(np.asarray(x) if not isinstance(x, Tensor) else x.detach())
+    try: x = torch.as_tensor(np.asarray(x) if not isinstance(x, Tensor) else x.detach())
+    except (TypeError, ValueError) as e: raise CourseError(f'{name} must be rows of numbers, (n, d), got {shown(x)}') from e
     if x.is_complex(): raise CourseError(f'{name} must be real numbers, got {str(x.dtype)[6:]}')
     x = x.to('cpu', torch.float64)
     if x.ndim < 2: raise CourseError(f'{name} must hold a row of features for each example, (n, d); got the shape {tuple(x.shape)}')
@@ -80,14 +82,14 @@ class Kernel:
             if self.unbiased: self.gram.fill_diagonal_(0)
         return self.gram
 
-    def product(self, other):
+    def product(self, other:'Kernel'):
         "Sum over all pairs of examples of the product of both kernels, in the cheaper of the two ways"
         if self.x is None or other.x is None or self.x.shape[1]*other.x.shape[1] > self.n**2:
             return (self.as_gram()*other.as_gram()).sum()
         total = (self.x.T @ other.x).square().sum()
         return total - self.diagonal @ other.diagonal if self.unbiased else total
 
-    def hsic(self, other):
+    def hsic(self, other:'Kernel'):
         "Hilbert-Schmidt independence criterion of two kernels; 0 for independent ones"
         n, total = self.n, self.product(other)
         if not self.unbiased: return total/(n - 1)**2
@@ -169,12 +171,12 @@ class MinibatchCKA:
     "Unbiased linear or Gaussian CKA of all pairs of layers, from sums over batches"
     def __init__(self,
         kernel:str='linear', # 'linear' or 'rbf'
-        bandwidth:float=1., # Width of the Gaussian of 'rbf', in medians of the distances of a batch
+        bandwidth:float=1., # Width of the Gaussian of 'rbf', in medians of the distances of a batch; above 0
     ): self.kernel,self.bandwidth,self.sums,self.held = kernel,bandwidth,None,None
 
     def add(self,
-        xs:dict, # Name of a layer -> its features for a batch
-        ys:dict, # The same of a second network; may be `xs`
+        xs:dict, # Name of a layer -> its features for a batch, at least one
+        ys:dict, # The same of a second network, at least one; may be `xs`
     ):
         "Add a batch; it is counted when the next one comes, or at the end"
         batch = [{k: _rows(v, k) for k,v in o.items()} for o in (xs, ys)]
@@ -207,7 +209,7 @@ class MinibatchCKA:
 def _n(batch): return len(next(iter(batch[0].values())))
 
 def minibatch_cka(
-    batches, # Pairs (x, y) of features of a batch, as many as you like
+    batches:Iterable[tuple], # Pairs (x, y) of features of a batch, as many as you like
     kernel:str='linear', # 'linear' or 'rbf'
     bandwidth:float=1., # Width of the Gaussian of 'rbf', in medians of the distances of a batch; above 0
 )->float:

@@ -70,11 +70,11 @@ def flops_per_image(
 @dataclass
 class Latency:
     "How long a network takes for a batch"
-    ms:float # Median
-    low:float # Lower quartile, ms
-    high:float # Upper quartile, ms
-    images:int # In the batch
-    runs:int # How often it was measured
+    ms:float # Median, at least 0
+    low:float # Lower quartile, ms, at least 0
+    high:float # Upper quartile, ms, at least 0
+    images:int # In the batch, at least 1
+    runs:int # How often it was measured, at least 1
     threads:int # torch could use
 
     @property

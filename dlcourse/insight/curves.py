@@ -10,6 +10,7 @@ __all__ = ['colors', 'history', 'best_epoch', 'NotebookFigure', 'panels', 'tidy'
 
 # %% ../../nbs/insight/01_curves.ipynb #6d02c80e
 import matplotlib.pyplot as plt, numpy as np, pandas as pd
+from matplotlib.colors import is_color_like
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from ..core import CourseError, choose, smaller_is_better
@@ -53,12 +54,13 @@ def best_epoch(
 class NotebookFigure(Figure):
     "A matplotlib figure that a notebook shows once, although it is both open and returned"
     def __init__(self,
-        *args, # Passed to `matplotlib.figure.Figure`
         facecolor=None, # Color behind the axes; white if None, so that dark pages show it well
         **kwargs, # Passed to `matplotlib.figure.Figure`
     ):
         "Make an empty figure"
-        super().__init__(*args, facecolor='white' if facecolor is None else facecolor, **kwargs)
+        if facecolor is not None and not is_color_like(facecolor):
+            raise CourseError(f'facecolor must be a color of matplotlib, got {shown(facecolor)}')
+        super().__init__(facecolor='white' if facecolor is None else facecolor, **kwargs)
 
     def _ipython_display_(self):
         "Close the figure and let IPython show it, for which `NotImplementedError` is IPython's word"

@@ -172,11 +172,13 @@ def most_confused(self:Evaluation,
 
 # %% ../../nbs/insight/02_evaluation.ipynb #f19eb05c
 def scores_by_class(
-    confusion, # Counts (K, K): actual class by row, predicted class by column
+    confusion:np.ndarray, # Counts (K, K): actual class by row, predicted class by column
 )->np.ndarray: # (3, K): precision, recall and F1 of each class; NaN for what a class without items doesn't have
     "Precision, recall and F1 of each class"
     from sklearn.metrics import precision_recall_fscore_support
     counts = np.asarray(confusion)
+    if counts.shape[0] != counts.shape[1] or not counts.size or (counts < 0).any():
+        raise CourseError(f'confusion must be counts from 0, as many rows as columns, got the shape {counts.shape}')
     actual, predicted = np.indices(counts.shape).reshape(2, -1)
     weight, absent = counts.ravel(), counts.sum(1) == 0
     res = np.array(precision_recall_fscore_support(actual, predicted, sample_weight=weight, zero_division=0)[:3])
@@ -271,7 +273,7 @@ def draw_image(
     x = x.as_subclass(Tensor).float().numpy()
     if x.max() > 1.5: x = x/255
     limits = dict(vmin=0, vmax=1) if x.min() >= 0 and x.max() <= 1 else {}
-    ax.imshow(x.squeeze() if grey else x.transpose(1, 2, 0).clip(0, 1), cmap='Greys' if grey else None, **limits)
+    ax.imshow(x.reshape(x.shape[-2:]) if grey else x.transpose(1, 2, 0).clip(0, 1), cmap='Greys' if grey else None, **limits)
     ax.set_axis_off()
 
 # %% ../../nbs/insight/02_evaluation.ipynb #596bfb8f

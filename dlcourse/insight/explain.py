@@ -9,6 +9,7 @@ __all__ = ['default_layer', 'modules_outside', 'graph_from', 'gradient', 'cam_ma
            'saliency']
 
 # %% ../../nbs/insight/06_explain.ipynb #4ca654f4
+from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from numbers import Integral
@@ -43,7 +44,7 @@ def _is_map(found):
 # %% ../../nbs/insight/06_explain.ipynb #d1b00001
 def default_layer(
     model:nn.Module,
-    found:dict, # What `layer_shapes` gave
+    found:dict[str, tuple], # What `layer_shapes` gave
 )->str:
     "Name of the last feature map; raises `CourseError` if there is none, or none that stands for the whole network"
     is_map, axes = _is_map(found), channel_axes(found)
@@ -80,6 +81,7 @@ def modules_outside(
 )->tuple: # (modules, the module called `name`)
     "The largest parts of `model` that don't hold the module `name`, and that module"
     off, m = [], model
+    if name not in dict(model.named_modules()): raise CourseError(f'{type(model).__name__} has no module {name!r}: see `layer_table`')
     for part in name.split('.'):
         off += [o for k,o in m.named_children() if k != part]
         m = getattr(m, part)
@@ -120,7 +122,7 @@ def gradient(
     what:str, # Name of `at`, for the message
 )->Tensor: # Like `at`
     "Gradient of each item's `score` at `at`, the graph kept; raises `CourseError` if the score does not depend on it"
-    g = torch.autograd.grad(score.sum(), at, retain_graph=True, allow_unused=True)[0] if score.requires_grad else None
+    g = torch.autograd.grad(score.sum(), at, retain_graph=True, allow_unused=True)[0] if score.requires_grad and at.requires_grad else None
     if g is None:
         raise CourseError(f'the scores have no gradient at {what}: they do not depend on it, or something behind it is not differentiable')
     return g
@@ -129,9 +131,9 @@ def gradient(
 def cam_maps(
     model:nn.Module,
     x:Tensor, # Images as the network takes them, (N, ...)
-    classes, # What to explain: int64 (K, N), or a function of the scores that returns it
+    classes:Tensor|Callable, # What to explain: int64 (K, N), or a function of the scores that returns it
     layer:str, # Whole name of a module that gives a feature map
-    channels:int=0, # Axis of the map's channels: 0 for (C, h, w), -1 for (h, w, C)
+    channels:int=0, # 0 or -1, the axis of the map's channels: (C, h, w) or (h, w, C)
 )->tuple: # Maps (K, N, h, w), at least 0; scores (N, number of classes)
     "Grad-CAM of `x` for `classes` at `layer`, from one forward pass"
     with graph_from(model, layer) as kept:

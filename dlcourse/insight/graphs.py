@@ -10,6 +10,7 @@ __all__ = ['largest', 'number_text', 'Vertex', 'Edge', 'Graph', 'graph_of', 'cou
 
 # %% ../../nbs/insight/14_graphs.ipynb #fb13b43f
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import reduce
 from graphlib import TopologicalSorter
@@ -224,7 +225,7 @@ def _constant(v):
 
 # %% ../../nbs/insight/14_graphs.ipynb #bd0e1c4e
 def graph_of(
-    f, # Function of the inputs that returns the result, or a dictionary of named tensors with the result last
+    f:Callable, # Function of the inputs that returns the result, or a dictionary of named tensors with the result last
     /, **inputs, # Values by name: numbers, lists, arrays or tensors
 )->Graph:
     "Run `f` and read the graph that autograd recorded; raises `CourseError` if the result depends on no input"
@@ -289,7 +290,7 @@ def _identity(vertex):
 
 # %% ../../nbs/insight/14_graphs.ipynb #10494811
 def along(
-    path:list, # Edges, each beginning where the one before it ends
+    path:list['Edge'], # Each beginning where the one before it ends, at least one
 )->Tensor: # Matrix: a row for each number of the last vertex, a column for each of the first
     "Multiply the local derivatives along one path"
     return reduce(lambda total, e: e.jacobian @ total, path[1:], path[0].jacobian)
@@ -337,7 +338,7 @@ def path_table(
 
 # %% ../../nbs/insight/14_graphs.ipynb #272600f1
 def derivative_text(
-    j:Tensor, # A Jacobian matrix
+    j:Tensor, # A Jacobian matrix, (m, n)
 )->str:
     "A local derivative in few letters: the number, a short row, a diagonal, or the shape of the matrix"
     def numbers(v): return number_text(v.flatten()).strip('[]')

@@ -10,6 +10,7 @@ __all__ = ['fast', 'compare_speed', 'PixelNet', 'pixel_net', 'run_onnx', 'onnx_s
 
 # %% ../../nbs/insight/05_inference.ipynb #f3852663
 import json, subprocess, sys, time, warnings
+from collections.abc import Callable
 from contextlib import ExitStack
 from copy import deepcopy
 from pathlib import Path
@@ -22,13 +23,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from .. import __version__
 from ..core import CourseError, optional, whole_file, whole_folder
+from ..files import check_file
 from ..data.decoding import pictures_alone
 from ..data.transforms import AtSize
 from ..files import from_json
 from .outputs import class_probabilities, class_vocab, prediction_kind
 from .layers import check_layers, device_of, find_part, first_batch, in_order, kept_state
 from ..models.folding import FastNet, answering, fast_net, fold_batchnorm
-from ..models.own import plain_network
+from ..models.own import accepting, plain_network
 
 # %% ../../nbs/insight/05_inference.ipynb #cd5f2e4d
 from ..values.door import check_calls
@@ -78,13 +80,15 @@ def _ms(model, x):
 
 # %% ../../nbs/insight/05_inference.ipynb #5115b477
 def compare_speed(
-    models:dict, # Name -> network; the first one is what the others are compared with
+    models:dict[str, nn.Module], # Name -> network, at least one; the first one is what the others are compared with
     x:Tensor, # A batch, on their device
     rounds:int=5, # How often each is timed, after one round that doesn't count
 )->pd.DataFrame: # By network: median, lower and upper quartile in ms for the batch, ms per image, and time in parts of the first one's
     "Time networks in turns, in evaluation mode without gradients"
     with ExitStack() as stack:
-        for m in models.values(): stack.enter_context(answering(m))
+        for m in models.values():
+            stack.enter_context(answering(m))
+            with accepting(m, x): m(x)
         ms = pd.DataFrame([{k: _ms(m, x) for k,m in models.items()} for _ in range(rounds + 1)])[1:]
     ratio = ms.div(ms.iloc[:, 0], axis=0).median()
     return pd.DataFrame(dict(ms=ms.median(), low=ms.quantile(0.25), high=ms.quantile(0.75), per_image=ms.median()/len(x), ratio=ratio))
@@ -94,10 +98,10 @@ class PixelNet(nn.Module):
     "Images as bytes (n, C, H, W) in, probabilities (n, K) out; made by `pixel_net`"
     def __init__(self,
         model:nn.Module, # Takes normalised images
-        div:float, # What bytes are divided by
+        div:float, # What bytes are divided by, above 0
         mean:Tensor, # (1, C, 1, 1)
         std:Tensor, # (1, C, 1, 1)
-        activation, # Outputs -> probabilities
+        activation:Callable, # Outputs -> probabilities
     ):
         super().__init__()
         self.model, self.div, self.activation = model, div, activation
@@ -217,7 +221,7 @@ def _session(program):
 # %% ../../nbs/insight/05_inference.ipynb #9a6899f8
 def run_onnx(
     program, # An ONNX file, or its bytes
-    pixels, # uint8 (n, C, H, W)
+    pixels:np.ndarray, # Pixels, uint8 (n, C, H, W)
 )->np.ndarray: # (n, K)
     "Run an exported program on `pixels` with `onnxruntime`; raises `CourseError` for a file that is missing or damaged"
     return _session(program).run(None, {'pixels': np.ascontiguousarray(pixels)})[0]
@@ -298,10 +302,10 @@ _alone = ("import sys, runpy; sys.modules.update(dlcourse=None, fastai=None); sy
 
 def run_alone(
     folder, # That `export_folder` wrote
-    files:list, # Images
+    files:list[str|Path], # Images, at least one
 )->list: # One dictionary for each file
     "Run `predict.py` of `folder` on `files`, in a process without this package; raises `CourseError` if it fails"
-    words = [str(Path(o).resolve()) for o in (Path(folder)/'predict.py', *files)]
+    words = [str(Path(o).resolve()) for o in (check_file(Path(folder)/'predict.py'), *files)]
     cwd = words[0].rpartition('predict.py')[0] or None
     out = subprocess.run([sys.executable, '-c', _alone, *words], capture_output=True, encoding='utf-8', errors='replace', cwd=cwd)
     if out.returncode:

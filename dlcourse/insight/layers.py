@@ -13,6 +13,7 @@ __all__ = ['parts', 'whole_numbers', 'find_part', 'in_order', 'kept_state', 'dev
 
 # %% ../../nbs/insight/00_layers.ipynb #4bebc870
 from collections import Counter
+from collections.abc import Iterable
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from numbers import Integral
@@ -25,7 +26,7 @@ from .outputs import class_probabilities
 from ..models.own import accepting, is_compiled, plain_network
 
 # %% ../../nbs/insight/00_layers.ipynb #16e8991f
-from ..values.door import check_calls
+from ..values.door import check_calls, shown
 
 # %% ../../nbs/insight/00_layers.ipynb #190b83f6
 parts = {'train': 0, 'valid': 1, 'test': 2}
@@ -81,14 +82,14 @@ def kept_state(
 # %% ../../nbs/insight/00_layers.ipynb #2a588ad1
 def device_of(
     model:nn.Module, # Any network
-    default='cpu', # Device of a network without parameters
+    device='cpu', # That of a network without parameters
 )->torch.device:
     "Device that the parameters of `model` are on"
-    return next((p.device for p in model.parameters()), torch.device(default))
+    return next((p.device for p in model.parameters()), torch.device(device))
 
 # %% ../../nbs/insight/00_layers.ipynb #7a10c0d1
 def plain_batch(
-    b, # A batch of a loader: a tensor, or several things
+    b:Iterable, # A batch of a loader: a tensor, or several things
 )->tuple: # Plain tensors where they are tensors
     "The parts of a batch"
     b = (b,) if isinstance(b, Tensor) else tuple(b)
@@ -203,7 +204,7 @@ def predicted_classes(
 
 # %% ../../nbs/insight/00_layers.ipynb #d1a00007
 def refuse_nan(
-    values, # Array or tensor, (n, ...)
+    values:np.ndarray, # Numbers: array or tensor, (n, ...)
     what:str, # Name of the values, in the singular
 ):
     "Raise `CourseError` if `values` hold NaN"
@@ -247,7 +248,7 @@ def watch_layers(
 
 # %% ../../nbs/insight/00_layers.ipynb #aa546cae
 def number_calls(
-    seen:list, # Pairs (name, what was kept), as `watch_layers` collects them
+    seen:list[tuple], # Pairs (name, what was kept), as `watch_layers` collects them
 )->dict: # Name -> what was kept, in the same order
     "One entry for each call; the calls of a module that was called several times are numbered, `relu@1`, `relu@2`"
     total, done, found = Counter(name for name,_ in seen), Counter(), {}
@@ -301,7 +302,7 @@ def _axis_elsewhere(shape, known):
 
 # %% ../../nbs/insight/00_layers.ipynb #d1a0000c
 def channel_axes(
-    found:dict, # Layers by name, as `layer_shapes` returns them
+    found:dict[str, tuple], # Layers by name, as `layer_shapes` returns them
 )->dict: # Name -> 0 where channels come first, -1 where they come last
     "Axis of the channels in the output of each layer for one item; by default first in maps, last in tokens"
     axes, known = {}, {}
@@ -315,7 +316,7 @@ def channel_axes(
 # %% ../../nbs/insight/00_layers.ipynb #d1a0000f
 def map_size(
     shape:tuple, # Shape of a feature map
-    channels:int=0, # Axis of its channels: 0 for (C, h, w), -1 for (h, w, C)
+    channels:int=0, # 0 or -1, the axis of its channels: (C, h, w) or (h, w, C)
 )->tuple: # (h, w)
     "Positions of a feature map"
     return shape[1:] if channels == 0 else shape[:-1]
@@ -323,7 +324,7 @@ def map_size(
 # %% ../../nbs/insight/00_layers.ipynb #d1a0000e
 def is_feature_map(
     shape:tuple, # Shape of a layer's output for one item
-    channels:int=0, # Axis of the channels: 0 for (C, h, w), -1 for (h, w, C)
+    channels:int=0, # 0 or -1, the axis of the channels: (C, h, w) or (h, w, C)
 )->bool:
     "Whether `shape` is that of a feature map with more than one position"
     return len(shape) == 3 and np.prod(map_size(shape, channels)) > 1
@@ -378,23 +379,25 @@ def main_layers(
 def to_rows(
     a:Tensor, # Output of a layer, (N, ...)
     pool:bool=True, # Whether to average maps and tokens over positions
-    channels:int|None=None, # Axis of the channels for one item, 0 or -1; by default first in maps (C, h, w), last in tokens (L, C)
+    channels:int|None=None, # 0 or -1, the axis of the channels for one item; by default first in maps (C, h, w), last in tokens (L, C)
 )->Tensor: # (N, features), float32, on the CPU, in memory of its own
     "One row of features for each item"
     a = a.as_subclass(Tensor).detach()
     if channels is None: channels = 0 if a.ndim == 4 else -1
     if pool and a.ndim in (3, 4): a = a.flatten(2).mean(2) if channels == 0 else a.flatten(1, -2).mean(1)
-    return a.flatten(1).to('cpu', torch.float32, copy=True)
+    return (a.flatten(1) if a.ndim > 1 else a[:, None]).to('cpu', torch.float32, copy=True)
 
 # %% ../../nbs/insight/00_layers.ipynb #d3200001
 def row_makers(
-    found:dict, # Layers by name, as `layer_shapes` returns them
+    found:dict[str, tuple], # Layers by name, as `layer_shapes` returns them
     names, # Some of these names; 'input' is passed over
     pool:bool=True, # Whether to average maps and tokens over positions
 )->dict: # Name of a module -> function of its output
     "Functions for `watch_layers` that turn the output of each layer into rows, wherever its channels are"
-    axes = channel_axes(found)
-    return {k.partition('@')[0]: partial(to_rows, pool=pool, channels=axes[k]) for k in names if k != 'input'}
+    axes, names = channel_axes(found), [k for k in names if k != 'input']
+    for k in names:
+        if k not in axes: raise CourseError(f'names must be among those of found, got {shown(k)}')
+    return {k.partition('@')[0]: partial(to_rows, pool=pool, channels=axes[k]) for k in names}
 
 # %% ../../nbs/insight/00_layers.ipynb #3601417a
 check_calls(globals())

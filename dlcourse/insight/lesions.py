@@ -77,7 +77,7 @@ def _passes_on(module, x):
 class Lesions:
     "Accuracy without some blocks; made by `lesions`"
     values:pd.DataFrame # A row for each set: `k`, `removed` (names, joined by a space), `accuracy`, `lost`
-    accuracy:float # Of the whole network
+    accuracy:float # Of the whole network, 0 to 1
     blocks:list # Names of the blocks that can be erased, in order
     n:int # Examples
     part:str # 'train', 'valid' or 'test'
@@ -95,7 +95,10 @@ def without_blocks(
     names, # Names of its blocks
 ):
     "Within the block the named modules of `model` pass their input on; after it they are themselves again"
-    modules = [model.get_submodule(o) for o in listify(names)]
+    inside = dict(model.named_modules())
+    for o in names:
+        if o not in inside: raise CourseError(f'{type(model).__name__} has no module {o!r}')
+    modules = [inside[o] for o in names]
     own = [m.__dict__.get('forward') for m in modules]
     try:
         for m in modules: m.forward = _identity

@@ -51,6 +51,8 @@ def class_probabilities(
     loss_func, # The learner's loss function
 )->Tensor: # (n, K), each row with the sum 1; for a binary cross-entropy of K outputs each output by itself:
     "Class probabilities from raw outputs, by the activation that belongs to the loss"
+    if not out.numel() or not out.ndim: raise CourseError(f'out must be of shape (n, K) or (n,), at least one, got {tuple(out.shape)}')
+    out = out if out.is_floating_point() else out.float()
     p, name = getattr(loss_func, 'activation', noop)(out), loss_name(loss_func).lower()
     if 'logits' in name and p is out: p = out.sigmoid()
     if p.numel() == len(p):
@@ -84,9 +86,14 @@ def item_losses(
     targets:Tensor, # What was to be predicted, (n, ...)
 )->tuple: # Loss of each item, float (n,); loss of all items together, as `loss_func` reduces it
     "Losses of items and of them all; raises `CourseError` for shapes that `loss_func` can't pair item by item"
-    _check_pairs(loss_func, out, targets)
-    each = _unreduced(loss_func, out, targets).detach().float().cpu().reshape(len(out), -1).mean(1)
-    return each.as_subclass(Tensor), loss_func(out, targets).detach().float().mean().item()
+    try:
+        _check_pairs(loss_func, out, targets)
+        each = _unreduced(loss_func, out, targets).detach().float().cpu().reshape(len(out), -1).mean(1)
+        return each.as_subclass(Tensor), loss_func(out, targets).detach().float().mean().item()
+    except CourseError: raise
+    except (RuntimeError, TypeError, ValueError, IndexError) as e:
+        why = f'{tuple(out.shape)} with targets {tuple(targets.shape)}: {str(e).partition(chr(10))[0]}'
+        raise CourseError(f'{loss_name(loss_func)} cannot compare outputs {why}') from e
 
 # %% ../../nbs/insight/01a_outputs.ipynb #7e22f639
 def class_vocab(

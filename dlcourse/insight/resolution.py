@@ -11,6 +11,7 @@ __all__ = ['resize_inputs', 'SizedPreds', 'preds_at', 'cost_at', 'at_sizes', 'pl
 
 # %% ../../nbs/insight/04_resolution.ipynb #a2ae941b
 import copy
+from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import permutations
@@ -38,7 +39,7 @@ from ..values.door import check_calls, shown
 # %% ../../nbs/insight/04_resolution.ipynb #3b9150a8
 def _sizes(sizes):
     "`sizes` as pairs (height, width), fewest pixels first"
-    try: pairs = [(o, o) if isinstance(o, Integral) else tuple(o) for o in sizes]
+    try: pairs = [(o, o) if isinstance(o, Integral) else tuple(o) for o in sizes if not isinstance(sizes, bytes)]
     except TypeError: pairs = []
     if not pairs or any(len(o) != 2 or not all(isinstance(v, Integral) and v > 0 for v in o) for o in pairs):
         raise CourseError(f'sizes are a list of numbers of pixels or pairs (height, width), at least one of them, not {sizes!r}')
@@ -254,11 +255,14 @@ class RandomPart(BatchTransform):
 
 # %% ../../nbs/insight/04_resolution.ipynb #fee05d50
 def cheapest_right(
-    preds, # Class numbers by size and image, (S, n), cheapest size first
-    targets, # Class numbers, (n,)
+    preds:np.ndarray, # Numbers of classes by size and image, (S, n), cheapest size first
+    targets:np.ndarray, # Numbers of classes, (n,)
 )->np.ndarray: # Number of a size for each image, int64 (n,)
     "The cheapest size at which each image is right, or the cheapest of all if it never is"
-    right = np.asarray(preds) == np.asarray(targets)
+    preds, targets = np.asarray(preds), np.asarray(targets)
+    if not len(preds) or preds.shape[1:] != targets.shape:
+        raise CourseError(f'preds must have the shape (S, {len(targets)}) of at least one size, got {preds.shape}')
+    right = preds == targets
     return right.argmax(0)
 
 # %% ../../nbs/insight/04_resolution.ipynb #507c341f
@@ -289,6 +293,8 @@ class SizePredictor:
         small:np.ndarray, # `thumbnails`, (n, F)
     )->np.ndarray: # (n, S), rising to 1
         "Probability that each size, or a smaller one, is the one that the image needs"
+        if np.shape(small)[1] != getattr(self.model, 'n_features_in_', np.shape(small)[1]):
+            raise CourseError(f'small must be thumbnails of {self.side} × {self.side} pixels, got rows of {np.shape(small)[1]} numbers')
         p = np.zeros((len(small), len(self.sizes)))
         p[:, self.model.classes_] = self.model.predict_proba(small)
         return p.cumsum(1)
@@ -331,13 +337,15 @@ def look_twice(
 
 # %% ../../nbs/insight/04_resolution.ipynb #defc4e91
 def best_mixture(
-    cost:float, # Mean FLOPs per image, at least those of the cheapest size
-    flops, # FLOPs at each size, (S,)
-    accuracy, # At each size, (S,)
+    cost:float, # Mean FLOPs per image, not less than those of the cheapest size
+    flops:np.ndarray, # Numbers of FLOPs at each size, (S,)
+    accuracy:np.ndarray, # Numbers from 0 to 1, at each size, (S,)
 )->np.ndarray: # Share of the images that each size gets, (S,)
     "Shares of two sizes, drawn at random for each image, that reach the best accuracy for `cost`"
     one, flops = np.eye(len(flops)), np.asarray(flops, float)
+    if len(flops) != len(accuracy): raise CourseError(f'flops and accuracy must be of one length, got {len(flops)} and {len(accuracy)}')
     mixes = [one[i] for i,f in enumerate(flops) if f <= cost]
+    if not mixes: raise CourseError(f'cost must not be less than the FLOPs of the cheapest size, got {cost:g}')
     for i,j in permutations(range(len(flops)), 2):
         w = (cost - flops[i]) / (flops[j] - flops[i] or 1)
         if flops[i] <= cost < flops[j]: mixes.append((1-w)*one[i] + w*one[j])
@@ -367,7 +375,7 @@ def compare_size_rules(
     learn:Learner, # The learner that `predictor` was trained for
     predictor:SizePredictor,
     ds_idx:int|str=1, # Part to judge on, as in `evaluate`: one that neither has learnt from
-    trusts=(0.5, 0.7, 0.8, 0.9, 0.95), # Settings to try
+    trusts:Sequence[float]=(0.5, 0.7, 0.8, 0.9, 0.95), # Settings to try, 0 to 1
 )->pd.DataFrame: # By rule and setting: accuracy, million FLOPs, accuracy of the best mixture for these, gain over it, its standard error
     "Compare every way to choose a size: fixed, predicted, looking twice, and the oracle"
     p = preds_at(learn, predictor.sizes, ds_idx)
@@ -382,6 +390,7 @@ def plot_size_rules(
 )->Figure: # The matplotlib figure
     "Draw the accuracy of each rule against its FLOPs; the dashed line is the best mixture of two sizes"
     ax = panels(1, ax, width=6, height=3.8)[0]
+    if 'fixed' not in table.index: raise CourseError(f'table must be what compare_size_rules returned, got {shown(table)}')
     fixed = table.loc['fixed']
     grid = np.linspace(fixed.mflops.min(), fixed.mflops.max(), 200)
     mixed = [best_mixture(o, fixed.mflops, fixed.accuracy) @ fixed.accuracy for o in grid]

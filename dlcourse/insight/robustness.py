@@ -21,7 +21,7 @@ from .layers import device_of, evaluating, find_layer, first_batch, layer_shapes
 from ..training.kept import KeepWeights, copied, differing, unchanged
 
 # %% ../../nbs/insight/10_robustness.ipynb #b4549aa3
-from ..values.door import check_calls
+from ..values.door import check_calls, shown
 
 # %% ../../nbs/insight/10_robustness.ipynb #c48801ba
 class Judge:
@@ -70,7 +70,7 @@ def weight_layers(
 
 # %% ../../nbs/insight/10_robustness.ipynb #fc5cc870
 def shuffled(
-    state:dict, # Name -> tensor
+    state:dict[str, Tensor], # Name -> tensor
     seed:int,
 )->dict: # The same values in random order, tensor by tensor
     "Another draw of first weights: the same values at other places"
@@ -82,7 +82,7 @@ def shuffled(
 class Robustness:
     "Accuracy with one layer put back; made by `layer_robustness`"
     values:pd.DataFrame # Rows: layers in order; columns: 'random' or epochs
-    accuracy:float # Of the trained network
+    accuracy:float # Of the trained network, 0 to 1
     n:int # Examples
     part:str # 'train', 'valid' or 'test'
 
@@ -93,9 +93,10 @@ class Robustness:
 
     def critical(self,
         loss:float=0.1, # Share of the accuracy, above 0
-        to=0, # A column of `values`
+        to:int|str=0, # A column of `values`
     )->list: # Names of layers
         "Layers without which more than `loss` of the accuracy goes"
+        if to not in self.values: raise CourseError(f'to must be among {list(self.values)}, got {shown(to)}')
         return list(self.values.index[self.values[to] < self.accuracy*(1 - loss)])
 
 # %% ../../nbs/insight/10_robustness.ipynb #4c4059b8

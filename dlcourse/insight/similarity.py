@@ -32,9 +32,9 @@ class Similarity:
     "Similarity of layers with layers; made by `similarity`"
     values:pd.DataFrame # Rows: layers of the first network; columns: those of the second
     measure:str # 'cka', 'svcca' or 'procrustes'
-    n:int # Examples
+    n:int # Examples, at least 1
     part:str # 'train', 'valid' or 'test'
-    batches:int # 1 if all examples were compared at once, or the number of batches whose sums were added
+    batches:int # From 1 on: 1 if all examples were compared at once, or the number of batches whose sums were added
     two:bool # Whether two networks were compared
 
     def __repr__(self):

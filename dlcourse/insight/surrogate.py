@@ -18,7 +18,7 @@ from .curves import colors, panels, tidy
 from ..training.space import Choice, parse_space
 
 # %% ../../nbs/insight/08a_surrogate.ipynb #ef3ecb56
-from ..values.door import check_calls
+from ..values.door import check_calls, shown
 
 # %% ../../nbs/insight/08a_surrogate.ipynb #5ce5cd68
 def _is_number(v): return isinstance(v, (int, float)) and not isinstance(v, bool)
@@ -142,6 +142,8 @@ def rank_correlations(
     unseen:pd.DataFrame, # Result of `predict_unseen`
 )->pd.Series: # By split, -1 to 1
     "Spearman's rank correlation of measured and predicted values in each split"
+    missing = {'split', 'measured', 'predicted'} - set(unseen)
+    if missing or not len(unseen): raise CourseError(f'unseen must be a result of predict_unseen, got {shown(unseen)}')
     found = {i: o.measured.corr(o.predicted, 'spearman') for i,o in unseen.groupby('split')}
     return pd.Series(found, name='rank correlation').rename_axis('split').fillna(0.)
 

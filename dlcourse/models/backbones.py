@@ -10,6 +10,7 @@ __all__ = ['course_backbones', 'torchvision_names', 'timm_names', 'unknown_netwo
 
 # %% ../../nbs/models/04d_backbones.ipynb #8f1c2b04
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import lru_cache
@@ -41,7 +42,7 @@ def timm_names()->tuple:
 # %% ../../nbs/models/04d_backbones.ipynb #bcef9b12
 def unknown_network(
     name:str, # Name that was given
-    own=(), # Further names that are allowed
+    own:Iterable[str]=(), # Further names that are allowed
 )->CourseError: # To be raised
     "An error that names the networks nearest to `name`"
     if name.lower() in own:
@@ -64,7 +65,7 @@ def _tagged(name):
 # %% ../../nbs/models/04d_backbones.ipynb #1f2f8f08
 def library_of(
     name:str, # A name of torchvision or timm; `timm:NAME` is one of timm
-    own=(), # Further names that are allowed, for the message
+    own:Iterable[str]=(), # Further names that are allowed, for the message
 )->tuple: # 'torchvision' or 'timm', and the name there
     "The library that has the network `name`; raises `CourseError` with the nearest names if none has"
     name = str(name).strip()
@@ -77,7 +78,7 @@ def library_of(
 
 # %% ../../nbs/models/04d_backbones.ipynb #8f1c2b09
 def first_names(
-    names:list, # Names, in order
+    names:list[str], # Names, in order
     n:int=4, # Number of names to write out
 )->str:
     "The first `n` of `names` and the number of the others, for a message"
@@ -93,7 +94,7 @@ class Backbone:
     mean:tuple # By channel, for images from 0 to 1
     std:tuple # By channel
     size:int # Side of the images it was trained on, in pixels
-    n_features:int=0 # Channels of its body's output
+    n_features:int=0 # Channels of its body's output, at least 0
     weights:str|None=None # A file, or the hub's name for them; None if trained from scratch
     missing:tuple=() # Weights of the network that the file lacks
     unexpected:tuple=() # Names in the file that the network lacks
@@ -235,7 +236,7 @@ def _takes(body, h, w):
 # %% ../../nbs/models/04d_backbones.ipynb #8f1c2b18
 def smallest_side(
     body:nn.Module, # A network for images
-    native:int, # A side that it takes, in pixels
+    native:int, # A side that it takes, in pixels, at least 1
 )->int: # In pixels
     "Side of the smallest square image that `body` takes"
     hi = next((o for o in range(32, native, 32) if _takes(body, o, o)), native)

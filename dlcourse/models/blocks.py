@@ -73,7 +73,7 @@ norms = {2: dict(batch=nn.BatchNorm2d, layer=lambda n: nn.GroupNorm(1, n), group
 def norm_layer(
     norm, # 'batch', 'layer', 'group', 'instance', a class or a module; `None` is none
     n:int, # Channels or features
-    ndim:int=2, # 2 for feature maps (N, C, H, W), 0 for features (N, F)
+    ndim:int=2, # 0 or 2: features (N, F), or feature maps (N, C, H, W)
 )->nn.Module|None:
     "The normalisation `norm` of `n` channels or features"
     return None if norm is None else make(norm, norms[ndim], 'norm', n)
@@ -273,7 +273,7 @@ def block_filters(
     growth:float|None=2, # From block to block, where `filters` is one number
 )->list: # Filters of each block
     "Filters of each block; raises `CourseError` for fewer than one block or filter, or when `depth` says otherwise"
-    steps = range(3 if depth is None else depth)
+    steps, growth = range(3 if depth is None else depth), 1 if growth is None else growth
     given = list(filters) if is_iter(filters) else [round(filters*growth**i) for i in steps]
     if not given or min(given) < 1: raise CourseError(f'at least one block with one filter, not filters={filters} and depth={depth}')
     if depth not in (None, len(given)): raise CourseError(f'depth={depth} but filters={filters} are for {len(given)} blocks')

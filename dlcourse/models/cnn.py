@@ -42,7 +42,7 @@ conv_heads = dict(avg=GridPool, max=nn.AdaptiveMaxPool2d, flatten=None)
 
 # %% ../../nbs/models/03_cnn.ipynb #0ee562bd
 def conv_head(
-    shape:tuple, # Feature maps that come in: (channels, height, width)
+    shape, # Feature maps that come in: (channels, height, width)
     n_out:int, # Number of outputs
     head:str='avg', # 'avg' or 'max': adaptive pooling to a grid; 'flatten': tied to this shape
     grid:int=1, # Side of the pooled grid, at most that of the feature map

@@ -111,8 +111,8 @@ class FastNet(nn.Module):
     "A network that only answers, and quickly; a copy of another one; made by `fast_net`"
     def __init__(self,
         model:nn.Module, # In evaluation mode, folded
-        per_pixel:float=0., # Bytes of its largest feature map for each pixel of an image
-        dtype=torch.float32, # Type of the numbers it computes with
+        per_pixel:float=0., # Bytes of its largest feature map for each pixel of an image, at least 0
+        dtype:torch.dtype=torch.float32, # Type of the numbers it computes with
     ):
         super().__init__()
         self.model, self.per_pixel, self.dtype = model.to(dtype=dtype, memory_format=torch.channels_last), per_pixel, dtype
@@ -122,7 +122,7 @@ class FastNet(nn.Module):
         if mode: raise CourseError('a fast network only answers: train the one it was made from, and make another copy')
         return super().train(False)
 
-    def pieces(self, x):
+    def pieces(self, x:Tensor):
         "The images `x` in pieces of about the same size, as many as are computed at once"
         if x.ndim != 4 or x.device.type != 'cpu' or not self.per_pixel: return [x]
         n = max(_least, _largest // (self.per_pixel * x.shape[2] * x.shape[3]))

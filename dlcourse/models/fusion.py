@@ -40,7 +40,7 @@ class Rescale(nn.Module):
 class FusionBody(nn.Module):
     "Several bodies on the same images, their maps brought to one size and joined along the channels"
     def __init__(self,
-        bodies:dict, # Name -> body
+        bodies:dict[str, nn.Module], # Name -> body
         grid:int|None=None, # Height and width of the maps; None for vectors
     ):
         super().__init__()

@@ -12,7 +12,7 @@ import math
 from fastai.layers import AdaptiveConcatPool2d
 from torch import nn
 from ..core import choose
-from .blocks import chain, drop_layer
+from .blocks import chain, drop_layer, per_layer
 
 # %% ../../nbs/models/04f_heads.ipynb #6263f0fa
 from ..values.door import check_calls
@@ -29,7 +29,7 @@ def _layer_names(layers):
 
 # %% ../../nbs/models/04f_heads.ipynb #4dc17a26
 def own_head(
-    layers:list, # Layers of the library's head
+    layers:list[nn.Module], # Layers of the library's head, at least one
     dropout:float|None=None, # Share for its dropout layers, 0 to below 1; by default the library's
 )->nn.Sequential:
     "The library's own head, its layers named by their kind"
@@ -86,7 +86,7 @@ def dense_head(
     widths=(4096, 1024), # Neurons of the two dense layers
 )->nn.Sequential:
     "Two dense layers on all values of the map"
-    n, p = math.prod(shape), 0.5 if dropout is None else dropout
+    n, p, widths = math.prod(shape), 0.5 if dropout is None else dropout, per_layer(widths, 2, 'widths')
     return chain(flatten=nn.Flatten(), dropout1=drop_layer(p), dense1=nn.Linear(n, widths[0]), act1=nn.ReLU(),
                  dropout2=drop_layer(p), dense2=nn.Linear(widths[0], widths[1]), act2=nn.ReLU(), out=nn.Linear(widths[1], n_out))
 

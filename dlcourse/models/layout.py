@@ -15,6 +15,7 @@ from .blocks import dry_run
 
 # %% ../../nbs/models/04i_layout.ipynb #ef3ecb56
 from ..values.door import check_calls
+from ..values.kinds import of_class
 
 # %% ../../nbs/models/04i_layout.ipynb #46ecc916
 def has_convolutions(
@@ -61,7 +62,7 @@ def laid_out_like(
 
 # %% ../../nbs/models/04i_layout.ipynb #d724d016
 def align_state(
-    opt, # An optimizer of torch
+    opt:of_class('Optimizer'), # One of torch
 ):
     "Put the state that `opt` keeps for each weight into the order of that weight"
     for p, state in opt.state.items():

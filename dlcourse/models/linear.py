@@ -39,7 +39,7 @@ def _prediction(o):
 def _steps_of(model):
     "The steps of `model`, which may be a pipeline, in a pipeline"
     from sklearn.pipeline import Pipeline
-    if not isinstance(model, Pipeline): return [] if model is None or model == 'passthrough' else [model]
+    if not isinstance(model, Pipeline): return [] if model is None or isinstance(model, str) and model == 'passthrough' else [model]
     return [o for _,step in model.steps for o in _steps_of(step)]
 
 # %% ../../nbs/models/04h_linear.ipynb #396d9bd3

@@ -20,14 +20,14 @@ from ..values.door import check_calls
 
 # %% ../../nbs/models/02_mlp.ipynb #d2ca2ee5
 def dense_count(
-    sizes:list, # Features of the input, of each layer and of the output
+    sizes:list[int], # Features of the input, of each layer and of the output
 )->int: # Weights and biases
     "Number of parameters of dense layers of these `sizes`"
     return sum((a + 1)*b for a,b in zip(sizes, sizes[1:]))
 
 # %% ../../nbs/models/02_mlp.ipynb #11aa0681
 def affordable(
-    sizes:list, # Features of the input, of each layer and of the output
+    sizes:list[int], # Features of the input, of each layer and of the output, at least one
     max_params:int, # How many parameters are too many
 )->list: # `sizes`
     "The `sizes`, if they are positive; raises `CourseError` if not, or for more than `max_params` parameters"

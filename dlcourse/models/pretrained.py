@@ -127,13 +127,15 @@ def transfer_splitter(
     model:nn.Module, # A network with `body` and `head`
 )->list: # Parameters of the body, and of the head
     "A fastai `splitter`: body and head"
+    if not (hasattr(model, 'body') and hasattr(model, 'head')):
+        raise CourseError(f'model must have a body and a head, got {type(model).__name__}: leave the splitter out')
     return [list(model.body.parameters()), list(model.head.parameters())]
 
 # %% ../../nbs/models/05_pretrained.ipynb #8f1c2e12
 def check_transfer(
-    nets:list, # A `Backbone` for each network
+    nets:list['Backbone'], # One for each network
     n_in, # (1 or 3, height, width)
-    places:list, # For each network: a file, a folder or a name of torchvision's weights; None for the usual places
+    places:list, # For each network: a file, a folder or a name of torchvision's weights. None for the usual places
     pretrained:bool=True, # Whether to start from weights of ImageNet
     head='fastai', # See `check_head`
     dropout:float|None=None, # Share, 0 to below 1; None for what is usual in this head

@@ -9,6 +9,7 @@ __all__ = ['registry', 'backbones', 'Arch', 'register']
 
 # %% ../../nbs/models/01a_registry.ipynb #8f1c2a04
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 
 # %% ../../nbs/models/01a_registry.ipynb #6dd5d0fb
@@ -19,7 +20,7 @@ from ..values.door import check_calls, checked
 class Arch:
     "An architecture: a function and what is known about it"
     name:str # Name to ask for it by
-    make:object # `make(n_in, n_out, **kwargs)` returns the network
+    make:Callable # `make(n_in, n_out, **kwargs)` returns the network
     what:str # One line on what it is
     source:str # Items it was built for
     width:str|None=None # Argument that `match_params` may change

@@ -73,7 +73,7 @@ class UnequalBlock(nn.Module):
     "Four dense layers of widths d, 2d, 4d, and one more, whose output is added to the input"
     def __init__(self,
         d:int, # Width of the input
-        cure:str|None='projection', # 'projection', 'widths', or None for the sum that fails
+        cure:str|None='projection', # 'projection' or 'widths'; None for the sum that fails
     ):
         super().__init__()
         self.n_out = d if cure == 'widths' else 2*d
@@ -104,7 +104,7 @@ def doubling_mlp(
 class JoinedLayers(nn.Module):
     "Layers one after the other, whose outputs are all returned, side by side"
     def __init__(self,
-        layers:dict, # Name -> layer
+        layers:dict[str, nn.Module], # Name -> layer
     ):
         super().__init__()
         for k,v in layers.items(): self.add_module(k, v)

@@ -34,7 +34,7 @@ _suffixes = ('.safetensors', '.pth', '.pt', '_features.safetensors', '_features.
 
 def find_weights(
     name:str, # Name of the network in its library
-    weights=None, # A file, or a folder; by default the folders of the environment
+    weights:str|Path=None, # A file, or a folder; by default the folders of the environment
 )->Path|None: # None if there is no such file and no place was named
     "The file with the weights of `name`; raises `CourseError` if a place was named that lacks them"
     place = None if weights is None else home_path(weights)
@@ -60,7 +60,7 @@ def hub_tags(
 # %% ../../nbs/models/04e_weights.ipynb #8f1c2c10
 def locate_weights(
     b:Backbone, # The network
-    weights=None, # A file, a folder, or a name of torchvision's weights
+    weights:str|Path=None, # A file, a folder, or a name of torchvision's weights
 )->tuple: # (name of torchvision's weights, None) or (None, file); (None, None) for the newest of the hub
     "Where the weights of a network come from; raises `CourseError` if `weights` names none of them"
     tags = hub_tags(b)
@@ -156,8 +156,8 @@ _old_densenet = re.compile(r'(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)')
 def fill_weights(
     b:Backbone, # The network
     body:nn.Module, # Its body
-    tensors:dict, # All its tensors by name, changed in place
-    found:dict, # Tensors of a file, by name
+    tensors:dict[str, Tensor], # All its tensors by name, changed in place
+    found:dict[str, Tensor], # Tensors of a file, by name, at least one
     source, # Where `found` is from, for the message
 ):
     "Copy `found` into the network; raises `CourseError` unless the body's weights are complete"
@@ -218,8 +218,8 @@ def hub_weights(
 def load_pretrained(
     b:Backbone, # The network
     body:nn.Module, # Its body
-    tensors:dict, # All its tensors by name, changed in place
-    weights=None, # A file, a folder, or a name of torchvision's weights
+    tensors:dict[str, Tensor], # All its tensors by name, changed in place
+    weights:str|Path=None, # A file, a folder, or a name of torchvision's weights
 ):
     "Fill the network with pretrained weights; raises `CourseError` if none are found that fit"
     tag, file = locate_weights(b, weights)

@@ -54,7 +54,7 @@ class Whitening(nn.Module):
         return F.conv2d(x, self.filters, self.bias)
 
     @torch.no_grad()
-    def fit(self, x):
+    def fit(self, x:Tensor):
         "Take the filters from `x`, the first time"
         if not self.fitted:
             with torch.autocast(x.device.type, enabled=False): self.filters.copy_(whitening_filters(x, self.kernel))
@@ -90,7 +90,7 @@ def dirac_block(
 # %% ../../nbs/models/04b_whitened.ipynb #a66876e6
 class ScaledLinear(nn.Linear):
     "A dense layer without bias, its outputs multiplied by a constant"
-    def __init__(self, n_in, n_out, scale=1.):
+    def __init__(self, n_in:int, n_out:int, scale:float=1.):
         super().__init__(n_in, n_out, bias=False)
         self.scale = scale
 

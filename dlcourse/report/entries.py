@@ -9,6 +9,7 @@ __all__ = ['Entry', 'read_entries', 'evaluate_entries', 'comparable', 'options_t
 
 # %% ../../nbs/report/02_entries.ipynb #7ae9be51
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -93,8 +94,8 @@ def read_entries(
 
 # %% ../../nbs/report/02_entries.ipynb #2d213508
 def evaluate_entries(
-    es:list, # Entries from `read_entries`
-    printable, # Makes the names of classes printable
+    es:list['Entry'], # What `read_entries` gave
+    printable:Callable, # Makes the names of classes printable
 ):
     "Evaluate each entry on the test set, or all on the validation set if one has no test set"
     part = 'test' if all(len(o.learn.dls.loaders) > 2 for o in es) else 'valid'
@@ -106,7 +107,7 @@ def evaluate_entries(
 
 # %% ../../nbs/report/02_entries.ipynb #b6c128c0
 def comparable(
-    es:list, # Evaluated entries
+    es:list['Entry'], # Evaluated entries
 )->bool:
     "Whether all were evaluated on as many examples of the same classes"
     return len({(len(o.ev), *(o.ev.vocab or [])) for o in es}) == 1

@@ -96,7 +96,7 @@ def _draw_curves(es, shown):
 
 # %% ../../nbs/report/04_figures.ipynb #32a6f6ee
 def curves_figure(
-    es:list, # Evaluated entries
+    es:list['Entry'], # Evaluated entries
     say:Wording, # The language
     scale:float=1., # Factor for the height
 )->dict|None: # SVG, caption, and whether it is as wide as the page; None if there is no history

@@ -9,6 +9,7 @@ __all__ = ['most_learners', 'steps', 'Layout', 'left_out', 'shrink_to_pages']
 
 # %% ../../nbs/report/05_layout.ipynb #abdaad6a
 from bisect import bisect_left
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from ..core import CourseError
@@ -21,13 +22,13 @@ from ..values.door import check_calls
 class Layout:
     "How much of each thing a report shows"
     floats:bool=False # Whether figures leave their place for the top or bottom of a column, and text fills the gap
-    figures:float=1. # Height of the figures, as a fraction
+    figures:float=1. # Height of the figures, as a fraction, at least 0
     size:float=10. # Type, in points; that of the figures stays
-    examples:int=10 # Items with the largest losses
+    examples:int=10 # Items with the largest losses, at least 0
     classes:int|None=10 # Rows of the table by class, at least 0; 0 for no table
     matrix:bool=True # Whether there is a confusion matrix
-    learners:int=10**6 # Rows of the tables of learners
-    words:int=10**6 # Words of the observations
+    learners:int=10**6 # Rows of the tables of learners, at least 0
+    words:int=10**6 # Words of the observations, at least 0
 
 # %% ../../nbs/report/05_layout.ipynb #f1586dc8
 most_learners = 20 # Rows of the tables of learners
@@ -61,7 +62,7 @@ def _after(layout, step):
 # %% ../../nbs/report/05_layout.ipynb #95314180
 def shrink_to_pages(
     layout:Layout, # The layout with everything
-    n_pages, # Function of a `Layout`: how many pages it takes
+    n_pages:Callable, # Function of a `Layout`: how many pages it takes
     most:int=2, # Pages
 )->Layout:
     "The first `Layout` on the way down from `layout` that takes at most `most` pages; raises `CourseError` if none does"

@@ -9,6 +9,7 @@ __all__ = ['template', 'limits', 'Texts', 'Contents', 'Typeset', 'Report', 'repo
 
 # %% ../../nbs/report/06_pages.ipynb #a73845ae
 import datetime, io, json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from importlib.resources import files as package_files
@@ -49,13 +50,13 @@ def _differs(table, es, layout):
 @dataclass
 class Contents:
     "Everything a report can show; figures are drawn once for each size"
-    es:list # Evaluated entries
+    es:list['Entry'] # Evaluated, at least one
     texts:Texts # The user's texts
     say:Wording # The language
     kept:dict=field(default_factory=dict) # Results that were computed already
 
     def __post_init__(self): self.best = max(self.es, key=lambda o: o.score)
-    def cached(self, f, *args):
+    def cached(self, f:Callable, *args):
         "Cached result of `f(*args, say)`"
         key = (f.__name__, *map(repr, args[1:]))
         if key not in self.kept: self.kept[key] = f(args[0], self.say, *args[1:])

@@ -47,7 +47,7 @@ def _gap(e):
 
 # %% ../../nbs/report/03_tables.ipynb #350ba3e5
 def results(
-    es:list, # Evaluated entries
+    es:list['Entry'], # Evaluated entries
 )->pd.DataFrame: # One row an entry: accuracy and macro F1, or errors of numbers; loss, gap, seconds of training
     "Scores, loss, generalisation gap and training time of each learner"
     seconds = [e.hist.seconds.sum() if e.hist is not None and 'seconds' in e.hist else None for e in es]
@@ -56,7 +56,7 @@ def results(
 
 # %% ../../nbs/report/03_tables.ipynb #b04df18a
 def best_entries(
-    es:list, # Evaluated entries
+    es:list['Entry'], # Evaluated entries
     n:int=None, # How many; None for all
 )->list: # Positions in `es`, in its order
     "The positions of the `n` best entries"
@@ -80,7 +80,7 @@ def _results_row(row, say):
 
 # %% ../../nbs/report/03_tables.ipynb #5c741637
 def results_table(
-    es:list, # Evaluated entries
+    es:list['Entry'], # Evaluated entries, at least one
     say:Wording, # The language
     n:int=None, # The best `n` only
 )->dict: # Head, rows, number of the best row or None, caption, and notes

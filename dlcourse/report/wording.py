@@ -17,7 +17,7 @@ from ..core import CourseError, choose
 from ..names import one_line
 
 # %% ../../nbs/report/01_wording.ipynb #580d002e
-from ..values.door import check_calls
+from ..values.door import check_calls, shown
 
 # %% ../../nbs/report/01_wording.ipynb #fe31c2ac
 phrases = dict( # English, Portuguese
@@ -116,7 +116,7 @@ class Wording:
 
     def __call__(self, key, *values): return self.words[key].format(*values)
 
-    def local(self, s):
+    def local(self, s:str):
         "`s` with the language's decimal mark"
         return s if self.lang == 'en' else s.translate(str.maketrans(',.', '.,'))
 
@@ -125,10 +125,12 @@ class Wording:
         digits:int=3, # Digits after the point
     )->str: # A dash for None, NaN or infinity
         "`v` with `digits` digits after the point or comma"
-        if v is None or not np.isfinite(v): return '–'
+        try: is_known = v is not None and bool(np.isfinite(v))
+        except (TypeError, ValueError) as e: raise CourseError(f'v must be a number or None, got {shown(v)}') from e
+        if not is_known: return '–'
         return self.local(f'{v:,.{digits}f}').replace('-', '−')
 
-    def date(self, d):
+    def date(self, d:datetime.date):
         "The `datetime.date` `d` in words"
         of = ' de ' if self.lang == 'pt' else ' '
         return f'{d.day}{of}{months[self.lang][d.month-1]}{of}{d.year}'

@@ -124,7 +124,7 @@ class StopOnNaN(Callback):
         self.learn.fault = self.message(first + finite.index(False))
         raise CancelFitException
 
-    def message(self, batch):
+    def message(self, batch:int):
         lr, best = self.opt.hypers[-1]['lr'], getattr(self.learn, 'best_epoch', None)
         kept = 'the weights of before the fit' if best is None else f'the weights of epoch {best}, the best,'
         where = f'epoch {self.epoch}, batch {batch} (learning rate {lr:.2g})'
@@ -157,7 +157,9 @@ class LookaheadCallback(Callback):
         "Tensors to average: weights and buffers that aren't whole numbers"
         return [o.detach() for o in get_model(self.learn.model).state_dict().values() if o.is_floating_point()]
 
-    def look(self, pull):
+    def look(self,
+        pull:float, # Part of the way, 0 to 1
+    ):
         "Move the average towards the weights, and the weights to the average"
         fast = self.weights()
         torch._foreach_lerp_(self.slow, fast, pull)

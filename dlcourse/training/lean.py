@@ -408,11 +408,14 @@ def lr_find(self:LeanLearner, start_lr=1e-7, end_lr=10, num_it=100, show_plot=Tr
 
 # %% ../../nbs/training/02_lean.ipynb #129c15c5
 def plot_lr_find(
-    lrs:list, # Learning rates tried
-    losses:list, # Smoothed training loss at each
-    found=None, # Named tuple of suggestions, marked on the curve
+    lrs:list[float], # Learning rates tried, above 0
+    losses:list, # Smoothed training loss at each, as many
+    found:tuple=None, # Named tuple of suggestions, marked on the curve
 ): # The matplotlib figure
     "Plot the loss against the learning rate"
+    if len(lrs) != len(losses): raise CourseError(f'lrs and losses must be of one length, got {len(lrs)} and {len(losses)}')
+    if found is not None and not hasattr(found, '_asdict'):
+        raise CourseError(f'found must be a named tuple, such as lr_find returns, got {found!r}')
     fig, ax = plt.subplots()
     ax.plot(lrs, losses)
     for name, lr in found._asdict().items() if found else ():

@@ -99,11 +99,11 @@ def hinge(
 class BinaryLoss(nn.Module):
     "A loss of probabilities, for logits (N,) or (N, 1) and targets (N,) of 0 and 1"
     def __init__(self,
-        loss=cross_entropy, # A function of probability, truth and `reduction`
+        loss=cross_entropy, # A function of probability, truth and `reduction`, with a name
         reduction:str='mean', # 'mean', 'sum', or 'none' for each entry
     ):
         super().__init__()
-        self.loss, self.reduction, self.__name__ = loss, reduction, loss.__name__
+        self.loss, self.reduction, self.__name__ = loss, reduction, getattr(loss, '__name__', type(loss).__name__)
     def forward(self, x, y):
         if self.loss is zero_one and x.requires_grad:
             raise CourseError('the 0-1 loss has no gradient to follow: use it as a metric and train with cross_entropy, quadratic or hinge')

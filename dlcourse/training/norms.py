@@ -95,7 +95,7 @@ def share_norms(
     return was
 
 def part_norms(
-    was:list, # From `share_norms`
+    was:list[tuple], # From `share_norms`
 ):
     "Give the layers their own class back"
     for o, cls in was:

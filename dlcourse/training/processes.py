@@ -9,6 +9,7 @@ __all__ = ['meet', 'together', 'apart', 'part', 'led', 'agreed', 'shares', 'of_e
 
 # %% ../../nbs/training/02a_processes.ipynb #146e71fb
 import os
+from collections.abc import Callable
 import torch, torch.distributed as dist
 from contextlib import contextmanager
 from fastai.torch_core import apply
@@ -62,7 +63,7 @@ def _said(text):
 
 # %% ../../nbs/training/02a_processes.ipynb #c1e9eaf4
 def led(
-    f, # Function of `args` and `kwargs`, whose result can be pickled
+    f:Callable, # Function of `args` and `kwargs`, whose result can be pickled
     *args,
     **kwargs,
 ): # What `f` returned in the first process
@@ -76,7 +77,7 @@ def led(
     return news[0]
 
 def agreed(
-    f, # Function of `args` and `kwargs`
+    f:Callable, # Function of `args` and `kwargs`
     *args,
     **kwargs,
 ): # What `f` returned in this process
@@ -91,8 +92,8 @@ def agreed(
 
 # %% ../../nbs/training/02a_processes.ipynb #e2b5a75f
 def shares(
-    n:int, # Rows of a batch
-    among:int, # Number of processes
+    n:int, # Rows of a batch, at least 0
+    among:int, # Number of processes, at least 1
 )->list: # Rows of each process
     "Share `n` rows out; the numbers differ by at most one"
     return [n//among + (i < n % among) for i in range(among)]
@@ -112,7 +113,7 @@ def _rows_of(sent, t, at, n):
 
 # %% ../../nbs/training/02a_processes.ipynb #0697880e
 def of_each(
-    t, # Tensor of the same shape and type in every process
+    t:Tensor, # Of the same shape and type in every process
 ): # The tensors of all processes, stacked
     "Tensors of all processes; over gloo that takes less time than their sum"
     if not together(): return t[None]

@@ -21,6 +21,7 @@ from fastai.optimizer import OptimWrapper, set_item_pg
 
 # %% ../../nbs/training/01a_recording.ipynb #7c447751
 from ..values.door import check_calls
+from ..values.kinds import of_class
 
 # %% ../../nbs/training/01a_recording.ipynb #719978e3
 def stand_in(cls):
@@ -46,7 +47,7 @@ def _set_hyper(opt, name, v):
 
 # %% ../../nbs/training/01a_recording.ipynb #23fb03b2
 def record_of(
-    rec, # A `Recorder`
+    rec:of_class('Callback'),
 )->dict: # Its attributes by name
     "Collect what a recorder holds, so that `put_record` can bring it back"
     if isinstance(rec, LeanRecorder): rec.fold()
@@ -55,7 +56,7 @@ def record_of(
 
 # %% ../../nbs/training/01a_recording.ipynb #53a10d42
 def put_record(
-    rec, # A `Recorder`
+    rec:of_class('Callback'),
     record:dict, # Attributes from `record_of`
 ):
     "Give a recorder back what it held"

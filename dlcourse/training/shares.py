@@ -58,7 +58,7 @@ class SharedDL(GetAttr):
     def __init__(self,
         dl, # Any fastai loader of items with a number
         number:int, # Number of this process, from 0
-        among:int, # Number of processes
+        among:int, # Number of processes, at least 1
     ):
         if dl.n is None: raise CourseError('several processes need data of a known length: give them a dataset with __len__')
         if dl.bs is None: raise CourseError('several processes need batches to share out: give the loader a bs')

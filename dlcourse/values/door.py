@@ -12,11 +12,12 @@ __all__ = ['inner', 'CourseError', 'shown', 'choose', 'Parameter', 'parameters_o
 import difflib, inspect, re
 from dataclasses import dataclass, is_dataclass
 from functools import cache, wraps
-import torch
+import numpy as np, torch
 from fastcore.docments import docments
 from ..names import one_line
 from .glossary import a_record, a_table, glossary, kind_stated, of_course
-from .kinds import Kind, a_path, choices_of, floating, in_words, is_too_long, kinds, kinds_of, limits_of, shapes_of, take_one
+from .kinds import (Kind, a_path, choices_of, filled, floating, in_words, is_too_long, kinds, kinds_of, limits_of, numeric,
+    of_shapes, shapes_of, take_one, whole)
 
 # %% ../../nbs/values/03_door.ipynb #29afad75
 class CourseError(ValueError):
@@ -103,6 +104,10 @@ def _comments(f):
 
 _ours = 'cmap', 'cbs', 'save_preds', 'save_targs' # whatever the annotation says
 
+# What the annotation and the first word of the comment say of an array
+_arrays = {(torch.Tensor, o): floating for o in ('Floating-point', 'Floating')} | {(torch.Tensor, 'Whole'): whole} | {
+    (np.ndarray, o): numeric for o in ('Numbers', 'Pixels', 'Counts', 'Rows')}
+
 def _takes(kind, v):
     "Whether a kind of the glossary takes `v`"
     try: return take_one(v, (kind,)) is not None
@@ -122,14 +127,17 @@ def _parameter(p, comment, where, outside=False, of_class=False, own=False):
     if '`DataFrame`' in comment and isinstance(hint, Kind): hint = (hint, a_table)
     plain = p.annotation in (int, int|str) and _takes(hint, 1) or p.name in _ours or getattr(p.annotation, '__name__', '') == 'Learner'
     exact = isinstance(hint, Kind) and plain or hint is not None and outside
-    if not (exact or p.annotation is p.empty or isinstance(p.annotation, str)): hint = p.annotation
+    if not (exact or p.annotation is p.empty or isinstance(p.annotation, str) and outside): hint = p.annotation
     if hint is None or p.name == 'self': return None
     if hint is dict and kind_stated(comment) is a_record: hint = a_record
-    if hint is torch.Tensor and comment.startswith('Floating'): hint = floating
+    array = _arrays.get((hint, comment.split(' ')[0].rstrip(':,;')))
+    if array: hint = of_shapes(array, shapes_of(comment)) if shapes_of(comment) else array
     if 'None' in comment.split('. ')[0] and p.default is not None: hint = (*hint, None) if isinstance(hint, tuple) else (hint, None)
     limits = limits_of(comment) or limits_of(usual)
     choices = choices_of(comment) if hint in (str, str|None) else ()
-    return Parameter(p.name, kinds_of(hint, limits, None if of_class else shapes_of(comment)), p.default, choices, where)
+    allowed = kinds_of(hint, limits, None if of_class else shapes_of(comment))
+    if 'at least one' in comment: allowed = tuple(filled(o) if 'list' in o.what or 'dictionary' in o.what else o for o in allowed)
+    return Parameter(p.name, allowed, p.default, choices, where)
 
 @cache
 def parameters_of(
@@ -155,19 +163,22 @@ def _taken(rules, name, v):
 # %% ../../nbs/values/03_door.ipynb #b8767ed4
 @cache
 def _rules(f, source=None, own=False):
-    "Rules of the parameters of `f`, by name and in order; None where anything goes"
+    "Rules of the parameters of `f`, by name, in order, and for each of `*args`; None where anything goes"
     named = parameters_of(f, source, own)
-    return named, [named.get(o) for o in _at(f)]
+    several = [o for o in inspect.signature(f).parameters.values() if o.kind == o.VAR_POSITIONAL and o.annotation is not o.empty]
+    rest = named[several[0].name] if several else None
+    return named, [named.get(o) for o in _at(f)], rest
 
 # %% ../../nbs/values/03_door.ipynb #1d89b7f9
 def _behind(f, other, source=None, own=False):
     "`f`, whose arguments are first taken as the parameters of `other` take them"
     @wraps(f)
     def call(*args, **kwargs):
-        named, in_order = _rules(other, source, own)
-        taken = [v if rule is None else rule(v) for rule,v in zip(in_order, args)] + list(args[len(in_order):])
+        named, in_order, rest = _rules(other, source, own)
+        more = args[len(in_order):]
+        taken = [v if rule is None else rule(v) for rule,v in zip(in_order, args)] + [*(more if rest is None else map(rest, more))]
         return f(*taken, **{k: _taken(named, k, v) for k,v in kwargs.items()})
-    call._is_checked, call._source, call._own = True, source, own
+    call._is_checked, call._source, call._own, call._other = True, source, own, other
     return call
 
 # %% ../../nbs/values/03_door.ipynb #c8a9fcf9
@@ -222,7 +233,7 @@ def checked_as(
     return _behind(f, other)
 
 # %% ../../nbs/values/03_door.ipynb #ae836286
-inner = {'forward', 'encodes', 'decodes', 'setups', 'take'}
+inner = {'forward', 'encodes', 'decodes', 'setups', 'take', 'rows'}
 
 def _is_event(name): return name.startswith(('before_', 'after_')) or name in inner
 
@@ -230,7 +241,8 @@ def _told_by_parent(cls, name, o):
     "The method of a parent class that `o` takes the place of and that says what its parameters are, or None"
     found = next((vars(c)[name] for c in cls.__mro__[1:] if name in vars(c)), None)
     if name == '__init__' or not hasattr(found, '_is_checked'): return None
-    return inspect.unwrap(found) if _at(inspect.unwrap(found)) == _at(o) else None
+    told = getattr(found, '_other', inspect.unwrap(found)) # which may have been told by a parent of its own
+    return told if _at(told) == _at(o) else None
 
 def _check_class(cls, module, own):
     "Put the door in front of the constructor and the public methods that `module` has given to `cls`"

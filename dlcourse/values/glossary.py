@@ -91,7 +91,7 @@ def _device(v):
 
 def _move(v):
     "`v`, if it is a number of pixels or a fraction of a side"
-    return v if as_number(v) in (Limits(0, 1, below=True) if isinstance(v, float) else Limits(0)) else refused(v)
+    return v if as_number(v) in (Limits(0, 1, below=True) if isinstance(v, float) else Limits(0, 10_000)) else refused(v)
 
 def _rates(v): return isinstance(v, slice) and v.stop is not None and all(as_number(o) > 0 for o in (v.start, v.stop) if o is not None)
 def _list_of(v, limits):
@@ -115,7 +115,7 @@ def _names(v): return isinstance(v, str) or is_row(v) and len(v) > 0 and all(isi
 def _is_class(o): return isinstance(o, str) or as_whole(o) is not None
 def _is_list_of_classes(v): return is_row(v) and len(v) > 0 and all(map(_is_class, v))
 def _classes(v):
-    if not is_row(v) or hasattr(v, 'columns'): return inspect.isroutine(v)
+    if not is_row(v) or hasattr(v, 'columns'): return False
     return hasattr(v, '__array__') or _is_list_of_classes(v)
 
 def _is_colormap(v): return v in matplotlib.colormaps if isinstance(v, str) else isinstance(v, Colormap)
@@ -138,7 +138,8 @@ layer_names = of_kind('a name or a list of names', _names)
 some_classes = of_kind('a list of at least two names or numbers of classes', _classes)
 a_part = Kind("'train' (0), 'valid' (1) or 'test' (2)", _part)
 a_count = (int, 'at least 1')
-some_items = (Kind('a whole number of at least 1', _items), of_kind('files, images or positions', _is_object))
+some_items = (Kind('a whole number of at least 1', _items), of_kind('files, images or positions',
+    lambda v: _is_object(v) and getattr(v, 'ndim', 1) > 0))
 augmentation = of_kind('True, a transform or a list of them', _tfms)
 transforms = of_kind('a transform or a list of them', lambda v: v is None or _all(v, _is_transform))
 some_labels = of_kind('an array', _labels)
@@ -163,9 +164,14 @@ def _of_plain_numbers(v):
     odd = hasattr(v, 'columns') or inspect.isgenerator(v) or isinstance(v, (list, tuple)) and any(map(_is_text, v))
     return _of_numbers(v) and not odd
 def _numbers(v): return _listed(v) and np.ndim(a := np.asarray(v)) == 1 and a.dtype.kind in 'iuf'
+def _counts(v): return _numbers(v) and bool((np.asarray(v) >= 0).all() and (np.asarray(v) % 1 == 0).all())
 
 # %% ../../nbs/values/02_glossary.ipynb #1d283946
-def _vocab(v): return v is None or isinstance(v, Mapping) or _many(v)
+def _can_name(o): return isinstance(o, (str, int, float, np.generic)) and o == o # NaN is none
+def _vocab(v):
+    "Whether `v` lists the names of classes: a list of names, or a list of such lists, as that of fastai for several targets"
+    if v is None or isinstance(v, Mapping): return True
+    return _many(v) and (not isinstance(v, (list, tuple)) or all(_can_name(o) or _many(o) and all(map(_can_name, o)) for o in v))
 
 # %% ../../nbs/values/02_glossary.ipynb #c5d77a02
 def _spec(v): return v if isinstance(v, (str, Mapping)) or _listed(v) else as_number(v) if as_number(v) > 0 else refused(v)
@@ -175,14 +181,17 @@ def _shown_classes(v):
     if isinstance(v, str): return v
     return as_whole(v) if not is_row(v) else refused(v) if getattr(v, 'ndim', 1) != 1 else v.tolist() if hasattr(v, 'tolist') else v
 
-def _module(v): return is_row(v) and len(v) == 6 and all(as_whole(o) in Limits(1, 100_000) for o in v)
+def _module(v):
+    fits = is_row(v) and len(v) == 6 and all(as_whole(o) in Limits(1, 100_000) for o in v)
+    return tuple(map(as_whole, v)) if fits else refused(v)
+def _modules(v): return [_module(o) for o in v] if is_row(v) and not hasattr(v, 'columns') and len(v) else refused(v)
 
 # %% ../../nbs/values/02_glossary.ipynb #0f8beb49
 an_imbalance = Kind('a ratio, or counts or fractions by class', _spec)
 parts = {k: an_imbalance for k in ('spec', 'imbalance')} | dict(
-    x=of_kind('images or rows of numbers', _of_numbers), have=of_kind('a list of numbers, one for each class', _numbers),
+    x=of_kind('images or rows of numbers', _of_numbers), have=of_kind('a list of whole numbers from 0, one for each class', _counts),
     vocab=of_kind('a list of names', _vocab), files=Kind('a list of files', _files),
-    modules=of_kind('a list of six numbers for each module', lambda v: is_row(v) and all(map(_module, v))),
+    modules=Kind('a list of six numbers for each module', _modules),
     weights=Kind("a file, a folder, a name of torchvision's weights or a dictionary of these", _weights),
     keep=of_kind('a function, or one for each layer', lambda v: _is_function(v) or isinstance(v, Mapping)),
     preds=of_kind('rows of probabilities, or a `Learner`', lambda v: _of_plain_numbers(v) or hasattr(v, 'dls')),
@@ -198,6 +207,7 @@ def _some_names(v):
 
 def _shape(v): return is_row(v) and 0 < len(v) < 9 and all(as_whole(o) in Limits(0) for o in v)
 def _channels(v): return all(as_number(o) is not None for o in v) if is_row(v) else as_number(v) is not None
+def _deviations(v): return all(as_number(o) > 0 for o in v) if is_row(v) else as_number(v) > 0
 def _sizes(v): return is_row(v) and len(v) > 0 and all(_sides(o) if is_row(o) else as_whole(o) in Limits(1, 10_000) for o in v)
 def _is_pruner(v): return v is None or isinstance(v, str) or _has('prune')(v)
 def _is_net(v): return isinstance(v, torch.nn.Module) or _has('model', 'dls')(v)
@@ -211,7 +221,8 @@ some_names = Kind('a name or a list of names', _some_names)
 some_sizes = of_kind('a list of whole numbers from 1 to 10000, or of pairs (height, width)', _sizes)
 parts |= {k: some_names for k in 'names variants others figures'.split()} | dict(
     shape=of_kind('a shape such as (3, 32, 32)', _shape), mean=of_kind('one number for each channel', _channels),
-    std=of_kind('one number for each channel', _channels), pruner=of_kind("a name or an Optuna pruner, such as 'median'", _is_pruner),
+    std=of_kind('one number above 0 for each channel', _deviations),
+    pruner=of_kind("a name or an Optuna pruner, such as 'median'", _is_pruner),
     net=of_kind('a `Learner` or a network', _is_net), picture=a_file, program=a_file, fname=a_path, cb=of_kind('a callback', _is_callback),
     show=of_kind('a function of a text', partial(_of, (1,))),
     report=of_kind('a function of one value', lambda v: v is None or _of((1, 2), v)),
