@@ -1,5 +1,5 @@
 "Faults and equalities of the training room that don't belong in a lesson: Learners, then searches, then run folders"
-import functools, itertools, json, math, multiprocessing, os, pickle, re, shutil, signal, sqlite3, sys, time
+import functools, itertools, json, math, multiprocessing, os, pickle, re, shutil, signal, sqlite3, sys, time, warnings
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -1914,6 +1914,12 @@ def test_every_way_computes_in_the_precision_asked_for(half, way):
     with learn.quiet(): WAYS[way](learn)
     assert set(seen) == {torch.bfloat16} and not torch.is_autocast_enabled('cpu')
     assert all(p.dtype == torch.float32 for p in learn.model.parameters())
+
+
+def test_a_fit_in_bf16_warns_of_no_gpu(half):
+    with half[0].quiet(), warnings.catch_warnings():
+        warnings.simplefilter('error')
+        half[0].fit(1)
 
 
 OWN = """from fasttransform import Transform

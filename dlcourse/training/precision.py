@@ -14,6 +14,7 @@ from contextlib import nullcontext
 from functools import cache
 from fastai.callback.fp16 import AMPMode, MixedPrecision
 from fastcore.basics import patch
+from fastcore.foundation import L
 from ..core import choose, kept_rng, notice, num_threads
 from .lean import LeanLearner
 
@@ -30,8 +31,9 @@ class Bfloat16(MixedPrecision):
     "fastai's bfloat16 mixed precision, on whatever device the model is"
     def __init__(self): super().__init__(AMPMode.BF16)
     def before_fit(self):
-        super().before_fit()
         self.autocast = _in_bfloat16(self.learn)
+        self.learn.scaler = torch.amp.GradScaler(self.autocast.device, enabled=False) # bfloat16 has the range of float32
+        self.scales = L()
 
 # %% ../../nbs/training/03b_precision.ipynb #64da1364
 @patch
