@@ -213,7 +213,8 @@ def whole_file(
         with open(part, mode.replace('w', 'x'), **_text_args(mode)) as f: yield f
         part.replace(path)
     except OSError as e: raise CourseError(f'cannot write {path}: {e.strerror or e}') from e
-    finally: part.unlink(missing_ok=True) if part.parent.is_dir() else None
+    finally:
+        with suppress(OSError): part.unlink() # it is gone, or the disk is read-only
 
 # %% ../nbs/00_core.ipynb #0a8f3e13
 @contextmanager
@@ -291,7 +292,10 @@ def lock_for(
 ):
     "Within the block no other process holds the lock of `path`; raises `CourseError` if it can't be locked"
     lock = lock_of(path)
-    if not take_lock(lock, path, -1 if busy is None else 0): raise CourseError(busy)
+    if not take_lock(lock, path, 0.2 if busy is None else 0):
+        if busy is not None: raise CourseError(busy)
+        notice(f'{path} is being made by another process: waiting for it; Ctrl-C ends the wait')
+        take_lock(lock, path, -1)
     try: yield
     finally: free_lock(lock)
 

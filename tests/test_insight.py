@@ -1256,6 +1256,9 @@ def test_several_sizes_of_batch(byte_learn, tmp_path):
     x = images(40, 1, seed=3)[0]
     for n in (1, 3, 40): assert np.allclose(run_onnx(file, x[:n]), net(x[:n]), atol=1e-4)
     assert onnx_settings(file) == json.loads(json.dumps(net.settings)) and os.listdir(file.parent) == ['net.onnx']
+    with pytest.raises(CourseError, match='cannot run the program on pixels of shape'): run_onnx(file, x[:, :, 3:])
+    odd = file.read_bytes().replace(b'"classes"', b'"cl\xa0sses"')
+    with pytest.raises(CourseError, match='its settings are no text in UTF-8'): onnx_settings(odd)
 
 
 def test_settings_are_readable(byte_learn, folder):

@@ -1,5 +1,6 @@
 "Faults and equalities of the training room that don't belong in a lesson: Learners, then searches, then run folders"
 import functools, itertools, json, math, multiprocessing, os, pickle, re, shutil, signal, sqlite3, sys, time, warnings
+from contextlib import ExitStack
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -393,13 +394,24 @@ def test_locks_of_dead_processes_and_waiting(monkeypatch, capsys):
     start = time.monotonic()
     found(SPACE, plain, n=2, storage='s')
     assert time.monotonic() - start < 5
-    monkeypatch.setattr(storage_module, 'waiting_time', 1.2)
-    with Journal('s').alone(), pytest.raises(CourseError, match='another process has held .s.lock for 1.2 s'):
+    monkeypatch.setattr(storage_module, 'idle_time', 1.2)
+    with Journal('s').alone(), pytest.raises(CourseError, match='held .s.lock for 1.2 s and does nothing: end it, and the same call'):
         found(SPACE, plain, n=3, storage='s')
     assert 'waiting for another process that writes to s' in capsys.readouterr().out
     Path('.t.lock').mkdir()
     with pytest.raises(CourseError, match='cannot lock t: its lock .t.lock is a folder: remove it'): found(SPACE, plain, n=2, storage='t')
     assert not Path('.s.lock').exists()
+
+
+def test_ctrl_c_ends_a_wait(capsys):
+    "Ctrl-C while another process keeps the storage locked ends the search soon; the trial is done again"
+    start, held = time.monotonic(), ExitStack()
+    def hold(settings):
+        held.enter_context(Journal('s').alone())
+        raise KeyboardInterrupt
+    with held: found(SPACE, hold, n=3, storage='s')
+    assert 'interrupted after 0 of 3 trials' in capsys.readouterr().out and time.monotonic() - start < 5
+    assert found(SPACE, plain, n=3, storage='s').table.value.equals(found(SPACE, plain, n=3).table.value)
 
 
 def test_half_written_line():

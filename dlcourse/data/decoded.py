@@ -11,11 +11,11 @@ __all__ = ['chunk_bytes', 'decoded_folder', 'Decoded', 'decoded_for', 'is_whole'
 # %% ../../nbs/data/10a_decoded.ipynb #55e0327c
 import hashlib, io, json, os, shutil, struct, zlib
 from collections.abc import Iterable
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np, pandas as pd
-from ..core import CourseError, home_path, lock_for, notice, whole_file
+from ..core import CourseError, home_path, lock_for, whole_file
 from ..files import read_json
 from ..names import file_name
 from .arrays import shape_text
@@ -181,19 +181,6 @@ def _end(o, marks):
     _write_whole(o, [marks[k] for k in range(o.n_chunks)])
     o.marks_file.unlink()
 
-# %% ../../nbs/data/10a_decoded.ipynb #1e0ef792
-@contextmanager
-def _locked(path):
-    "Within the block no other process makes the file; says so if one has to be waited for"
-    busy = f'{path} is being made by another process'
-    with ExitStack() as stack:
-        try: stack.enter_context(lock_for(path, busy=busy))
-        except CourseError as e:
-            if str(e) != busy: raise
-            notice(f'{busy}: waiting for it')
-            stack.enter_context(lock_for(path))
-        yield
-
 # %% ../../nbs/data/10a_decoded.ipynb #04e800ab
 @contextmanager
 def filling(
@@ -201,7 +188,7 @@ def filling(
 ): # Numbers of the chunks that are missing, and a function that marks one as written: its number and its CRC-32
     "Make or carry on the file `o`, which is whole when the block ends with all chunks marked; other processes wait"
     ask_for_room(o)
-    with disk_errors(f'write to {o.path.parent}'), _locked(o.path):
+    with disk_errors(f'write to {o.path.parent}'), lock_for(o.path):
         marks = dict.fromkeys(range(o.n_chunks)) if is_whole(o) else _begin(o)
         missing = [k for k in range(o.n_chunks) if k not in marks]
         def mark(k, crc):

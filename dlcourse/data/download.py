@@ -17,7 +17,7 @@ from http.client import HTTPException
 from pathlib import Path
 from urllib.request import Request, urlopen
 from fastcore.basics import IN_NOTEBOOK
-from ..core import CourseError, part_of, sweep
+from ..core import CourseError, notice, part_of, sweep
 from ..files import check_file
 
 # %% ../../nbs/data/02_download.ipynb #ccd74422
@@ -219,16 +219,23 @@ def unpack(
     finally: shutil.rmtree(part, ignore_errors=True)
 
 # %% ../../nbs/data/02_download.ipynb #2e524463
+def _lock_folder(fd, folder):
+    "Lock a folder that is open, and say so if another process has to be waited for"
+    import fcntl
+    try: fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        notice(f'another process is downloading to {folder}: waiting for it; Ctrl-C ends the wait')
+        fcntl.flock(fd, fcntl.LOCK_EX)
+
 @contextmanager
 def one_at_a_time(
     folder, # A folder that exists
 ):
-    "Let other processes wait at this place until the block ends, if the system can lock a folder"
+    "Let other processes wait at this place, and say so, until the block ends, if the system can lock a folder"
     if os.name == 'nt': yield; return
-    import fcntl
     fd = os.open(folder, os.O_RDONLY)
     try:
-        with suppress(OSError): fcntl.flock(fd, fcntl.LOCK_EX) # some network drives have no locks
+        with suppress(OSError): _lock_folder(fd, folder) # some network drives have no locks
         yield
     finally: os.close(fd)
 

@@ -27,6 +27,7 @@ from ..files import check_file
 from ..data.decoding import pictures_alone
 from ..data.transforms import AtSize
 from ..files import from_json
+from ..names import one_line
 from .outputs import class_probabilities, class_vocab, prediction_kind
 from .layers import check_layers, device_of, find_part, first_batch, in_order, kept_state
 from ..models.folding import FastNet, answering, fast_net, fold_batchnorm
@@ -224,14 +225,18 @@ def run_onnx(
     pixels:np.ndarray, # Pixels, uint8 (n, C, H, W)
 )->np.ndarray: # (n, K)
     "Run an exported program on `pixels` with `onnxruntime`; raises `CourseError` for a file that is missing or damaged"
-    return _session(program).run(None, {'pixels': np.ascontiguousarray(pixels)})[0]
+    session, pixels = _session(program), np.ascontiguousarray(pixels)
+    try: return session.run(None, {'pixels': pixels})[0]
+    except Exception as e:
+        raise CourseError(f'onnxruntime cannot run the program on pixels of shape {pixels.shape}: {one_line(e)[:300]}') from e
 
 # %% ../../nbs/insight/05_inference.ipynb #d972e60e
 def onnx_settings(
     program, # An ONNX file, or its bytes
 )->dict: # `classes`, `channels`, `height`, `width`, ...
     "The settings in an exported program; raises `CourseError` for a file that is missing or damaged"
-    found = _session(program).get_modelmeta().custom_metadata_map
+    try: found = _session(program).get_modelmeta().custom_metadata_map
+    except UnicodeDecodeError as e: raise CourseError(f'the program is damaged: its settings are no text in UTF-8 ({e})') from e
     if 'settings' not in found: raise CourseError('the program has no settings: it was not made by `export_onnx`')
     return from_json(found['settings'], 'the program')
 

@@ -9,9 +9,10 @@ __all__ = ['drivers', 'on_a_server', 'lock_number', 'is_address', 'Address', 'Da
 
 # %% ../../nbs/training/10b_databases.ipynb #b2c50f2a
 from contextlib import contextmanager
+from functools import partial
 from fastcore.basics import patch
 from ..core import CourseError, choose, free_lock, lock_of, optional, take_lock
-from .storage import Journal, one_at_a_time
+from .storage import Journal, one_at_a_time, traces_of
 
 # %% ../../nbs/training/10b_databases.ipynb #ef3ecb56
 from ..values.door import check_calls
@@ -103,9 +104,12 @@ def _give_back(self:Database):
 # %% ../../nbs/training/10b_databases.ipynb #eb535ef8
 @patch
 @contextmanager
-def alone(self:Database):
-    "Enter the block when no other process is in one; Ctrl-C has to wait for its end"
-    with answering(self), one_at_a_time(self._take, self._give_back, self.path, f'the lock of {self.path}'): yield
+def alone(self:Database,
+    wait:float=None, # Seconds to wait for others that do nothing, as for `one_at_a_time`
+):
+    "Enter the block when no other process is in one; Ctrl-C ends a wait at once, and has to wait for the end of the block"
+    traces = partial(traces_of, self.path.url.database, self.lock) if self.path.kind == 'sqlite' else None
+    with answering(self), one_at_a_time(self._take, self._give_back, self.path, f'the lock of {self.path}', traces, wait): yield
 
 # %% ../../nbs/training/10b_databases.ipynb #94585c41
 @patch

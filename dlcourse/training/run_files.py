@@ -142,6 +142,7 @@ def read_rows(
     if check_file(path).stat().st_size > largest: raise CourseError(f'{path} is damaged: it has more than {largest:,} bytes')
     try: table = list(csv.DictReader(io.StringIO(path.read_text(encoding='utf-8'), newline='')))
     except (OSError, ValueError, csv.Error) as e: raise CourseError(f'{path} is damaged ({e})') from e
+    if not table: raise CourseError(f'{path} is damaged: it has no epoch')
     rows = [{k: _number(k, v, path) for k,v in o.items()} for o in table]
     check_rows(rows, path)
     return rows

@@ -114,10 +114,10 @@ def _stop_notice(store):
 def _run_search(store, train, workers, until, progress):
     "Run the remaining trials of `store`"
     with answering(store.journal):
-        store.close_lost()
         show = _bar(store, progress)
         show()
         try:
+            store.close_lost()
             if workers > 1: _run_workers(store, train, workers, until, show)
             else: store.run_all(train, lambda: time.time() > until, show)
         except KeyboardInterrupt: print(one_line(_stop_notice(store)))

@@ -10,7 +10,7 @@ __all__ = ['heartbeat_interval', 'grace_period', 'at_work', 'attr_rules', 'quiet
 # %% ../../nbs/training/11_trials.ipynb #b5224551
 import functools, inspect, math, os, platform, time, uuid
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Thread
@@ -21,7 +21,7 @@ from .pruning import FairPruner
 from .run_files import first_difference
 from .settings import Rule, check_values, is_plain
 from .space import n_startup_trials
-from .storage import open_storage, without_interrupts
+from .storage import Locked, open_storage, without_interrupts
 from ..values.door import check_calls
 
 # %% ../../nbs/training/11_trials.ipynb #a4d0d206
@@ -127,9 +127,9 @@ class TrialStore:
         same = [o.name for o in self.study.directions] == ['MAXIMIZE' if self.maximize else 'MINIMIZE']
         return bool(self.study.user_attrs or self.study.get_trials(deepcopy=False)) or not same
 
-    def locked(self):
+    def locked(self, wait=None):
         "Context manager that only one process at a time can enter; Ctrl-C waits for its end"
-        return self.journal.alone() if self.journal else without_interrupts()
+        return self.journal.alone(wait) if self.journal else without_interrupts()
 
 # %% ../../nbs/training/11_trials.ipynb #4cc28be8
 def _words(value):
@@ -247,8 +247,8 @@ def close_lost(self:TrialStore):
 # %% ../../nbs/training/11_trials.ipynb #8bcb2cb8
 @patch
 def close_own(self:TrialStore):
-    "End the trial that this process was in when it was interrupted"
-    with self.locked():
+    "End the trial that this process was in when it was interrupted; if another one keeps the storage locked, the next start finds it lost"
+    with suppress(Locked), self.locked(0.5):
         for t in self.slots().values():
             if t.state.name == 'RUNNING' and t.user_attrs.get('who') == self.who: self._close(t, lost='interrupted')
 
