@@ -1154,6 +1154,16 @@ def test_columns_of_every_table_are_found_by_name(readers, table):
                                                    [table(frame[list('edcba')][3:4])]).one_batch()[0], expected[3:4], atol=1e-6)
 
 
+def test_columns_whose_names_are_numbers_are_found_by_number():
+    plain = pd.DataFrame(rows5)
+    for a,b in [(plain, plain[[3, 1, 0, 4, 2]]), (plain[[3, 1, 0, 4, 2]], plain), (plain, plain.iloc[:, ::-1]), (plain.iloc[:, ::-1], plain),
+                (rows5, plain[[3, 1, 0, 4, 2]])]:
+        ex = as_examples((a, three, b, three))
+        assert torch.equal(ex.x, ex.x_test)
+    later = plain.iloc[:, 2:]
+    assert torch.equal(as_examples((later, three, rows5[:, 2:], three)).x_test, as_examples((later, three, later, three)).x)
+
+
 def test_the_order_of_listed_classes_counts_and_text_columns_are_named():
     Enum = type('Enum', (), dict(categories=['c', 'b', 'a']))
     column = type('Column', (), dict(dtype=Enum(), to_numpy=lambda self: np.array(list('abc'))[three], __array__=

@@ -101,7 +101,7 @@ def _numbers(labels, name):
 def _test_part(ex, x, y, by_number):
     "Inputs and targets of a test part that fits to the training part of `ex`"
     if x is None or not len(x) and not len(y): return ex.x[:0], ex.y[:0]
-    tests, _ = as_inputs(x, 'x_test', ex.scale, ex.features, ex.x.shape[1:])
+    tests, _ = as_inputs(x, 'x_test', ex.scale, ex.features or [], ex.x.shape[1:])
     if tests.ndim != ex.x.ndim or tests.ndim == 2 and tests.shape != (len(tests), ex.x.shape[1]):
         raise CourseError(f'x_test must be of the kind of x, {shape_text(ex.x.shape[1:])}, got {shape_text(tests.shape[1:])}')
     labels = read_labels(y, 'y_test')

@@ -168,10 +168,10 @@ def _check_rounding(a, rows, name, columns):
 # %% ../../nbs/data/00a_pixels.ipynb #d868de81
 def columns_of(
     o, # Anything
-)->list|None: # Names as text; None for all but tables whose columns have names
+)->list|None: # Names as text; None for all but tables whose columns have names, which may be numbers in another order than theirs
     "Names of the columns of a table"
     o = as_table(o)
-    if not isinstance(o, pd.DataFrame) or isinstance(o.columns, pd.RangeIndex): return None
+    if not isinstance(o, pd.DataFrame) or o.columns.equals(pd.RangeIndex(o.shape[1])): return None
     return [str(c) for c in o.columns]
 
 # %% ../../nbs/data/00a_pixels.ipynb #d466fcf7
@@ -180,11 +180,13 @@ def in_order(
     columns:list[str]|None, # Names of the columns of the training table
     name:str='x', # Name of the argument
 ): # `o`, or a table of pandas with the columns in that order
-    "Put the columns of a table in the order of `columns`; raises `CourseError` if they are others"
+    "Put the columns of a table in the order of `columns`, or of their numbers; raises `CourseError` if they are others"
     o = as_table(o)
-    found = columns_of(o)
-    if not columns or not found or found == columns: return o
-    if sorted(found) == sorted(columns) and len(set(found)) == len(found): return o.iloc[:, [found.index(c) for c in columns]]
+    if not isinstance(o, pd.DataFrame): return o
+    numbers = [str(i) for i in range(o.shape[1])]
+    found, wanted = columns_of(o) or numbers, columns or numbers
+    if sorted(found) == sorted(wanted) and len(set(found)) == len(found): return o.iloc[:, [found.index(c) for c in wanted]]
+    if not columns or found in (columns, numbers): return o
     missing, more = [c for c in columns if c not in found], [c for c in found if c not in columns]
     raise CourseError(f"{name} must have the columns of the training table: missing {', '.join(missing) or 'none'}; "
                       f"unknown {', '.join(more) or 'none'}")
@@ -194,11 +196,11 @@ def as_inputs(
     x, # Images or rows of numbers in any container
     name:str='x', # Name of the argument
     known:str=None, # One of `SCALES`, for images: how the training images were read
-    columns:list[str]=None, # Names of the columns of the training table
+    columns:list[str]=None, # Names of the columns of the training table, empty if they have none; None for the training table itself
     shape=None, # (C, H, W) of images, if it is known
 )->tuple: # `uint8` tensor (N, C, H, W) and its scale; or `float32` tensor (N, F) and None
     "Turn any container into images or rows of numbers; raises `CourseError` that says what is wrong with it"
-    x = in_order(x, columns, name)
+    x = as_table(x) if columns is None else in_order(x, columns, name)
     a = as_array(x, name)
     if a.dtype.kind not in 'biuf' and a.size:
         hint = ': read_images reads files' if kind_text(a) in ('text', 'PosixPath', 'WindowsPath') else ''
