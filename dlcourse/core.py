@@ -57,15 +57,17 @@ def notice(
 
 # %% ../nbs/00_core.ipynb #d1e00001
 _costs = ('loss', 'err', 'mse', 'mae', 'mape', 'rms', 'msle', 'nll', 'entropy', 'perplexity', 'brier', 'hinge', 'zero_one', 'quadratic',
-          'huber', 'deviance', 'distance', 'calibration', 'pinball', 'hausdorff', 'divergence')
-_short_costs = {'l1', 'l2', 'ae', 'kl', 'kldiv', 'ce', 'bce', 'ece', 'mce', 'wer', 'cer', 'fpr', 'fnr'} # whole words of a name
+          'huber', 'deviance', 'distance', 'calibration', 'pinball', 'hausdorff', 'divergence', 'cosh', 'misclassif', 'regret', 'wrong')
+_short_costs = {'l1', 'l2', 'ae', 'kl', 'kldiv', 'ce', 'bce', 'ece', 'mce', 'wer', 'cer', 'fpr', 'fnr', 'eer', 'fid', 'emd', 'ppl', 'hd95',
+                'medae', 'cost', 'costs', 'miss', 'missed', 'misses', 'mistakes', 'false', 'chamfer'} # whole words of a name
 
 def smaller_is_better(
     name:str, # Name of a loss or metric, such as 'valid_loss' or 'accuracy'
 )->bool:
     "Tell whether the best value of the measure `name` is the smallest one, as for losses and errors, and not the largest, as for shares"
     words = re.split('[^a-z0-9]+', name.lower())
-    if words[-1] in ('accuracy', 'acc'): return False
+    if words[-1] in ('accuracy', 'acc') or words[0] == 'd2': return False
+    if words[0] in ('neg', 'negative'): return 'likelihood' in words # others are turned round, as those of scikit-learn
     return any(o in name.lower() for o in _costs) or not _short_costs.isdisjoint(words)
 
 # %% ../nbs/00_core.ipynb #55094cda

@@ -10,6 +10,9 @@ import pytest
 import torch
 from conftest import Aside
 from fastai.callback.core import Callback, CancelBatchException
+from fastai.callback.mixup import MixUp
+from fastai.losses import L1LossFlat
+from dlcourse.training.losses import SquaredError
 from fastai.callback.tracker import SaveModelCallback
 from fastai.learner import Learner
 from PIL import Image
@@ -1872,6 +1875,21 @@ def test_an_ensemble_is_an_ordinary_learner(tmp_path):
     with pytest.raises(CourseError, match='two networks or more, got 0'): ensemble([])
 
 
+def test_members_of_an_ensemble_see_what_they_were_trained_on(capsys):
+    dls = dls_for('digits', n_per_class=10, seed=1)
+    plain = learner_for('mlp', dls_for('digits', n_per_class=10, seed=1, normalize=False), widths=[8], seed=1)
+    grey = learner_for('mlp', dls, widths=[8], seed=2)
+    colour = learner_for('mlp', dls_for('digits', n_per_class=10, seed=1, channels=3), widths=[8], seed=3)
+    for pair in ([plain, grey], [grey, plain], [colour, grey], [colour, plain]):
+        with plain.quiet(), grey.quiet(), colour.quiet(): each, both = [o.get_preds()[0] for o in pair], ensemble(pair).get_preds()[0]
+        assert torch.allclose(both, sum(each)/2, atol=1e-5)
+    large = learner_for('mlp', dls_for('digits', n_per_class=10, seed=1, size=16), widths=[8])
+    with pytest.raises(CourseError, match='in one size'): ensemble([grey, large])
+    capsys.readouterr()
+    ensemble([grey, learner_for('mlp', dls_for('digits', n_per_class=10, seed=2), widths=[8])])
+    assert 'were training items of another member' in capsys.readouterr().out
+
+
 # ---- the order of numbers in memory, and precision ------------------------------------------------
 
 def test_a_state_in_another_order_is_put_right():
@@ -1903,6 +1921,31 @@ def test_features_know_their_precision(monkeypatch, tmp_path):
         with learn.quiet(): learn.fit(1)
     fitted('float32')
     with pytest.raises(CourseError, match='other precision'): fitted('bf16')
+
+
+@pytest.mark.parametrize('loss, meets', [(nn.L1Loss(), False), (nn.MSELoss(), False), (nn.functional.huber_loss, False),
+    (lambda x, y: ((x - y)**2).mean(), False), (lambda x, y: (x[:, 0] - y).abs().mean(), True), (L1LossFlat(), True), (SquaredError(), True)],
+    ids=range(7))
+def test_each_output_is_compared_with_its_own_target(loss, meets):
+    rows = torch.randn(20, 3)
+    for arch in ('mlp', nn.Sequential(nn.Linear(3, 1))):
+        if meets: learner_for(arch, data=(rows, rows[:, 0]), loss_func=loss)
+        else:
+            with pytest.raises(CourseError, match='one by one'): learner_for(arch, data=(rows, rows[:, 0]), loss_func=loss)
+
+
+def test_callbacks_that_change_inputs_are_told_of_features(capsys):
+    class Darker(Callback):
+        def before_batch(self): self.learn.xb = (self.xb[0]/2,)
+    learn = learner_for('squeezenet1_1', data='fashion_mini', n_per_class=2, size=32, pretrained=False, head='linear', cache=True)
+    learn.freeze()
+    with learn.quiet(): learn.fit_one_cycle(1)
+    assert 'in place of images' not in capsys.readouterr().out
+    with learn.quiet(): learn.fit(1, cbs=[Darker(), MixUp()])
+    assert '(Darker, MixUp) get features in place of images' in capsys.readouterr().out
+    learn.cache = None
+    with learn.quiet(): learn.fit(1, cbs=Darker())
+    assert 'in place of images' not in capsys.readouterr().out
 
 
 @pytest.fixture(scope='module')

@@ -9,13 +9,16 @@ __all__ = ['EnsembleNet', 'ensemble', 'cosine_cycles', 'snapshot_ensemble']
 
 # %% ../../nbs/training/15_ensembles.ipynb #3c3b5e56
 from copy import deepcopy
-import torch
+import numpy as np, torch
 from fastai.callback.schedule import SchedCos, ParamScheduler
+from fastai.data.transforms import Normalize
 from fastai.learner import Learner
 from fastcore.basics import listify
 from torch import Tensor, nn
 from torch.nn import functional as F
-from ..core import CourseError, choose, kept_rng
+from ..core import CourseError, choose, kept_rng, notice
+from ..data.blocks import Standardize
+from .feature_files import described
 from .kept import KeepWeights
 
 # %% ../../nbs/training/15_ensembles.ipynb #0d2075bf
@@ -52,6 +55,55 @@ def _need_classes(learn):
         raise CourseError('an ensemble answers with one class for each item, and these Learners predict numbers or several labels: '
                           'average what their get_preds() gives')
 
+# %% ../../nbs/training/15_ensembles.ipynb #7c3e0001
+class _Renormed(nn.Module):
+    "A network that takes images or rows which were normalised for another one"
+    def __init__(self, model, scale, shift, channels):
+        super().__init__()
+        self.model, self.channels = model, channels
+        self.register_buffer('scale', scale)
+        self.register_buffer('shift', shift)
+
+    def forward(self, x): return self.model((x*self.scale + self.shift)[:, :self.channels])
+
+# %% ../../nbs/training/15_ensembles.ipynb #7c3e0002
+def _steps(learn):
+    "Mean and deviation that normalise what `learn` sees, and the description of the other steps from an item to the network"
+    dl, mean, std, others = learn.dls.valid, torch.zeros(()), torch.ones(()), []
+    for t in [*dl.after_item.fs, *dl.after_batch.fs]:
+        if isinstance(t, (Normalize, Standardize)): mean, std = t.mean.cpu(), t.std.cpu()
+        elif getattr(t, 'split_idx', None) != 0: others.append(t)
+    return mean, std, described(others)
+
+# %% ../../nbs/training/15_ensembles.ipynb #8f21c0a3
+def _is_grey(x, mean, std):
+    "Whether all channels of the normalised images `x` are equal"
+    x = x.as_subclass(Tensor).cpu()*std + mean
+    return bool((x - x[:, :1]).abs().max() < 1e-4)
+
+# %% ../../nbs/training/15_ensembles.ipynb #7c3e0003
+def _as_trained(learn, first):
+    "A copy of the network of `learn` for data as `first` sees them; raises `CourseError` if more than their normalisation differs"
+    if learn.dls is first.dls or not len(first.dls.train_ds) or not len(learn.dls.train_ds): return deepcopy(learn.model)
+    with kept_rng(first.dls), kept_rng(learn.dls): a, b = (o.dls.valid.one_batch()[0] for o in (first, learn))
+    (mean, std, steps), (own_mean, own_std, own_steps) = _steps(first), _steps(learn)
+    same = a.shape[1] == b.shape[1] or a.ndim == 4 and _is_grey(a, mean, std) and _is_grey(b, own_mean, own_std)
+    if a.shape[2:] != b.shape[2:] or not same or steps != own_steps:
+        raise CourseError('the members of an ensemble must see the same data in one size and through the same transforms: '
+                          'average what their get_preds() gives')
+    if a.shape[1] == b.shape[1] and torch.equal(mean, own_mean) and torch.equal(std, own_std): return deepcopy(learn.model)
+    return _Renormed(deepcopy(learn.model), std/own_std, (mean - own_mean)/own_std, b.shape[1]).to(first.dls.device)
+
+# %% ../../nbs/training/15_ensembles.ipynb #7c3e0004
+def _check_parts(first, learn):
+    "Say if `learn` was trained on items that `first` validates on"
+    stores = [getattr(o.dls.valid, 'store', None) for o in (first, learn)]
+    if learn.dls is first.dls or None in stores or len(stores[0]) != len(stores[1]): return
+    seen = np.intersect1d(first.dls.valid_ds.items, learn.dls.train_ds.items)
+    if len(seen):
+        notice(f'{len(seen):,} of the {len(first.dls.valid_ds):,} validation items were training items of another member: '
+               'judge this ensemble on the test part, or give its members one split (seed=)')
+
 # %% ../../nbs/training/15_ensembles.ipynb #a36339dd
 def ensemble(
     learners, # Trained `Learner` objects of the same data, at least 2
@@ -63,7 +115,8 @@ def ensemble(
     if odd: raise CourseError(f'learners must be fastai Learners, got a {type(odd[0]).__name__}')
     vocabs = {tuple(listify(getattr(o.dls, 'vocab', None))) for o in learners}
     if len(vocabs) > 1: raise CourseError('the members of an ensemble must know the same classes in the same order')
-    net = EnsembleNet([deepcopy(o.model) for o in learners], how)
+    for o in learners: _check_parts(learners[0], o)
+    net = EnsembleNet([_as_trained(o, learners[0]) for o in learners], how)
     _need_classes(learners[0])
     first = learners[0]
     return Learner(first.dls, net.eval(), loss_func=first.loss_func, metrics=first.metrics)

@@ -144,6 +144,21 @@ def _transfer_learner(dls, model, pretrained, frozen, train_bn=False, **kwargs):
     if pretrained and frozen: learn.freeze()
     return learn
 
+# %% ../../nbs/training/05_learner.ipynb #8f21c0a1
+def _check_pairs(loss_func, y):
+    "Raise `CourseError` where `loss_func` compares each of the outputs (N, 1) with every target (N,)"
+    outputs = torch.linspace(0.1, 0.9, len(y), device=y.device)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            together, alone = loss_func(outputs[:, None], y).mean(), loss_func(outputs, y).mean()
+    except Exception: return # not for one of the two shapes
+    if torch.isclose(together, alone, rtol=1e-4, equal_nan=True): return
+    name = getattr(loss_func, '__name__', type(loss_func).__name__)
+    n = len(y)
+    raise CourseError(f'loss_func must compare outputs ({n}, 1) with targets ({n},) one by one, and {name} compares each with all: '
+                      'take SquaredError(), a loss of fastai such as L1LossFlat(), or lambda x, y: loss(x.squeeze(1), y)')
+
 # %% ../../nbs/training/05_learner.ipynb #134ef4a7
 def _check_loss(loss_func, y, n_out):
     "Raise `CourseError` where `loss_func` can't compare `n_out` outputs with targets such as `y`"
@@ -174,6 +189,14 @@ def _order(arch, dls, half, asked):
     return half or torch.device(dls.device or default_device()).type == 'cpu'
 
 
+# %% ../../nbs/training/05_learner.ipynb #8f21c0a2
+def _has_one_output(model, n_in, y):
+    "Whether the network gives a row of one number for each of the numbers `y` (N,)"
+    if not isinstance(y, Tensor) or y.ndim != 1 or not y.is_floating_point() or len(y) < 2: return False
+    try: out = dry_run(plain_network(model), n_in)
+    except CourseError: return False # it needs a batch of its own
+    return isinstance(out, Tensor) and out.ndim == 2 and out.shape[1] == 1
+
 # %% ../../nbs/training/05_learner.ipynb #7a10c0e2
 def _network(dls, arch, loss_func, label_smoothing, channels_last, pretrained, **for_model):
     "Network, loss and usual metrics for `dls`; raises `CourseError` where they don't fit together"
@@ -183,6 +206,7 @@ def _network(dls, arch, loss_func, label_smoothing, channels_last, pretrained, *
     model = model_for(arch, n_in, n_out, **_with_weights(arch, pretrained), **for_model)
     if isinstance(loss_func, nn.Module): loss_func.to(dls.device) # weights of classes
     if loss_func is not None and isinstance(arch, str): _check_loss(loss_func, batch[-1], n_out)
+    if loss_func is not None and _has_one_output(model, n_in, batch[-1]): _check_pairs(loss_func, batch[-1].as_subclass(Tensor))
     loss, metrics = _default_loss(_target_kind(dls, batch, n_out), label_smoothing)
     _check_network(model, n_in, dls, not isinstance(arch, str), loss_func or loss)
     if channels_last is not None: in_layout(model, n_in, channels_last)

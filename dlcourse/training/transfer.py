@@ -14,15 +14,17 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 import numpy as np, torch
+from fastai.callback.mixup import MixHandler
 from fastai.data.core import DataLoaders
 from fastcore.basics import patch
 from fastprogress.fastprogress import IN_NOTEBOOK, progress_bar
-from ..core import CourseError, kept_rng, sweep
+from ..core import CourseError, kept_rng, notice, sweep
 from ..data.loader import MemoryDL
 from ..models.pretrained import TransferNet
 from ..models.views import as_is
 from .feature_files import feature_origin, read_features, table_origin, write_features
 from .lean import LeanLearner
+from .listeners import made_by
 from .precision import computing_as, precision_of
 
 # %% ../../nbs/training/04_transfer.ipynb #e1315ce2
@@ -255,6 +257,21 @@ def on_features(self:TransferLearner):
     try:
         with self.model.from_features(): yield self
     finally: self.dls = images
+
+# %% ../../nbs/training/04_transfer.ipynb #5b11d002
+def _changes_inputs(cb):
+    "Whether the callback `cb` may change the inputs of a batch before the network sees them"
+    there = hasattr(type(cb), 'before_batch') or 'before_batch' in vars(cb)
+    return there and (isinstance(cb, MixHandler) or not made_by(cb, 'fastai', 'dlcourse'))
+
+# %% ../../nbs/training/04_transfer.ipynb #5b11d003
+@patch
+def _do_fit(self:TransferLearner):
+    names = [type(cb).__name__ for cb in self.cbs if _changes_inputs(cb)]
+    if names and getattr(self.model, 'takes_features', False):
+        notice(f'callbacks that change inputs ({", ".join(names)}) get features in place of images, which are computed once: '
+               'without cache they get images')
+    LeanLearner._do_fit(self)
 
 # %% ../../nbs/training/04_transfer.ipynb #ce7f1200
 class MeanOfViews(torch.nn.Module):
