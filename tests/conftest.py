@@ -2,6 +2,7 @@
 import glob, importlib.util, os, shutil, subprocess, sys, tempfile
 os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE') # a thread that waits for another one sleeps; it is read when torch is imported
 os.environ.setdefault('OPENBLAS_NUM_THREADS', '1') # NumPy's threads wait busily: on small matrices they cost ten times what they do
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -122,3 +123,13 @@ def drawn_on_request(request, monkeypatch):
         plt.close(fig)
         with whole_file(path, 'wb') as f: plt.imsave(f, [[1.]], format=Path(path).suffix[1:])
     if 'drawn' not in request.fixturenames: monkeypatch.setattr('dlcourse.core.save_figure', blank)
+
+
+@contextmanager
+def small_disk(n):
+    "Within the block no file grows beyond `n` bytes, whoever writes it"
+    resource = pytest.importorskip('resource')
+    was = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n, was[1]))
+    try: yield
+    finally: resource.setrlimit(resource.RLIMIT_FSIZE, was)

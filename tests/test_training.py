@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import Aside
+from conftest import Aside, small_disk
 from fastai.callback.core import Callback, CancelBatchException
 from fastai.callback.mixup import MixUp
 from fastai.losses import L1LossFlat
@@ -63,6 +63,18 @@ def test_arguments_find_their_way():
     learn = learner_for('mlp', data='digits', n_per_class=20, valid=50, bs=16, size=10, widths=(7,), wd=0.1, seed=1)
     assert len(learn.dls.train_ds) == 150 and learn.dls.one_batch()[0].shape == (16, 1, 10, 10)
     assert learn.wd == 0.1 and any(p.shape == (7, 100) for p in learn.model.parameters())
+
+
+def test_a_full_disk_leaves_what_was_saved_before():
+    learn = train(learner_for('mlp', data='digits', n_per_class=10, widths=(40,), seed=1))
+    for write, name in ((learn.save, 'w'), (learn.export, 'e.pkl')):
+        write(Path(name).absolute())
+        file, = Path().glob(f'{name}*')
+        before = file.read_bytes()
+        with small_disk(4096), pytest.raises(CourseError, match=f'cannot write .*{file}: File too large'): write(Path(name).absolute())
+        assert file.read_bytes() == before
+        file.unlink()
+    assert os.listdir() == ['models'] # fastai's own
 
 
 @pytest.mark.parametrize('error, says', [(OSError(28, 'No space left on device'), 'No space left on device'), (KeyboardInterrupt(), '')])

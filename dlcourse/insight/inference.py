@@ -9,7 +9,7 @@ __all__ = ['fast', 'compare_speed', 'PixelNet', 'pixel_net', 'run_onnx', 'onnx_s
            'export_folder']
 
 # %% ../../nbs/insight/05_inference.ipynb #f3852663
-import json, subprocess, sys, time, warnings
+import io, json, subprocess, sys, time, warnings
 from collections.abc import Callable
 from contextlib import ExitStack
 from copy import deepcopy
@@ -19,7 +19,7 @@ from fastai.data.transforms import IntToFloatTensor, Normalize
 from fastai.learner import Learner
 from fastai.torch_core import TensorImage
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 from .. import __version__
 from ..core import CourseError, optional, whole_file, whole_folder
@@ -298,8 +298,11 @@ def _write_program(net, model, folder):
     (folder/'settings.json').write_text(json.dumps(net.settings, indent=1), encoding='utf-8')
     (folder/'predict.py').write_text(_reader, encoding='utf-8')
     (folder/'pictures.py').write_text(pictures_alone(), encoding='utf-8')
-    save_file({k: v.detach().cpu().clone().contiguous() for k,v in model.state_dict().items()}, folder/'weights.safetensors')
-    with open(folder/'program.pt2', 'wb') as f: torch.export.save(_exported(torch.export.export, net), f) # of a name torch may refuse
+    weights = {k: v.detach().cpu().clone().contiguous() for k,v in model.state_dict().items()}
+    (folder/'weights.safetensors').write_bytes(save(weights))
+    program = io.BytesIO() # not the file: torch may refuse its name, and a full disk would end the process
+    torch.export.save(_exported(torch.export.export, net), program)
+    (folder/'program.pt2').write_bytes(program.getbuffer())
 
 # %% ../../nbs/insight/05_inference.ipynb #da7e46db
 _alone = ("import sys, runpy; sys.modules.update(dlcourse=None, fastai=None); sys.argv = sys.argv[1:]; "

@@ -8,11 +8,12 @@ Docs: https://dlcourse.github.io/dlcourse/training/learner.html.md"""
 __all__ = ['sizes_of', 'learner_for', 'NoFileError']
 
 # %% ../../nbs/training/05_learner.ipynb #b4d85334
-import inspect, warnings
+import inspect, io, warnings
 import dlcourse.training.parallel # every Learner has `distrib_ctx`
 import torch
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from pickle import PicklingError
 from typing import Any
 from fastai.data.core import DataLoaders
@@ -20,11 +21,11 @@ from fastai.learner import Learner, load_model, save_model
 from fastai.losses import BaseLoss, BCEWithLogitsLossFlat, CrossEntropyLossFlat
 from fastai.metrics import accuracy, accuracy_multi, mae, mse
 from fastai.optimizer import OptimWrapper
-from fastai.torch_core import default_device
+from fastai.torch_core import default_device, join_path_file
 from fastcore.basics import listify, patch
 from fastcore.meta import delegates
 from torch import Tensor, nn
-from ..core import CourseError, choose, notice, seed_all
+from ..core import CourseError, choose, notice, seed_all, whole_file
 from ..data.blocks import dls_for
 from ..data.loader import renormalized
 from ..models.blocks import dry_run
@@ -271,14 +272,31 @@ def _plain_model(learn):
     try: yield learn
     finally: learn.model = model
 
+# %% ../../nbs/training/05_learner.ipynb #d3300f01
+class _Bytes(io.BytesIO):
+    "A file in memory, which stays itself where fastai puts a folder before its name"
+    def __rtruediv__(self, folder): return self
+
+@contextmanager
+def _whole(file, folder=''):
+    "A file in memory that is written to `folder` in one step when the block ends; `file` itself unless it is a name"
+    if not isinstance(file, (str, Path)): yield file; return
+    out = _Bytes()
+    yield out
+    if not out.tell(): return # by another process
+    with whole_file(Path(folder)/file, 'wb') as f: f.write(out.getbuffer())
+
 # %% ../../nbs/training/05_learner.ipynb #d3300013
 @patch
 @delegates(save_model)
 def save(self:LeanLearner, file, **kwargs):
     "Save as `Learner.save`, under the network's own names also after `torch.compile`; raises `CourseError` if the disk refuses"
     with _plain_model(self), usual_order(self.model):
-        try: return Learner.save(self, file, **kwargs)
+        try:
+            path = join_path_file(file, self.path/self.model_dir, ext='.pth')
+            with _whole(path) as to: Learner.save(self, to, **kwargs)
         except (OSError, RuntimeError, AttributeError) as e: raise CourseError(f'cannot write {shown(file)}: {e}') from e
+    return path
 
 # %% ../../nbs/training/05_learner.ipynb #2fce5872
 class NoFileError(CourseError, FileNotFoundError):
@@ -303,7 +321,8 @@ def load(self:LeanLearner, file, device=None, **kwargs):
 def export(self:LeanLearner, fname='export.pkl', **kwargs):
     "Export as `Learner.export`; raises `CourseError`, with the Learner as it was, if a part of it can't be pickled or the disk refuses"
     dls, opt = self.dls, self.opt
-    try: Learner.export(self, fname, **kwargs)
+    try:
+        with _whole(fname, self.path) as to: Learner.export(self, to, **kwargs)
     except BaseException as e:
         self.dls, self.opt = dls, opt # which fastai has put aside
         if isinstance(e, OSError): raise CourseError(f'cannot write {shown(fname)}: {e.strerror or e}') from e
