@@ -186,7 +186,17 @@ def test_a_scripted_network_does_not_show_its_layers(scripted, look):
     with pytest.raises(CourseError, match='does not show its layers'): look(scripted)
 
 
+@pytest.mark.parametrize('loss', [nn.CrossEntropyLoss(), nn.functional.cross_entropy], ids=range(2))
+def test_a_loss_without_answers_is_named(loss):
+    learn = on_arrays(own_net(), loss_func=loss)
+    for ask in (lambda: learn.predict(0), learn.show_results):
+        with pytest.raises(CourseError, match='turns scores into answers'): ask()
+
+
 def test_what_a_scripted_network_can(scripted, tmp_path):
+    scripted.path = tmp_path
+    scripted.save('weights', with_opt=True)
+    scripted.load('weights', with_opt=True)
     assert evaluate(scripted).losses.isfinite().all() and saliency(scripted, 2).maps.shape == (2, 2, 8, 8)
     n = len(scripted.dls.train_ds)
     with pytest.raises(CourseError, match="can't be exported"): scripted.export(tmp_path/'s.pkl')

@@ -78,8 +78,11 @@ def _usual_order(module, weights, prefix, metadata):
 class usual_order:
     "Context manager within which `model.state_dict()` is in the usual order, for a file"
     def __init__(self, model): self.model = model
-    def __enter__(self): self.hook = self.model.register_state_dict_post_hook(_usual_order)
-    def __exit__(self, *args): self.hook.remove()
+    def __enter__(self):
+        scripted = isinstance(self.model, torch.jit.ScriptModule) # takes no hooks
+        self.hook = None if scripted else self.model.register_state_dict_post_hook(_usual_order)
+    def __exit__(self, *args):
+        if self.hook: self.hook.remove()
 
 # %% ../../nbs/models/04i_layout.ipynb #2a6dcd23
 check_calls(globals())

@@ -256,6 +256,23 @@ def get_preds(self:LeanLearner, ds_idx=1, dl=None, **kwargs):
     self._need_data(self.dls[ds_idx] if dl is None else dl)
     return Learner.get_preds(self, ds_idx, dl, **kwargs)
 
+# %% ../../nbs/training/02_lean.ipynb #5b11e001
+@patch
+def _need_answers(self:LeanLearner, what):
+    "Raise `CourseError` where the loss doesn't turn scores into classes, which fastai leaves to it"
+    if getattr(self.dls, 'vocab', None) is None or hasattr(self.loss_func, 'decodes'): return
+    name = getattr(self.loss_func, '__name__', type(self.loss_func).__name__)
+    raise CourseError(f'{what} needs a loss_func that turns scores into answers (`decodes`), and {name} does not: '
+                      'take CrossEntropy() for nn.CrossEntropyLoss, BCEWithLogitsLossFlat() for several labels, '
+                      'or learn.get_preds for the scores alone')
+
+# %% ../../nbs/training/02_lean.ipynb #5b11e002
+@patch
+def predict(self:LeanLearner, item, rm_type_tfms=None, with_input=False):
+    "Answer for one item, its number, and the probabilities, as `Learner.predict`"
+    self._need_answers('predict')
+    return Learner.predict(self, item, rm_type_tfms, with_input)
+
 # %% ../../nbs/training/02_lean.ipynb #991e1031
 @patch
 @delegates(Learner.show_results)
@@ -266,6 +283,7 @@ def show_results(self:LeanLearner, ds_idx=1, dl=None, **kwargs):
     if len(getattr(getattr(shown, 'dataset', None), 'tls', ())) == 1: # of items alone
         raise CourseError('show_results shows predictions beside labels, and these items have none: '
                           'use test_dl(items, with_labels=True), or learn.get_preds(dl=...) for the predictions alone')
+    self._need_answers('show_results')
     return Learner.show_results(self, ds_idx, dl, **kwargs)
 
 # %% ../../nbs/training/02_lean.ipynb #3282cf13
