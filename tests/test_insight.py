@@ -67,6 +67,7 @@ from dlcourse.models.folding import FastNet, answering, fold_batchnorm, largest_
 from dlcourse.models.views import OverViews
 from dlcourse.models.zoo import model_for
 from dlcourse.training.ensembles import ensemble
+from dlcourse.training.losses import BinaryLoss, quadratic
 from dlcourse.training.kept import KeepWeights, unchanged
 from dlcourse.training.learner import learner_for
 from dlcourse.training.losses import Brier, CrossEntropy
@@ -423,6 +424,24 @@ def test_several_labels_an_item_are_no_classes(loss):
     with pytest.raises(CourseError, match='several labels each'): evaluate(learn)
     out = torch.tensor([[2., -1., 0.]])
     assert torch.allclose(class_probabilities(out, loss), out.sigmoid())
+
+
+def of_scores(x, y): return nn.functional.binary_cross_entropy_with_logits(x[:, 0], y.float())
+def of_shares(x, y): return nn.functional.binary_cross_entropy(x[:, 0], y.float())
+
+
+@pytest.mark.parametrize('loss, is_share', [(BinaryLoss(), False), (BinaryLoss(quadratic), False), (of_scores, False), (of_shares, True),
+    (lambda x, y: of_scores(x, y), False)], ids=range(5))
+@pytest.mark.parametrize('size', [0.2, 5.])
+def test_one_output_for_two_classes(loss, is_share, size):
+    "Whatever the loss is called, and however small the scores are"
+    dls = dls_for((torch.rand(24, 4), torch.arange(24) % 2), bs=8, valid=12)
+    net = nn.Sequential(nn.Linear(4, 1), nn.Sigmoid(), nn.Linear(1, 1), *([nn.Sigmoid()] if is_share else []))
+    net[2].weight.data, net[2].bias.data = torch.full((1, 1), size), torch.full((1,), 0.1)
+    ev = evaluate(Learner(dls, net, loss_func=loss))
+    with torch.no_grad(): out = torch.cat([net(b[0]) for b in dls.valid])[:, 0]
+    p = out if is_share else out.sigmoid()
+    assert torch.allclose(ev.preds[:, 1], p, atol=1e-6) and ev.vocab == ['0', '1']
 
 
 def test_classes_that_there_are_not_are_named():

@@ -18,7 +18,7 @@ from ..core import CourseError, choose, kept_rng
 from ..names import plot_text
 from .curves import colors, panels, tidy
 from .layers import refuse_nan, device_of, find_part, in_order, kept_state
-from .outputs import class_probabilities, class_vocab, item_losses, prediction_kind
+from .outputs import class_probabilities, class_vocab, given_vocab, item_losses, prediction_kind
 
 # %% ../../nbs/insight/02_evaluation.ipynb #e640eafa
 from ..values.door import check_calls
@@ -86,7 +86,7 @@ def evaluate(
     with kept_rng():
         dl, part = (dl, 'dl') if dl is not None else find_part(learn, ds_idx)
         out, targets = _outputs(learn, dl := in_order(dl), part)
-    kind, device = prediction_kind(out, targets, learn.loss_func), device_of(learn.model)
+    kind, device = prediction_kind(out, targets, learn.loss_func, given_vocab(learn, dl)), device_of(learn.model)
     if kind != 'numbers': _check_classes(targets, 2 if kind == 'binary' else out.shape[1])
     losses, loss = item_losses(learn.loss_func, out.to(device), targets.to(device))
     if kind == 'numbers':

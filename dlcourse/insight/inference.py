@@ -152,9 +152,9 @@ def _pair(p): return torch.stack([1-p.reshape(-1), p.reshape(-1)], 1)
 def _sigmoid(o): return _pair(o.sigmoid())
 _activations = dict(classes=(_softmax, _none), binary=(_sigmoid, _pair), numbers=(_none,))
 
-def _activation(out, targets, loss_func):
+def _activation(out, targets, loss_func, vocab):
     "The activation that turns `out` into what `evaluate` reports, what that gives, and what is predicted"
-    kind = prediction_kind(out, targets, loss_func)
+    kind = prediction_kind(out, targets, loss_func, vocab)
     want = getattr(loss_func, 'activation', _none)(out) if kind == 'numbers' else class_probabilities(out, loss_func)
     for f in _activations[kind]:
         if torch.allclose(f(out), want, atol=1e-6): return f, want, kind
@@ -169,7 +169,7 @@ def pixel_net(
     x, *how = _as_input(pixels, fs)
     check_layers(model := plain_network(learn.model))
     model = deepcopy(model).cpu().float().eval()
-    with torch.no_grad(): activation, expected, kind = _activation(model(x), targets, learn.loss_func)
+    with torch.no_grad(): activation, expected, kind = _activation(model(x), targets, learn.loss_func, getattr(learn.dls, 'vocab', None))
     net = PixelNet(fold_batchnorm(model), *how, activation).eval().requires_grad_(False)
     classes = None if kind == 'numbers' else class_vocab(learn, learn.dls, expected.shape[1])
     net.settings, net.pixels, net.expected = _settings(pixels.shape, classes, *how), pixels, expected
