@@ -12,6 +12,7 @@ from conftest import Aside, small_disk
 from fastai.callback.core import Callback, CancelBatchException
 from fastai.callback.mixup import MixUp
 from fastai.losses import L1LossFlat
+from fastai.metrics import R2Score, mae
 from dlcourse.training.losses import SquaredError
 from fastai.callback.tracker import SaveModelCallback
 from fastai.learner import Learner
@@ -1936,14 +1937,16 @@ def test_features_know_their_precision(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize('loss, meets', [(nn.L1Loss(), False), (nn.MSELoss(), False), (nn.functional.huber_loss, False),
-    (lambda x, y: ((x - y)**2).mean(), False), (lambda x, y: (x[:, 0] - y).abs().mean(), True), (L1LossFlat(), True), (SquaredError(), True)],
+    (lambda x, y: ((x - y)**2).mean(), False), (lambda x, y: (x[:, 0] - y).abs().mean(), True), (L1LossFlat(), True),
+    (SquaredError(), True)],
     ids=range(7))
 def test_each_output_is_compared_with_its_own_target(loss, meets):
     rows = torch.randn(20, 3)
     for arch in ('mlp', nn.Sequential(nn.Linear(3, 1))):
-        if meets: learner_for(arch, data=(rows, rows[:, 0]), loss_func=loss)
+        if meets: learner_for(arch, data=(rows, rows[:, 0]), loss_func=loss, metrics=[mae, lambda x, y: loss(x, y), R2Score()])
         else:
-            with pytest.raises(CourseError, match='one by one'): learner_for(arch, data=(rows, rows[:, 0]), loss_func=loss)
+            for what,f in dict(loss_func=loss, metrics=lambda x, y: loss(x, y)).items():
+                with pytest.raises(CourseError, match=f'{what} must .* one by one'): learner_for(arch, data=(rows, rows[:, 0]), **{what: f})
 
 
 def test_callbacks_that_change_inputs_are_told_of_features(capsys):

@@ -17,7 +17,7 @@ from pathlib import Path
 from pickle import PicklingError
 from typing import Any
 from fastai.data.core import DataLoaders
-from fastai.learner import Learner, load_model, save_model
+from fastai.learner import Learner, Metric, load_model, save_model
 from fastai.losses import BaseLoss, BCEWithLogitsLossFlat, CrossEntropyLossFlat
 from fastai.metrics import accuracy, accuracy_multi, mae, mse
 from fastai.optimizer import OptimWrapper
@@ -146,19 +146,18 @@ def _transfer_learner(dls, model, pretrained, frozen, train_bn=False, **kwargs):
     return learn
 
 # %% ../../nbs/training/05_learner.ipynb #8f21c0a1
-def _check_pairs(loss_func, y):
-    "Raise `CourseError` where `loss_func` compares each of the outputs (N, 1) with every target (N,)"
+def _check_pairs(f, y, what):
+    "Raise `CourseError` where the loss or metric `f` compares each of the outputs (N, 1) with every target (N,)"
     outputs = torch.linspace(0.1, 0.9, len(y), device=y.device)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
-            together, alone = loss_func(outputs[:, None], y).mean(), loss_func(outputs, y).mean()
+            together, alone = (torch.as_tensor(f(o, y)).float().mean() for o in (outputs[:, None], outputs))
     except Exception: return # not for one of the two shapes
     if torch.isclose(together, alone, rtol=1e-4, equal_nan=True): return
-    name = getattr(loss_func, '__name__', type(loss_func).__name__)
-    n = len(y)
-    raise CourseError(f'loss_func must compare outputs ({n}, 1) with targets ({n},) one by one, and {name} compares each with all: '
-                      'take SquaredError(), a loss of fastai such as L1LossFlat(), or lambda x, y: loss(x.squeeze(1), y)')
+    name, n = getattr(f, '__name__', type(f).__name__), len(y)
+    raise CourseError(f'{what} must compare outputs ({n}, 1) with targets ({n},) one by one, and {name} compares each with all: '
+                      'take one of fastai, such as the loss L1LossFlat() or the metric mae, or lambda x, y: f(x.squeeze(1), y)')
 
 # %% ../../nbs/training/05_learner.ipynb #134ef4a7
 def _check_loss(loss_func, y, n_out):
@@ -199,7 +198,7 @@ def _has_one_output(model, n_in, y):
     return isinstance(out, Tensor) and out.ndim == 2 and out.shape[1] == 1
 
 # %% ../../nbs/training/05_learner.ipynb #7a10c0e2
-def _network(dls, arch, loss_func, label_smoothing, channels_last, pretrained, **for_model):
+def _network(dls, arch, loss_func, metrics, label_smoothing, channels_last, pretrained, **for_model):
     "Network, loss and usual metrics for `dls`; raises `CourseError` where they don't fit together"
     if isinstance(arch, nn.Module): arch = compiled_in_place(arch)
     batch = dls.one_batch()
@@ -207,11 +206,14 @@ def _network(dls, arch, loss_func, label_smoothing, channels_last, pretrained, *
     model = model_for(arch, n_in, n_out, **_with_weights(arch, pretrained), **for_model)
     if isinstance(loss_func, nn.Module): loss_func.to(dls.device) # weights of classes
     if loss_func is not None and isinstance(arch, str): _check_loss(loss_func, batch[-1], n_out)
-    if loss_func is not None and _has_one_output(model, n_in, batch[-1]): _check_pairs(loss_func, batch[-1].as_subclass(Tensor))
-    loss, metrics = _default_loss(_target_kind(dls, batch, n_out), label_smoothing)
+    own = [(o, what) for what,fs in dict(loss_func=loss_func, metrics=metrics).items() for o in listify(fs)
+           if not isinstance(o, (type, Metric))]
+    if own and _has_one_output(model, n_in, batch[-1]):
+        for f,what in own: _check_pairs(f, batch[-1].as_subclass(Tensor), what)
+    loss, usual = _default_loss(_target_kind(dls, batch, n_out), label_smoothing)
     _check_network(model, n_in, dls, not isinstance(arch, str), loss_func or loss)
     if channels_last is not None: in_layout(model, n_in, channels_last)
-    return model, loss_func or loss, metrics
+    return model, loss_func or loss, usual
 
 # %% ../../nbs/training/05_learner.ipynb #a3d2cd91
 def _learner(dls, model, pretrained, frozen, **kwargs):
@@ -259,7 +261,8 @@ def learner_for(
     if dls is None: dls = dls_for('fashion_mini' if data is None else data, **({} if seed is None else dict(seed=seed)), **for_data)
     if seed is not None: seed_all(seed, dls)
     half = check_precision(precision, dls.device or default_device())
-    model, loss, usual = _network(dls, arch, loss_func, label_smoothing, _order(arch, dls, half, channels_last), pretrained, **for_model)
+    order = _order(arch, dls, half, channels_last)
+    model, loss, usual = _network(dls, arch, loss_func, metrics, label_smoothing, order, pretrained, **for_model)
     cbs = [*listify(cbs), *_default_callbacks(cbs, early_stopping), *_further_callbacks(seed, half)]
     metrics = usual if metrics is None else metrics
     return _learner(dls, model, pretrained, frozen, loss_func=loss, opt_func=opt_func, metrics=metrics, cbs=cbs, **for_learn)
