@@ -181,12 +181,70 @@ def test_a_page_of_the_course_has_names_of_its_own():
     from dlcourse.course.pcs import feature_space, landscape, similarity
     from dlcourse.course.records import Results
     assert landscape.two_sides([3., 2., 1.])[0].tolist() == [2, 1] # `loss` is a function elsewhere
-    assert parameters_of(inspect.unwrap(feature_space.faithfulness), None, True)['points'] is None # a whole number elsewhere
+    points = parameters_of(inspect.unwrap(feature_space.faithfulness), None, True)['points'] # a whole number elsewhere
+    assert points.words == 'an array of finite numbers of shape (n, 2)'
     for f, words in ((lambda: similarity.chain_learner(5, None, 1), 'trial must be'),
                      (lambda: landscape.draw_landscape({}), 'record must be a record'),
                      (lambda: landscape.losses_along(torch.nn.ReLU(), 'kept'), 'learn must be a fastai `Learner`'),
                      (lambda: Results([1]), 'rows must be a list, each a dictionary')):
         with pytest.raises(CourseError, match=words): f()
+
+
+X, Y = np.random.default_rng(0).normal(size=(12, 3)), np.arange(12) % 2
+
+
+@pytest.mark.parametrize('call, words', {
+    'features with a gap': (lambda o: o.feature_space.class_means(np.where(X > 1, nan, X), Y),
+        'X must be an array of finite numbers of shape'),
+    'no features': (lambda o: o.feature_space.class_means(X[:0], Y[:0]), 'X must be an array of finite numbers'),
+    'features of text': (lambda o: o.feature_space.class_means([['a']], [0]), 'X must be an array of finite numbers'),
+    'truths for numbers': (lambda o: o.feature_space.class_means(X > 0, Y), 'X must be an array of finite numbers'),
+    'classes below zero': (lambda o: o.feature_space.class_means(X, Y - 1), 'y must be an array of whole numbers from 0'),
+    'half classes': (lambda o: o.feature_space.class_means(X, Y/2), 'y must be an array of whole numbers from 0'),
+    'a class without a sample': (lambda o: o.feature_space.class_means(X, 2*Y), 'got none of 1'),
+    'features and labels of two lengths': (lambda o: o.feature_space.class_means(X, Y[1:]),
+        'X and y must have one length n, got 12 and 11'),
+    'points in space': (lambda o: o.feature_space.faithfulness(X, Y, X, X[:2, :2]),
+        r'points must be of shape \(n, 2\), got ndarray of shape'),
+    'a matrix that is not square': (lambda o: o.similarity.counterparts(X), 'matrix must have one length L, got 12 and 3'),
+    'more examples than there are': (lambda o: o.core_sets.drawn(X, 13), 'k must be at most 12, the length N of features, got 13'),
+    'positions beyond the end': (lambda o: o.core_sets.accuracies([0, 12], [2], (X, Y), (X, Y)),
+        'rows must be below 12, the length N of train'),
+    'three arrays for two': (lambda o: o.core_sets.accuracies([0, 1], [2], (X, Y, Y), (X, Y)), 'train must be a list of 2 arrays of shape'),
+    'a name that the page does not list': (lambda o: o.core_sets.choose_by('herdin', X, 2), "Did you mean 'herding'"),
+    'a model that has not learnt': (lambda o: o.projections.output_of(o.projections.PCA(), X),
+        'model must be a fitted model of scikit-learn'),
+    'a text for a model': (lambda o: o.leak.clean_accuracy(o.leak.StandardScaler(), 'SVC', X, Y), 'model must be a model of scikit-learn'),
+    'a table without a column': (lambda o: o.surrogate.rank_outside(pd.DataFrame({'lr': [1]}), 'gp'),
+        'with the columns opt_func, init, lr'),
+    'a figure that is not there': (lambda o: o.leak.seed_differences(o.Results([]), 'scaling', 'SVM'),
+        'have no seed in common with a figure'),
+    'a variant that is not there': (lambda o: o.surrogate.mean_rank(o.Results([dict(variant='a', seed=1, figures=dict(b=1))]), 'c'),
+        "no variant 'c'. There are: a"),
+    'a dictionary for results': (lambda o: o.surrogate.mean_rank({}, 'c'), 'r must be `Results`, got {}'),
+    'a typing error in a record': (lambda o: o.values(dict(rows=[], variants=['slow']), 'slwo', 'loss'), "Did you mean 'slow'"),
+    'a typing error in a figure': (lambda o: o.values(dict(rows=[dict(variant='a', seed=1, figures=dict(loss=1))]), 'a', 'los'),
+        "Did you mean 'loss'"),
+    'a row of nothing': (lambda o: o.row_key({}), 'row must be a row of a record'),
+    'an object in a record': (lambda o: o.checksum({'a': object()}), 'a record holds numbers, texts, lists and dictionaries only'),
+    'NaN for a seed': (lambda o: o.interval([1, nan, 2]), 'values must be one finite number for each seed'),
+    'no folders': (lambda o: o.merge([]), 'folders must be a list, each a path, at least one'),
+}.values())
+def test_bad_values_of_a_page_are_one_sentence(call, words):
+    from dlcourse.course import experiment, intervals, merging, records
+    from dlcourse.course.pcs import core_sets, feature_space, leak, projections, similarity, surrogate
+    pages = dict(core_sets=core_sets, feature_space=feature_space, leak=leak, projections=projections, similarity=similarity)
+    names = {k: v for m in (records, experiment, intervals, merging) for k,v in vars(m).items()}
+    with pytest.raises(CourseError, match=words) as e: call(SimpleNamespace(**names | pages, surrogate=surrogate))
+    assert '\n' not in str(e.value)
+
+
+def test_arrays_of_any_library_are_welcome_on_a_page():
+    from dlcourse.course.pcs.feature_space import class_means
+    means = class_means(X, Y).tolist()
+    for x, y in ((X.tolist(), Y.tolist()), (torch.tensor(X), torch.tensor(Y)),
+                 (pd.DataFrame(X), pd.Series(Y)), (X.copy(order='F'), tuple(Y))):
+        assert np.allclose(class_means(x, y), means)
 
 
 def test_each_entry_of_a_dictionary_is_checked(tmp_path):

@@ -71,7 +71,7 @@ def _curves(history):
 # %% ../../nbs/course/50_experiment.ipynb #c5153e5d
 def classifier_figures(
     learn, # A trained `LeanLearner` that classifies
-    parts:tuple[str, ...]=('train', 'valid', 'test'), # Parts of the data to evaluate on; the last one class by class
+    parts:tuple[str, ...]=('train', 'valid', 'test'), # Parts of the data to evaluate on, at least one; the last one class by class
 )->dict: # Numbers and lists of numbers
     "Accuracy, loss, per-class recall, confusion matrix and curves of a trained classifier, as a dictionary"
     found = {}
@@ -91,12 +91,12 @@ class Experiment:
     id:str # Id in the course's catalogue, such as 'mba-7'
     title:str
     run:Callable # Function of a `Trial` that returns a dictionary of figures: numbers, or lists of numbers (curves)
-    variants:tuple[str, ...]=('',) # Variants to compare; each is run by itself
+    variants:tuple[str, ...]=('',) # Variants to compare, at least one; each is run by itself
     seeds:int|dict=3 # Number of seeds of a full run, or a dictionary of numbers by variant
-    reported:dict=field(default_factory=dict) # Variant -> figure -> what the document or paper says
-    tolerance:dict=field(default_factory=dict) # Figure -> difference to the reported value that counts as the same
+    reported:dict[str, dict]=field(default_factory=dict) # Variant -> figure -> what the document or paper says
+    tolerance:dict[str, float]=field(default_factory=dict) # Figure -> difference to the reported value that counts as the same
     not_comparable:str|dict='' # Reason why nothing can be held against what was reported, or a dictionary of reasons by variant
-    expects:dict=field(default_factory=dict) # Sentence -> function of `Results` that returns whether it is true
+    expects:dict[str, Callable]=field(default_factory=dict) # Sentence -> function of `Results` that returns whether it is true
     needs:tuple[str, ...]=() # Data sets that a full run loads
     minutes:float=None # Approximate time of a full run on two cores
     draw:Callable=None # Function of a record that returns a matplotlib figure; by default `draw_record`
@@ -235,7 +235,7 @@ def record_of(
     exp:Experiment,
     rows:list[dict], # Rows of the trials so far
     full:bool, # Whether they ran at the full budget
-    seeds:dict[str, int], # Variant -> number of seeds that there will be
+    seeds:dict[str, int], # Variant -> number of seeds that there will be, for at least one
 )->dict: # A record, to be given to `write_record`
     "The record of an experiment from its rows"
     return dict(id=exp.id, title=exp.title, full=full, variants=list(exp.variants), seeds=max(seeds.values()),
@@ -322,7 +322,7 @@ def reproduce(
     id, # An experiment's id, or an `Experiment`
     full:bool=False, # Whether to run at the full budget
     seeds:int=None, # Number of seeds, 1 to 1000; by default the experiment's own number, and one for a quick run
-    variants=None, # Only these variants
+    variants=None, # Only these variants, at least one
     device:str=None, # 'cpu' or 'cuda'; by default the GPU if there is one
     folder=None, # Folder of the record; by default `experiments` in `results_folder()`
     again:bool=False, # Measure again what is recorded already

@@ -49,7 +49,7 @@ def interval_text(
 @dataclass(frozen=True)
 class Difference:
     "Differences of two parts seed by seed: their mean, its interval, and whether it leaves out zero"
-    values:tuple # First minus second, one for each seed
+    values:tuple[float, ...] # First minus second, one for each seed, at least one
 
     @property
     def mean(self):

@@ -80,8 +80,8 @@ def _by_experiment(sources):
 
 # %% ../../nbs/course/50a_merging.ipynb #70ae1e9b
 def merge(
-    folders:list[Path], # Folders with records
-    ids:list[str]=None, # Only the experiments of these ids; by default all that the folders have
+    folders:list[Path], # Folders with records, at least one
+    ids:list[str]=None, # Only the experiments of these ids, at least one; by default all that the folders have
     full:bool=None, # Only full runs, or only quick ones; by default both
     folder=None, # Folder of the merged records; by default `experiments` in `results_folder()`
 )->list: # The merged records

@@ -6,8 +6,8 @@ Docs: https://dlcourse.github.io/dlcourse/course/records.html.md"""
 
 # %% auto #0
 __all__ = ['schema', 'results_folder', 'record_file', 'published_folder', 'find_record', 'checksum', 'write_record',
-           'read_record', 'summary', 'by_seed', 'values', 'Results', 'verdicts', 'verdict_table', 'mean_text',
-           'tolerance_of', 'reason_not_comparable', 'verdict', 'reported_and_obtained', 'obtained_table',
+           'read_record', 'summary', 'by_seed', 'values', 'NotThere', 'Results', 'verdicts', 'verdict_table',
+           'mean_text', 'tolerance_of', 'reason_not_comparable', 'verdict', 'reported_and_obtained', 'obtained_table',
            'paired_difference', 'differences_to', 'both_intervals', 'by_class', 'mean_line', 'dots', 'draw_curve',
            'draw_record']
 
@@ -65,11 +65,17 @@ def find_record(
 # %% ../../nbs/course/49_records.ipynb #810bb088
 schema = 2 # Version of the file format
 
+def _as_json(record):
+    "`record` as a JSON file keeps it; raises `CourseError` for entries that it can't keep"
+    try: return json.loads(json.dumps(record))
+    except (TypeError, ValueError, RecursionError) as e:
+        raise CourseError(f'a record holds numbers, texts, lists and dictionaries only: {e}') from e
+
 def checksum(
-    record:dict,
+    record:dict, # What it holds
 )->str: # 64 hexadecimal digits
     "SHA-256 of a record without its own checksum"
-    rest = {k: v for k,v in record.items() if k != 'checksum'}
+    rest = _as_json({k: v for k,v in record.items() if k != 'checksum'})
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 # %% ../../nbs/course/49_records.ipynb #d9ece51e
@@ -78,7 +84,8 @@ def write_record(
     file, # Path of the JSON file
 )->dict: # The record as it was written
     "Write a record in one step, with its schema and its checksum"
-    record = json.loads(json.dumps(dict(schema=schema, **record)))
+    if not record: raise CourseError('record must hold what was measured, got an empty dictionary')
+    record = _as_json(dict(schema=schema, **record))
     record['checksum'] = checksum(record)
     with whole_file(file) as f: f.write(json.dumps(record, indent=1, ensure_ascii=False) + '\n')
     return record
@@ -152,24 +159,40 @@ def by_seed(
     found = {r['seed']: r.get('figures', {}).get(figure) for r in rows if r['variant'] == variant}
     return {k: v for k,v in found.items() if v is not None}
 
+# %% ../../nbs/course/49_records.ipynb #2015ec23
+def _check_names(record, variant, figure):
+    "Raise `CourseError` for a variant that a record doesn't have, or a figure that is neither measured for this variant nor reported"
+    choose(variant, record.get('variants', [variant]), 'variant')
+    known = [k for r in record['rows'] if r['variant'] == variant for k in r.get('figures', {})]
+    if known: choose(figure, dict.fromkeys([*known, *(k for d in record.get('reported', {}).values() for k in d)]), 'figure')
+
 # %% ../../nbs/course/49_records.ipynb #2015ec24
 def values(
     record:dict, # A record
     variant:str, # One of its variants
     figure:str, # Name of a figure
 )->list: # One value for each seed that has one
-    "Values of a figure over the seeds"
+    "Values of a figure over the seeds; raises `CourseError` for a variant or a figure that the record doesn't have"
+    _check_names(record, variant, figure)
     return list(by_seed(record['rows'], variant, figure).values())
 
 # %% ../../nbs/course/49_records.ipynb #794a76a0
-class Results(dict):
+class NotThere(CourseError, KeyError):
+    "A variant, a figure or seeds in common that a record doesn't have"
+
+class _Named(dict):
+    "A dictionary that raises `NotThere` for a name that it doesn't have"
+    def __init__(self, what): super().__init__(); self.what = what
+    def __missing__(self, k): raise NotThere(f'no {self.what} {shown(k)}. There are: {", ".join(map(str, self)) or "none"}')
+
+class Results(_Named):
     "Variant -> figure -> mean over the seeds; `by_seed` has the values of all seeds in the same way, curves included"
     def __init__(self, rows:list[dict]):
-        super().__init__()
-        self.rows, self.by_seed = rows, {}
-        for o in summary(rows): self.setdefault(o['variant'], {})[o['figure']] = o['mean']
+        super().__init__('variant')
+        self.rows, self.by_seed = rows, _Named('variant')
+        for o in summary(rows): self.setdefault(o['variant'], _Named('figure'))[o['figure']] = o['mean']
         for r in rows:
-            of_variant = self.by_seed.setdefault(r['variant'], {})
+            of_variant = self.by_seed.setdefault(r['variant'], _Named('figure'))
             for k,v in r.get('figures', {}).items(): of_variant.setdefault(k, []).append(v)
 
     def difference(self,
@@ -178,10 +201,10 @@ class Results(dict):
         figure:str, # Name of a figure
         other:str=None, # Figure of the second variant, where it is another one
     )->Difference: # First minus second over the seeds that both have
-        "Compare two variants seed by seed; raises `KeyError` if they have no seed in common"
+        "Compare two variants seed by seed; raises `NotThere` if they have no seed in common"
         a, b = by_seed(self.rows, first, figure), by_seed(self.rows, second, other or figure)
         both = sorted(a.keys() & b.keys())
-        if not both: raise KeyError(figure)
+        if not both: raise NotThere(f'{first!r} and {second!r} have no seed in common with a figure {figure!r}: measure both')
         return paired([a[o] for o in both], [b[o] for o in both])
 
 # %% ../../nbs/course/49_records.ipynb #15f17e3a
@@ -193,7 +216,7 @@ def verdicts(
     results = Results(rows)
     def met(f):
         try: return bool(f(results))
-        except KeyError: return None
+        except NotThere: return None
     return [dict(expectation=k, met=met(f)) for k,f in expects.items()]
 
 # %% ../../nbs/course/49_records.ipynb #63035ae7
@@ -243,6 +266,7 @@ def reason_not_comparable(
     variant:str, # One of its variants
 )->str: # Empty if its figures can be held against the reported ones
     "Reason why figures of a variant can't be held against the reported ones"
+    choose(variant, record.get('variants', [variant]), 'variant')
     reasons = record.get('not_comparable') or ''
     return reasons if isinstance(reasons, str) else reasons.get(variant, '')
 
@@ -267,6 +291,7 @@ def reported_and_obtained(
     "Reported and obtained figures, side by side; the verdict is there if anything was reported"
     said = {(p, k): v for p,d in _of_record(record, 'reported').items() for k,v in d.items()}
     got = {(o['variant'], o['figure']): o for o in record['summary']}
+    for o in (figures or ()) if got else (): choose(o, dict.fromkeys(k for _,k in [*got, *said]), 'figure')
     keys = _chosen(record, dict.fromkeys([*got, *said]), figures)
     rows = [(said.get(k, ''), mean_text(got[k]) if k in got else 'not measured', interval_text(interval(values(record, *k))),
              got[k]['n'] if k in got else 0, verdict(record, *k)) for k in keys]
@@ -281,6 +306,7 @@ def obtained_table(
 )->pd.DataFrame: # By variant, a column for each figure: mean ± standard deviation
     "Obtained figures with one row for each variant"
     got = {(o['variant'], o['figure']): mean_text(o) for o in _of_record(record, 'summary')}
+    for o in figures if got else (): choose(o, dict.fromkeys(k for _,k in got), 'figure')
     variants = [p for p in _of_record(record, 'variants') if not got or any((p, k) in got for k in figures)]
     missing = '' if got else 'not measured'
     return pd.DataFrame([[got.get((p, k), missing) for k in figures] for p in variants], variants, figures)
@@ -294,9 +320,7 @@ def paired_difference(
 )->Difference: # First minus second over the seeds that both have
     "Compare two variants seed by seed; raises `CourseError` for an unknown variant, or if they have no seed in common"
     for o in (first, second): choose(o, _of_record(record, 'variants'), 'variant')
-    try: return Results(record['rows']).difference(first, second, figure)
-    except KeyError as e:
-        raise CourseError(f'{first!r} and {second!r} have no seed in common with a figure {figure!r}: measure both') from e
+    return Results(record['rows']).difference(first, second, figure)
 
 # %% ../../nbs/course/49_records.ipynb #6653e329
 def differences_to(
@@ -306,7 +330,7 @@ def differences_to(
     figure:str, # Name of a figure
 )->pd.DataFrame: # By variant: mean difference, ours minus this one; its 95 % interval, seeds, whether the interval leaves out zero
     "Compare one variant with others seed by seed"
-    for o in (ours, *others): choose(o, record.get('variants', [o]), 'variant')
+    for o in (ours, *others): _check_names(record, o, figure)
     columns, index = ['difference', '95 % interval', 'seeds', 'clear'], pd.Index(list(others), name=f'{ours} minus')
     if not values(record, ours, figure): return pd.DataFrame([['not measured', '', 0, '']]*len(others), index, columns)
     found = [paired_difference(record, ours, o, figure) for o in others]

@@ -11,13 +11,14 @@ __all__ = ['inner', 'CourseError', 'shown', 'choose', 'Parameter', 'parameters_o
 # %% ../../nbs/values/03_door.ipynb #11e31824
 import difflib, inspect, re
 from dataclasses import dataclass, is_dataclass
+from collections.abc import Mapping
 from functools import cache, wraps
 import numpy as np, torch
 from fastcore.docments import docments
 from ..names import one_line
-from .glossary import a_record, a_table, glossary, kind_stated, of_course
-from .kinds import (Kind, a_path, choices_of, filled, floating, in_words, is_too_long, kinds, kinds_of, limits_of, numeric,
-    of_shapes, shapes_of, take_one, whole)
+from .glossary import a_table, glossary, kind_stated, of_course, of_records
+from .kinds import (Kind, a_path, axes_of, choices_of, columns_of, each_of_shapes, filled, finite, floating, from_zero, gapless,
+    in_words, is_too_long, kinds, kinds_of, limits_of, numeric, of_columns, of_shapes, places, shapes_of, take_one, truths, whole)
 
 # %% ../../nbs/values/03_door.ipynb #29afad75
 class CourseError(ValueError):
@@ -102,11 +103,27 @@ def _comments(f):
     try: return {k: v or '' for k,v in docments(f).items()}
     except (OSError, TypeError, SyntaxError): return {}
 
-_ours = 'cmap', 'cbs', 'save_preds', 'save_targs' # whatever the annotation says
+_ours = 'cmap', 'color', 'cbs', 'save_preds', 'save_targs' # whatever the annotation says
 
 # What the annotation and the first word of the comment say of an array
 _arrays = {(torch.Tensor, o): floating for o in ('Floating-point', 'Floating')} | {(torch.Tensor, 'Whole'): whole} | {
     (np.ndarray, o): numeric for o in ('Numbers', 'Pixels', 'Counts', 'Rows')}
+_of_pages = {'Features|Points|Samples|(Class )?[Mm]eans?|Losses|Distances|Numbers|Counts|Similarity': finite, # on a page of the course
+    'Classes|Class numbers|Labels': from_zero, 'Positions|Indices': places, 'Whether': truths}
+
+def _array_kind(hint, comment, own):
+    "Kind of array, or of several or a table on a page of the course, that a comment speaks of, or None"
+    if own and hint is tuple and len(axes_of(comment)) > 1: return each_of_shapes(gapless, shapes_of(comment))
+    if own and getattr(hint, '__name__', '') == 'DataFrame' and columns_of(comment): return of_columns(columns_of(comment))
+    named = (k for begin,k in _of_pages.items() if own and hint is np.ndarray and re.match(rf'({begin})\b', comment))
+    return next(named, _arrays.get((hint, comment.split(' ')[0].rstrip(':,;'))))
+
+def _listed_in(names, comment):
+    "What a comment such as 'One of `ways`' means, by the `names` of its page; nothing where these are no texts"
+    found = re.match(r'(?:One|An? (?:name|key)|Name) (?:of|from) `(\w+)`(?: or `(\w+)`)?', comment)
+    lists = [names.get(o) for o in found.groups() if o] if found else []
+    plain = all(isinstance(o, (Mapping, tuple, list)) and all(isinstance(k, str) for k in o) for o in lists)
+    return tuple(k for o in lists for k in o) if plain else ()
 
 def _takes(kind, v):
     "Whether a kind of the glossary takes `v`"
@@ -121,7 +138,7 @@ def _meant(p, comment, own):
     if not own or p.annotation is not p.empty: return glossary.get(p.name, stated)
     return stated if told else of_course.get(p.name, unknown)
 
-def _parameter(p, comment, where, outside=False, of_class=False, own=False):
+def _parameter(p, comment, where, outside=False, of_class=False, own=False, names={}):
     "What the parameter `p` of an `inspect.signature` may be, or None where that isn't known"
     hint, usual = _meant(p, comment, own)
     if '`DataFrame`' in comment and isinstance(hint, Kind): hint = (hint, a_table)
@@ -129,12 +146,13 @@ def _parameter(p, comment, where, outside=False, of_class=False, own=False):
     exact = isinstance(hint, Kind) and plain or hint is not None and outside
     if not (exact or p.annotation is p.empty or isinstance(p.annotation, str) and outside): hint = p.annotation
     if hint is None or p.name == 'self': return None
-    if hint is dict and kind_stated(comment) is a_record: hint = a_record
-    array = _arrays.get((hint, comment.split(' ')[0].rstrip(':,;')))
-    if array: hint = of_shapes(array, shapes_of(comment)) if shapes_of(comment) else array
+    if hint in (dict, list[dict]) and kind_stated(comment) in of_records: hint = kind_stated(comment)
+    array = _array_kind(hint, comment, own)
+    shaped = array and hint in (np.ndarray, torch.Tensor) and shapes_of(comment)
+    if array: hint = of_shapes(array, shaped) if shaped else array
     if 'None' in comment.split('. ')[0] and p.default is not None: hint = (*hint, None) if isinstance(hint, tuple) else (hint, None)
     limits = limits_of(comment) or limits_of(usual)
-    choices = choices_of(comment) if hint in (str, str|None) else ()
+    choices = choices_of(comment) or own and _listed_in(names, comment) or () if hint in (str, str|None) else ()
     allowed = kinds_of(hint, limits, None if of_class else shapes_of(comment))
     if 'at least one' in comment: allowed = tuple(filled(o) if 'list' in o.what or 'dictionary' in o.what else o for o in allowed)
     return Parameter(p.name, allowed, p.default, choices, where)
@@ -149,7 +167,8 @@ def parameters_of(
     where, outside = f.__qualname__.removesuffix('.__init__'), f.__module__.startswith('fastai')
     signature, comments = inspect.signature(f), {} if outside else _comments(source or f)
     named = [o for o in signature.parameters.values() if o.kind != o.VAR_KEYWORD]
-    return {o.name: _parameter(o, comments.get(o.name, ''), where, outside, source is not None, own) for o in named}
+    names = getattr(f, '__globals__', {})
+    return {o.name: _parameter(o, comments.get(o.name, ''), where, outside, source is not None, own, names) for o in named}
 
 # %% ../../nbs/values/03_door.ipynb #d747f975
 @cache
@@ -169,6 +188,41 @@ def _rules(f, source=None, own=False):
     rest = named[several[0].name] if several else None
     return named, [named.get(o) for o in _at(f)], rest
 
+# %% ../../nbs/values/03_door.ipynb #b8767ed6
+@cache
+def _axes(f, source=None):
+    "Parameter -> axes of each array that it is, and number or positions -> the axis within which they must be, 'to' its end or 'below' it"
+    comments, arrays, most = _comments(source or f), {}, {}
+    for name, p in inspect.signature(f).parameters.items():
+        axes, end = axes_of(comments.get(name, '')), re.search(r'(to|at most|below) ([A-Za-z])\b', comments.get(name, ''))
+        if p.annotation in (np.ndarray, torch.Tensor) and len(axes) == 1 or p.annotation is tuple and len(axes) > 1: arrays[name] = axes
+        if p.annotation in (np.ndarray, int) and end: most[name] = end.groups()
+    return arrays, most
+
+def _given_arrays(arrays, given):
+    "Name, axes and value of each array that is given"
+    found = ((k, axes, given[k]) for k,axes in arrays.items() if given.get(k) is not None)
+    return [(k, o, a) for k,axes,v in found for o,a in zip(axes, v if len(axes) > 1 else [v])]
+
+def _lengths(arrays, given):
+    "Axis -> the first of the `arrays` that has it, and its length; raises `CourseError` for another one that differs"
+    seen = {}
+    for name, axes, a in _given_arrays(arrays, given):
+        for axis, n in zip(axes, np.shape(a)):
+            if axis.isdecimal() and n != int(axis): raise CourseError(f'{name} must be of shape ({", ".join(axes)}), got {shown(a)}')
+            first, have = (name, n) if axis.isdecimal() else seen.setdefault(axis, (name, n))
+            if n != have: raise CourseError(f'{" and ".join(dict.fromkeys((first, name)))} must have one length {axis}, got {have} and {n}')
+    return seen
+
+def _check_axes(arrays, most, given):
+    "Raise `CourseError` for arrays whose axes of one name differ in length, and for numbers that are not within their axis"
+    seen = _lengths(arrays, given)
+    for name, (how, axis) in most.items():
+        if axis not in seen or not np.size(given.get(name, ())): continue
+        (first, n), largest = seen[axis], np.max(given[name])
+        if largest > n or largest == n and how == 'below':
+            raise CourseError(f'{name} must be {how.replace("to", "at most")} {n}, the length {axis} of {first}, got {largest}')
+
 # %% ../../nbs/values/03_door.ipynb #1d89b7f9
 def _behind(f, other, source=None, own=False):
     "`f`, whose arguments are first taken as the parameters of `other` take them"
@@ -177,7 +231,9 @@ def _behind(f, other, source=None, own=False):
         named, in_order, rest = _rules(other, source, own)
         more = args[len(in_order):]
         taken = [v if rule is None else rule(v) for rule,v in zip(in_order, args)] + [*(more if rest is None else map(rest, more))]
-        return f(*taken, **{k: _taken(named, k, v) for k,v in kwargs.items()})
+        by_name = {k: _taken(named, k, v) for k,v in kwargs.items()}
+        if own: _check_axes(*_axes(other, source), {**dict(zip(_at(other), taken)), **by_name})
+        return f(*taken, **by_name)
     call._is_checked, call._source, call._own, call._other = True, source, own, other
     return call
 

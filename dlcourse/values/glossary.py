@@ -9,13 +9,13 @@ __all__ = ['a_learner', 'a_table', 'some_loaders', 'a_loader', 'a_module', 'an_a
            'callbacks', 'an_optimiser', 'a_loss', 'an_arch', 'a_piece', 'a_seed', 'a_device', 'a_move', 'a_slice',
            'some_rates', 'some_decays', 'a_pair', 'some_data', 'some_numbers', 'layer_names', 'some_classes', 'a_part',
            'a_count', 'some_items', 'augmentation', 'transforms', 'some_labels', 'a_file', 'a_cache', 'a_split',
-           'a_colormap', 'an_imbalance', 'parts', 'a_folder', 'some_names', 'some_sizes', 'positive', 'not_negative',
-           'a_share', 'a_fraction', 'one_or_each', 'share_or_each', 'number_or_pair', 'counts', 'numbers', 'objects',
-           'glossary', 'a_record', 'a_trial', 'some_results', 'a_series', 'stated', 'same_everywhere', 'of_course',
-           'kind_stated']
+           'a_color', 'a_colormap', 'an_imbalance', 'parts', 'a_folder', 'some_names', 'some_sizes', 'positive',
+           'not_negative', 'a_share', 'a_fraction', 'one_or_each', 'share_or_each', 'number_or_pair', 'counts',
+           'numbers', 'objects', 'glossary', 'a_record', 'a_trial', 'some_results', 'a_series', 'by_seed', 'a_row',
+           'some_rows', 'a_mean', 'of_records', 'stated', 'same_everywhere', 'of_course', 'kind_stated']
 
 # %% ../../nbs/values/02_glossary.ipynb #ac134a2a
-import inspect, matplotlib, numpy as np, re, torch
+import inspect, matplotlib.colors, numpy as np, re, torch
 from collections.abc import Mapping
 from functools import partial
 from matplotlib.colors import Colormap
@@ -146,6 +146,7 @@ some_labels = of_kind('an array', _labels)
 a_file = Kind('a path or an open file', lambda v: v if isinstance(v, bytes) or hasattr(v, 'read') else a_path.take(v))
 a_cache = Kind('True, False or a file', lambda v: v if isinstance(v, bool) or v is None else a_path.take(v))
 a_split = of_kind("a fraction, a number of images, 'test' or positions", _split)
+a_color = of_kind("a colour of matplotlib, such as 'C0' or '#1f77b4'", matplotlib.colors.is_color_like)
 a_colormap = of_kind("the name of a matplotlib colormap, such as 'Blues'", _is_colormap)
 
 # %% ../../nbs/values/02_glossary.ipynb #5c0a57f4
@@ -171,7 +172,8 @@ def _can_name(o): return isinstance(o, (str, int, float, np.generic)) and o == o
 def _vocab(v):
     "Whether `v` lists the names of classes: a list of names, or a list of such lists, as that of fastai for several targets"
     if v is None or isinstance(v, Mapping): return True
-    return _many(v) and (not isinstance(v, (list, tuple)) or all(_can_name(o) or _many(o) and all(map(_can_name, o)) for o in v))
+    listed = v.tolist() if hasattr(v, 'dtype') and hasattr(v, 'tolist') else v
+    return _many(v) and (not isinstance(listed, (list, tuple)) or all(_can_name(o) or _many(o) and all(map(_can_name, o)) for o in listed))
 
 # %% ../../nbs/values/02_glossary.ipynb #c5d77a02
 def _spec(v): return v if isinstance(v, (str, Mapping)) or _listed(v) else as_number(v) if as_number(v) > 0 else refused(v)
@@ -268,7 +270,7 @@ objects = dict(seed=a_seed, split_seed=a_seed, device=a_device, ds_idx=a_part, p
     arch=an_arch, y=some_labels, p=some_numbers, path=a_path, folder=a_path, file=a_file, root=a_path, dest=a_path, storage=a_path,
     data=some_data, classes=some_classes, layers=layer_names, other_layers=layer_names, augment=augmentation, item_tfms=transforms,
     batch_tfms=transforms, cmap=a_colormap, loss=a_loss,
-    cache=a_cache, valid=a_split, views=some_functions,
+    cache=a_cache, color=a_color, valid=a_split, views=some_functions,
     out=of_kind('an open file', _has('write')), journal=of_kind('a `Journal` or a `Database`', _has('path', 'open')))
 
 glossary = numbers | {k: v if isinstance(v, tuple) else (v, '') for k,v in (objects | parts).items()}
@@ -277,11 +279,29 @@ glossary['items'] = (some_items, '') # Name -> (kinds of values, range)
 # %% ../../nbs/values/02_glossary.ipynb #ad96c0cd
 a_record = of_kind('a record, such as `recorded(...)` gives', lambda v: isinstance(v, Mapping) and 'rows' in v)
 a_trial = of_kind('a `Trial`', _has('variant', 'seed', 'pick'))
-some_results = of_kind('`Results`', lambda v: isinstance(v, Mapping) or hasattr(v, 'by_seed'))
+some_results = of_kind('`Results`', _has('by_seed', 'difference'))
 a_series = of_kind('a list of numbers', lambda v: v is not None and _numbers(v))
+by_seed = of_kind('one finite number for each seed', lambda v: v is not None and _numbers(v) and bool(np.isfinite(np.asarray(v)).all()))
+a_row = of_kind('a row of a record', lambda v: isinstance(v, Mapping) and {'variant', 'seed'} <= v.keys())
+some_rows = of_kind('rows of a record', lambda v: is_row(v) and all(isinstance(o, Mapping) and {'variant', 'seed'} <= o.keys() for o in v))
+a_mean = of_kind('an entry of a summary', lambda v: isinstance(v, Mapping) and {'mean', 'spread'} <= v.keys())
+of_records = a_record, a_row, some_rows, a_mean
+def _is_fitted(v):
+    from sklearn.utils.validation import check_is_fitted
+    check_is_fitted(v)
+    return any(hasattr(v, o) for o in ('transform', 'decision_function', 'predict'))
+
 stated = {'((The|A|Its) )?[Rr]ecord( |,|$)|From `recorded`': a_record,
     r'(A|Any)( fastai| trained)* `\w*Learner`': a_learner, '`DataLoaders`': some_loaders, 'matplotlib axes': an_axes,
-    '(A|Any)( trained)? network$': a_module, 'One number for each|Losses there|Training loss after each step': a_series,
+    '(A|Any)( trained)? network$': a_module, 'One number for each': by_seed, 'Training loss after each step': a_series,
+    'Row of a record': a_row, 'Rows (of a record|of the trials|that were measured)': some_rows, 'One entry of a summary': a_mean,
+    '(A|An) (scikit-learn classifier|regression of scikit-learn)': of_kind('a model of scikit-learn', _has('fit', 'predict')),
+    r'(A f|F)unction of [\w`]+ and ': of_kind('a function of two values',
+        lambda v: not isinstance(v, torch.nn.Module) and _of((2,), v)),
+    'Function of a list of weights': of_kind('a function of a list of weights',
+        lambda v: _of((1,), v) or isinstance(v, type) and hasattr(v, 'step')),
+    'A scikit-learn transformer': of_kind('a transformer of scikit-learn', _has('fit', 'transform')),
+    'A fitted model': of_kind('a fitted model of scikit-learn', _is_fitted),
     'An `Evaluation`': of_kind('an `Evaluation`', _has('preds', 'targets')),
     'Results of|`Results`': some_results}
 
@@ -291,6 +311,7 @@ def kind_stated(
     "Read what a parameter is from its comment"
     return next((kind for begin, kind in stated.items() if re.match(begin, comment)), None)
 
-same_everywhere = 'learn dls dl ax axs seed bs device n_in n_out filters widths activation'.split()
+same_everywhere = ('learn dls dl ax axs seed bs device n_in n_out filters widths activation augment batch_tfms data epochs loss_func lr '
+                   'opt_func part valid views vocab').split()
 of_course = {k: glossary[k] for k in same_everywhere} | dict(trial=(a_trial, ''), r=(some_results, ''))
 

@@ -107,14 +107,14 @@ def draw_axes(
 
 # %% ../../../nbs/course/mac/09_hyperparameters.ipynb #c3d168f4
 def spread(
-    r:dict, # `Results` of mac-4f
+    r, # `Results` of mac-4f
     variant:str, # Network and axis, such as 'CNN kernel size'
 )->float: # Accuracy
     "Compute the difference between the best and the worst value of an axis"
     return max(r[variant].values()) - min(r[variant].values())
 
 # %% ../../../nbs/course/mac/09_hyperparameters.ipynb #a6380f49
-def worst(r, variant): return min(r[variant], key=r[variant].get)
+def worst(r, variant:str): return min(r[variant], key=r[variant].get)
 def zeros_learn_nothing(r): return max(r[f'{net} initialisation']['zeros'] for net in nets) < 0.2
 def rate_matters_more(r): return all(spread(r, f'{net} learning rate') > spread(r, f'{net} activation') for net in nets)
 def one_pixel_is_worst(r): return worst(r, 'CNN kernel size') == '1'

@@ -11,6 +11,7 @@ __all__ = ['ratio', 'repairs', 'tails', 'groups', 'tail_data', 'variant_data', '
 
 # %% ../../../nbs/course/mac/06_imbalance.ipynb #0ce8cedc
 import numpy as np
+from collections.abc import Callable
 from ..experiment import Trial, experiment, watched
 from .convergence import set_apart
 from ..records import dots, mean_line, values
@@ -86,16 +87,16 @@ def draw_imbalance(
     return axs[0].figure
 
 # %% ../../../nbs/course/mac/06_imbalance.ipynb #cd39c4e7
-def for_both(f):
+def for_both(f:Callable):
     "Make the expectation that `f(r, net)` is true for both networks"
     return lambda r: all(f(r, net) for net in nets)
 
 # %% ../../../nbs/course/mac/06_imbalance.ipynb #5f97ed82
-def rare_suffer(r, net): return r[f'{net} unbalanced']['rare'] < r[f'{net} balanced']['rare'] - 0.1
-def frequent_gain(r, net): return r[f'{net} unbalanced']['frequent'] > r[f'{net} balanced']['frequent']
-def repairs_help(r, net): return all(r[f'{net} {o}']['rare'] > r[f'{net} unbalanced']['rare'] for o in repairs)
-def repairs_fall_short(r, net): return all(r[f'{net} {o}']['rare'] < r[f'{net} balanced']['rare'] for o in repairs)
-def pair_alone_is_easier(r, net): return r[f'{net} 2 classes']['pair_recall'] > r[f'{net} 10 classes']['pair_recall']
+def rare_suffer(r, net:str): return r[f'{net} unbalanced']['rare'] < r[f'{net} balanced']['rare'] - 0.1
+def frequent_gain(r, net:str): return r[f'{net} unbalanced']['frequent'] > r[f'{net} balanced']['frequent']
+def repairs_help(r, net:str): return all(r[f'{net} {o}']['rare'] > r[f'{net} unbalanced']['rare'] for o in repairs)
+def repairs_fall_short(r, net:str): return all(r[f'{net} {o}']['rare'] < r[f'{net} balanced']['rare'] for o in repairs)
+def pair_alone_is_easier(r, net:str): return r[f'{net} 2 classes']['pair_recall'] > r[f'{net} 10 classes']['pair_recall']
 
 # %% ../../../nbs/course/mac/06_imbalance.ipynb #53760de9
 def cnn_loses_less(r):

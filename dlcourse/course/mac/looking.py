@@ -78,7 +78,7 @@ def _both_ends(r, net, score): return zip(r.by_seed[net][f'input_{score}'], r.by
 def deeper_is_better(r): return all(a < b for net in architectures for k in scores for a,b in _both_ends(r, net, k))
 
 # %% ../../../nbs/course/mac/11_looking_inside.ipynb #43e846c4
-def cnn_is_better(figure):
+def cnn_is_better(figure:str):
     "Make the expectation that a figure is larger for the CNN than for the MLP"
     return lambda r: r['cnn'][figure] > r['mlp'][figure]
 
@@ -126,7 +126,7 @@ def evidence(
 
 # %% ../../../nbs/course/mac/11_looking_inside.ipynb #b3c89c86
 def by_answer(
-    table:pd.DataFrame, # Result of `evidence`
+    table:pd.DataFrame, # Result of `evidence`, with the columns `right`, `ink`, `on_ink` and `on_other_ink`
 )->dict: # 'ink', 'on_ink', 'on_other_ink', each of all, right and wrong answers; 'no_evidence' and 'test_accuracy'
     "Average over all images whose map has any heat, and over those with a right and with a wrong answer"
     known = table.dropna()
@@ -165,12 +165,12 @@ def captum_difference(
 heads = dict(ink={}, averaged=dict(dense=(), grid=1))
 
 # %% ../../../nbs/course/mac/11_looking_inside.ipynb #d197ab6d
-def larger_in_each_run(variant, one, other):
+def larger_in_each_run(variant:str, one:str, other:str):
     "Make the expectation that the figure `one` is larger than the figure `other` with every seed"
     return lambda r: all(a > b for a,b in zip(r.by_seed[variant][one], r.by_seed[variant][other]))
 
 # %% ../../../nbs/course/mac/11_looking_inside.ipynb #34f95224
-def gain(r, answers): return r['ink'][f'on_ink_{answers}']/r['ink'][f'ink_{answers}']
+def gain(r, answers:str): return r['ink'][f'on_ink_{answers}']/r['ink'][f'ink_{answers}']
 def right_gain_more(r): return gain(r, 'right') > gain(r, 'wrong')
 def same_maps(r): return max(r.by_seed['captum']['largest_difference']) <= 1e-4
 

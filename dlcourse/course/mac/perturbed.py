@@ -10,6 +10,7 @@ __all__ = ['strengths', 'units', 'perturbed_expectations', 'change_of', 'with_ch
            'draw_perturbed', 'perturbed']
 
 # %% ../../../nbs/course/mac/05_perturbed.ipynb #d5d9e164
+from collections.abc import Callable
 from dataclasses import replace
 from ...core import choose
 from ..experiment import Trial, experiment
@@ -30,7 +31,7 @@ units = dict(size='magnification', position='largest move in pixels', noise='sha
 # %% ../../../nbs/course/mac/05_perturbed.ipynb #81ae7d9a
 def change_of(
     kind:str, # 'size', 'position' or 'noise'
-    strength, # One number, or a pair (low, high) to draw from for each image
+    strength:float|tuple[float, ...], # One number, or a pair (low, high) to draw from for each image
 ): # A `BatchTransform`
     "Make the transform that changes images in this way; raises `CourseError` for an unknown kind"
     transforms = dict(size=RandomScale, position=RandomPosition, noise=SaltAndPepper)
@@ -92,7 +93,7 @@ def training_helps(r):
     return all(r[f'{net} {k}'][last[k]] > r[f'{net} clean'][last[k]] + 0.2 for net in nets for k in strengths)
 
 # %% ../../../nbs/course/mac/05_perturbed.ipynb #0308d305
-def cnn_is_better(r, trained):
+def cnn_is_better(r, trained:Callable):
     "For each change, the mean lead of the CNN over its strengths and the smallest one; `trained` names the variant for a change"
     leads = {k: [r[f'CNN {trained(k)}'][f'{k} {s:g}'] - r[f'NN {trained(k)}'][f'{k} {s:g}'] for s in strengths[k]] for k in strengths}
     return {k: (sum(v)/len(v), min(v)) for k,v in leads.items()}

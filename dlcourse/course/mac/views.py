@@ -10,10 +10,12 @@ __all__ = ['mean_confusion', 'draw_confusion', 'draw_views', 'worst_pairs', 'mis
 
 # %% ../../../nbs/course/mac/07_views.ipynb #56279a89
 import numpy as np
+from ...core import CourseError
 from ..experiment import experiment, watched
 from ..records import mean_line, values
 from .pair import evaluate_on, nets, trial_data, trial_learner
 from ...insight.curves import colors, panels, tidy
+from ...values.door import check_calls, shown
 
 # %% ../../../nbs/course/mac/07_views.ipynb #ac7272a1
 def mean_confusion(
@@ -54,28 +56,35 @@ def draw_views(
     axs[0].legend(edgecolor='none')
     return axs[0].figure
 
+# %% ../../../nbs/course/mac/07_views.ipynb #a7e60b01
+def _square(confusion):
+    "Counts row by row as a matrix; raises `CourseError` where their number is no square"
+    n = round(np.size(confusion)**0.5)
+    if n*n != np.size(confusion): raise CourseError(f'confusion must have a count for each pair of classes, got {np.size(confusion)}')
+    return np.reshape(confusion, (n, n))
+
 # %% ../../../nbs/course/mac/07_views.ipynb #cf2000fc
 def worst_pairs(
     confusion:np.ndarray, # Counts of a confusion matrix, as a table or row by row
     n:int=3, # Number of pairs
 )->list: # Pairs of class numbers, the most frequent first
     "Find the pairs of classes that are taken for each other most often, both ways together"
-    C = np.reshape(confusion, 2*[round(np.size(confusion)**0.5)])
+    C = _square(confusion)
     both = np.triu(C + C.T, 1)
     return [tuple(map(int, np.unravel_index(i, both.shape))) for i in np.argsort(-both, axis=None)[:n]]
 
 # %% ../../../nbs/course/mac/07_views.ipynb #322afc6c
 def mistakes_of(
-    confusion:list, # Counts of a confusion matrix, row by row
-    pair:tuple, # Two class numbers
+    confusion:np.ndarray, # Counts of a confusion matrix, as a table or row by row
+    pair:tuple[int, ...], # Two class numbers, at least 0
 )->float: # Number of mistakes, both ways together
     "Count how often two classes are taken for each other"
-    n = round(len(confusion)**0.5)
-    C = np.reshape(confusion, (n, n))
+    C, pair = _square(confusion), tuple(pair)
+    if len(pair) != 2 or max(pair) >= len(C): raise CourseError(f'pair must be two class numbers below {len(C)}, got {shown(pair)}')
     return C[pair] + C[pair[::-1]]
 
 # %% ../../../nbs/course/mac/07_views.ipynb #85fac8dc
-def mean_mistakes(r, net): return np.mean([mistakes_of(o, (4, 9)) for o in r.by_seed[net]['confusion']])
+def mean_mistakes(r, net:str): return np.mean([mistakes_of(o, (4, 9)) for o in r.by_seed[net]['confusion']])
 def nn_confuses(r): return (4, 9) in worst_pairs(np.mean(r.by_seed['NN']['confusion'], 0))
 def cnn_confuses_less(r): return 2*mean_mistakes(r, 'CNN') <= mean_mistakes(r, 'NN')
 
@@ -95,9 +104,6 @@ def views(trial):
     ev, hist = evaluate_on(learn), learn.history
     return dict(accuracy=ev.accuracy, train_curve=hist.train_loss.tolist(), valid_curve=hist.valid_loss.tolist(),
                 confusion=ev.confusion_matrix().ravel().tolist())
-
-# %% ../../../nbs/course/mac/07_views.ipynb #ac4064fe
-from dlcourse.values.door import check_calls
 
 # %% ../../../nbs/course/mac/07_views.ipynb #42a9caac
 check_calls(globals(), own=True)

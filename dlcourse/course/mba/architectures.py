@@ -25,7 +25,7 @@ def three_nets()->dict: # Name -> network (N, 1, 28, 28) -> (N, 10)
 
 # %% ../../../nbs/course/mba/03_architectures.ipynb #342ad895
 def draw_three(
-    record=None, # Not needed: the networks are drawn as they are built
+    record:dict=None, # Not needed: the networks are drawn as they are built
 ): # The matplotlib figure
     "The three networks side by side, inputs at the bottom"
     nets = three_nets()

@@ -50,7 +50,7 @@ def house_learner(
 # %% ../../../nbs/course/mba/04_boston.ipynb #de805cce
 class DecayRate(Callback):
     "Multiply the learning rate by exp(-`by`) before each epoch from number `start` on (the first is 0), rounded to four decimals"
-    def __init__(self, by, start): self.by, self.start = by, start
+    def __init__(self, by:float, start:int): self.by, self.start = by, start
     def before_epoch(self):
         if self.epoch < self.start: return
         self.opt.set_hyper('lr', round(self.opt.hypers[-1]['lr']*math.exp(-self.by), 4))

@@ -13,26 +13,30 @@ __all__ = ['points', 'truth', 'reported_means', 'four', 'candidates', 'plain_sgd
 # %% ../../../nbs/course/mba/01_losses.ipynb #491d1a32
 import math
 from functools import partial
-import torch
+import numpy as np, torch
 from fastai.metrics import accuracy
 from fastai.optimizer import OptimWrapper
+from ...core import CourseError
 from ..experiment import experiment, watched
 from ...data.blocks import dls_for
 from ...insight.evaluation import evaluate
+from ...models.own import accepting
 from ...models.zoo import model_for
 from ...training.lean import LeanLearner, adam
 from ...training.losses import Brier, CrossEntropy, MultiHinge, cross_entropy, hinge, quadratic, zero_one
+from ...values.door import check_calls, shown
 
 # %% ../../../nbs/course/mba/01_losses.ipynb #163552e7
 points = [-1.8, -1.5, -0.8, -0.4, -0.2, 0., 0.1, 0.5, 1., 1.3]
 truth  = [0, 0, 0, 1, 0, 1, 0, 1, 1, 1]
 
 def logistic_probabilities(
-    xs, # Numbers, one a point
-    ys, # 0 or 1 for each
+    xs:np.ndarray, # Numbers, one a point, (n,)
+    ys:np.ndarray, # Labels 0 or 1, (n,)
 )->torch.Tensor: # Probability of class 1 at each point, float64 (n,)
     "Probabilities that scikit-learn's `LogisticRegression`, with its own settings, gives for the points it was fitted to"
     from sklearn.linear_model import LogisticRegression
+    if set(ys.tolist()) != {0, 1}: raise CourseError(f'ys must have both classes, 0 and 1, got {shown(ys.tolist())}')
     xs = torch.tensor(xs, dtype=torch.float64).numpy()[:, None]
     return torch.from_numpy(LogisticRegression().fit(xs, ys).predict_proba(xs)[:, 1])
 
@@ -63,15 +67,17 @@ candidates = {'cross-entropy': CrossEntropy, 'quadratic': Brier, 'mean squared':
 def at_start(
     model, # A network
     loss_func, # Function of logits (N, C) and labels (N,)
-    batch, # Images and labels
+    batch:tuple, # Images (N, ...) and labels (N,)
 )->dict: # Two figures
     "The loss of a network, and the length of its gradient"
-    loss = loss_func(model(batch[0]), batch[1])
-    grads = torch.autograd.grad(loss, list(model.parameters()))
+    with accepting(model, batch[0]): logits = model(batch[0])
+    try: grads = torch.autograd.grad(loss := loss_func(logits, batch[1]), list(model.parameters()))
+    except (RuntimeError, TypeError, ValueError, AttributeError, LookupError) as e:
+        raise CourseError(f'no loss can be made of these logits and labels by loss_func: {e}') from e
     return dict(loss_at_start=loss.item(), gradient_at_start=torch.cat([o.flatten() for o in grads]).norm().item())
 
 # %% ../../../nbs/course/mba/01_losses.ipynb #0e085811
-def span(r, figure):
+def span(r, figure:str):
     "Smallest and largest mean of `figure` over the candidates"
     return min(r[k][figure] for k in candidates), max(r[k][figure] for k in candidates)
 
@@ -128,9 +134,6 @@ def at_random(trial):
     xs, ys = zip(*[b for b in dls.valid][:trial.pick(1, None)])
     with torch.no_grad(): logits = torch.cat([model(x) for x in xs])
     return {'cross-entropy': CrossEntropy()(logits, torch.cat(ys)).item(), 'quadratic': Brier()(logits, torch.cat(ys)).item()}
-
-# %% ../../../nbs/course/mba/01_losses.ipynb #bd93ddf0
-from dlcourse.values.door import check_calls
 
 # %% ../../../nbs/course/mba/01_losses.ipynb #a0a3714e
 check_calls(globals(), own=True)

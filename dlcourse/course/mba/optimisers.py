@@ -15,12 +15,14 @@ from functools import partial
 import torch
 from fastai.metrics import accuracy
 from fastai.optimizer import OptimWrapper
+from ...core import CourseError, choose
 from ..experiment import experiment, watched
 from ...data.blocks import dls_for
 from ...insight.evaluation import evaluate
 from ...models.zoo import model_for
 from ...training.lean import LeanLearner
 from ...training.losses import CrossEntropy
+from ...values.door import check_calls, check_given, shown
 
 # %% ../../../nbs/course/mba/02_optimisers.ipynb #4c2d258e
 def sgd_rule(
@@ -38,10 +40,11 @@ def sgd_rule(
 # %% ../../../nbs/course/mba/02_optimisers.ipynb #9731de44
 def adam_rule(
     lr:float=1e-3, # Learning rate
-    betas=(.9, .999), # Shares of the running means that are kept
+    betas:tuple[float, ...]=(.9, .999), # Two shares of the running means that are kept, 0 to below 1
     eps:float=1e-8, # Keeps the division safe; 1e-7 in Keras
 ): # A function of weight and gradient that returns the new weight
     "Adam, one step a call"
+    if len(betas) != 2: raise CourseError(f'betas must be two numbers, got {shown(betas)}')
     m = s = t = 0
     def step(w, g):
         nonlocal m, s, t
@@ -54,13 +57,14 @@ def adam_rule(
 steepness = torch.tensor([1., 100.], dtype=torch.float64)
 
 def by_hand_and_torch(
-    rule, # From `sgd_rule` or `adam_rule`
-    opt_func, # torch's optimiser of a list of weights
+    rule, # Function of weight and gradient, from `sgd_rule` or `adam_rule`
+    opt_func, # Function of a list of weights that makes an optimiser of torch
     steps:int, # How many
 )->tuple: # Weights (steps, 2) of both
     "Follow noisy gradients of Σ steepness·w²/2 by a rule and by torch"
     w, p = torch.ones(2, dtype=torch.float64), torch.ones(2, dtype=torch.float64, requires_grad=True)
     opt, mine, theirs = opt_func([p]), [], []
+    if not hasattr(opt, 'step'): raise CourseError(f'opt_func must make an optimiser of torch, got {shown(opt)}')
     for noise in torch.randn(steps, 2, dtype=torch.float64):
         w = rule(w, steepness*w + noise)
         p.grad = steepness*p.detach() + noise
@@ -89,6 +93,15 @@ def hand_and_torch(trial):
     flat, steep = (1 - mine[0]).abs().tolist()
     return dict(largest_difference=(mine - theirs).abs().max().item(), first_step_flat=flat, first_step_steep=steep)
 
+# %% ../../../nbs/course/mba/02_optimisers.ipynb #589c691e
+def _read(setting):
+    "Optimiser, learning rate and batch size of a setting; raises `CourseError` for anything else"
+    if len(setting) != 3 or not isinstance(setting[0], str):
+        raise CourseError("setting must be an optimiser, a learning rate and a batch size, such as ('sgd', 0.03, 16), "
+                          f'got {shown(setting)}')
+    given = check_given(dls_for, dict(bs=setting[2])) | check_given(sgd_rule, dict(lr=setting[1]))
+    return choose(setting[0], optimisers, 'optimiser'), given['lr'], given['bs']
+
 # %% ../../../nbs/course/mba/02_optimisers.ipynb #589c691d
 rates = dict(sgd=(.003, .03, .3), momentum=(.003, .03, .3), adam=(.0003, .01))
 settings = [(opt, lr, bs) for opt,lrs in rates.items() for lr in lrs for bs in (16, 128)]
@@ -98,11 +111,11 @@ optimisers = dict(sgd=partial(torch.optim.SGD, fused=True), momentum=partial(tor
 def train_setting(
     trial, # A `Trial`
     dls, # `DataLoaders`
-    setting, # Optimiser, learning rate and batch size
+    setting:tuple, # Optimiser, learning rate and batch size
     epochs:int, # How many
 ): # The `Learner`
     "A small network trained with a setting, always from the same weights"
-    opt, lr, bs = setting
+    opt, lr, bs = _read(setting)
     torch.manual_seed(trial.seed)
     dls.train.bs = bs
     model = model_for('mlp', (1, 28, 28), 10, widths=(64,))
@@ -116,7 +129,12 @@ def on_test(learn):
     with learn.quiet(): return evaluate(learn, 'test').accuracy
 
 # %% ../../../nbs/course/mba/02_optimisers.ipynb #f880faa6
-def scores(trial, dls, among, epochs):
+def scores(
+    trial, # A `Trial`
+    dls, # `DataLoaders`
+    among:list[tuple], # Settings
+    epochs:int, # How many
+)->tuple: # Setting -> accuracy, and seconds
     "Validation accuracy of each setting, and the processor's seconds that it all took"
     start = time.process_time()
     got = {o: train_setting(trial, dls, o, epochs).history.accuracy.iloc[-1] for o in among}
@@ -124,11 +142,12 @@ def scores(trial, dls, among, epochs):
 
 # %% ../../../nbs/course/mba/02_optimisers.ipynb #3b68e6a3
 def rank_correlation(
-    a:dict, # Name -> number
-    b:dict, # The same names
+    a:dict[object, float], # Name -> number
+    b:dict[object, float], # The same names
 )->float: # Spearman's, -1 to 1
     "How far two lists of scores agree about the order"
     from scipy.stats import spearmanr
+    if a.keys() != b.keys() or len(a) < 2: raise CourseError('a and b must have the same names, two or more')
     return float(spearmanr([a[k] for k in a], [b[k] for k in a]).statistic)
 
 # %% ../../../nbs/course/mba/02_optimisers.ipynb #b69ec9df
@@ -156,9 +175,6 @@ def coarse_then_fine(trial):
     return dict(rank_correlation=rank_correlation(coarse, every), chosen_validation=fine[chosen],
                 best_validation=max(every.values()), chosen_test=tests['chosen'],
                 default_test=tests['default'], seconds_coarse=t_coarse, seconds_fine=t_fine, seconds_all=t_all, chosen=among.index(chosen))
-
-# %% ../../../nbs/course/mba/02_optimisers.ipynb #d4d54c81
-from dlcourse.values.door import check_calls
 
 # %% ../../../nbs/course/mba/02_optimisers.ipynb #2c951dfc
 check_calls(globals(), own=True)

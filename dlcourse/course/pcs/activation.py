@@ -51,7 +51,7 @@ def trained_with(
     return train_one_cycle(trial, learn, epochs, lr)
 
 # %% ../../../nbs/course/pcs/09_activation.ipynb #d560c34b
-def lead_over(r, depth, other):
+def lead_over(r, depth:str, other:str):
     "Test accuracy with our activation minus that with another one, seed by seed"
     return r.difference(f'{depth} ours', f'{depth} {other}', 'test_accuracy')
 

@@ -21,6 +21,7 @@ from ...insight.cost import flops_per_image
 from ...insight.curves import panels, tidy
 from ...models.blocks import chain, count_params, dry_run, init_layers
 from ...models.folding import answering
+from ...models.own import accepting
 from ...models.nets import all_conv
 from ...training.learner import learner_for
 
@@ -38,10 +39,10 @@ class Operations(TorchDispatchMode):
 # %% ../../../nbs/course/pcs/19_all_conv.ipynb #d803ce02
 def operations_of(
     model, # Any network
-    x, # A batch for it
+    x:torch.Tensor, # A batch for it
 )->list: # Names as torch has them, such as 'conv2d', in the order of their first use
     "List the tensor operations that a network runs when it predicts"
-    with answering(model), Operations() as found: model(x)
+    with accepting(model, x), answering(model), Operations() as found: model(x)
     return list(found.names)
 
 # %% ../../../nbs/course/pcs/19_all_conv.ipynb #440b4cce
@@ -80,7 +81,7 @@ def with_linear_head(n_in, n_out, filters=16):
     return net
 
 # %% ../../../nbs/course/pcs/19_all_conv.ipynb #288e445f
-def with_last_kernel(net, n_in, n_out):
+def with_last_kernel(net:nn.Module, n_in, n_out):
     "Give a network a last convolution that covers the map of its body"
     c,*size = dry_run(net.body, n_in).shape[1:]
     net.head = init_layers(chain(out=nn.Conv2d(c, n_out, tuple(size)), reshape=nn.Flatten()), 'kaiming')
@@ -134,7 +135,7 @@ def trained_way(
     return train_one_cycle(trial, learner_for(arch, dls, seed=trial.seed), epochs)
 
 # %% ../../../nbs/course/pcs/19_all_conv.ipynb #a2ef27c9
-def lead(r, first, second):
+def lead(r, first:str, second:str):
     "Difference of two ways in test accuracy, seed by seed"
     return r.difference(first, second, 'test_accuracy')
 
@@ -165,7 +166,7 @@ def draw_ways(
 # %% ../../../nbs/course/pcs/19_all_conv.ipynb #6e14f632
 def count_matrix_products(
     model, # Any network
-    x, # A batch for it
+    x:torch.Tensor, # A batch for it
 )->int:
     "Count the kinds of matrix products that a network runs: none if it has no dense layer"
     return len({'linear', 'matmul', 'mm', 'addmm', 'bmm', 'baddbmm', 'einsum'} & set(operations_of(model, x)))

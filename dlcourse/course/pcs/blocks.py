@@ -133,8 +133,8 @@ def skips(trial):
 
 # %% ../../../nbs/course/pcs/22_blocks.ipynb #ee1ab05b
 def sum_fails(
-    net, # A network
-    x, # A batch
+    net:nn.Module, # A network
+    x:torch.Tensor, # A batch
 )->bool:
     "Try the network on a batch: does a sum of unequal shapes stop it?"
     try: net(x)

@@ -9,29 +9,32 @@ __all__ = ['core_sizes', 'ways', 'core_set_expectations', 'main_components', 'dr
            'draw_core_sets', 'core_sets']
 
 # %% ../../../nbs/course/pcs/04_core_sets.ipynb #34919988
-import numpy as np
+import numpy as np, torch
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
+from ...core import CourseError
 from ..experiment import experiment
 from ..records import mean_line, values
 from ...data.core_sets import covering_radius, diverse, herding, k_center
 from ...data.sources import load
 from ...insight.curves import colors, panels, tidy
+from ...values.door import check_calls, shown
 
 # %% ../../../nbs/course/pcs/04_core_sets.ipynb #6f172d05
 def main_components(
-    x, # Images to choose from, (N, ...)
-    x_test, # Test images
-    dims:int, # Number of components, at least 1
+    x:torch.Tensor, # Whole numbers: images to choose from, (N, C, ...)
+    x_test:torch.Tensor, # Whole numbers: test images of the same size, (M, C, ...)
+    dims:int, # Number of components, at least 1 and at most N
 )->tuple: # Two arrays, (N, dims) and (N_test, dims)
     "Main components of the pixels, found on `x` alone"
     rows, rows_test = x.flatten(1).numpy()/255, x_test.flatten(1).numpy()/255
+    if rows.shape[1] != rows_test.shape[1]: raise CourseError(f'x_test must have images of the size of x, got {shown(x_test)}')
     pca = PCA(dims, svd_solver='full').fit(rows)
     return pca.transform(rows), pca.transform(rows_test)
 
 # %% ../../../nbs/course/pcs/04_core_sets.ipynb #76aad0e8
 def drawn(
-    features, # Rows of features (N, F)
+    features:np.ndarray, # Features of each example, (N, F)
     k:int, # Number of examples, from 1 to N
     seed:int=1,
 )->np.ndarray: # Positions, (k,)
@@ -40,13 +43,14 @@ def drawn(
 
 # %% ../../../nbs/course/pcs/04_core_sets.ipynb #603e958e
 def accuracies(
-    rows, # Positions in the order of choice
-    ks, # Numbers of examples to learn from: the first so many of `rows`
+    rows:np.ndarray, # Positions in the order of choice, (K,), below N
+    ks:tuple[int, ...], # Numbers of examples to learn from, at least 1: the first so many of `rows`
     train:tuple, # Features (N, F) and labels (N,)
-    test:tuple, # The same of the test images
+    test:tuple, # Features (M, F) and labels (M,) of the test images
 )->list: # Test accuracy for each of `ks`
     "Test accuracy of a logistic regression that learns from the first `k` chosen examples"
     x, y = train
+    if len(ks) and len(set(y[rows[:min(ks)]].tolist())) < 2: raise CourseError('the first of rows must be of two classes or more')
     return [LogisticRegression(max_iter=1000).fit(x[rows[:k]], y[rows[:k]]).score(*test) for k in ks]
 
 # %% ../../../nbs/course/pcs/04_core_sets.ipynb #801e8589
@@ -56,7 +60,7 @@ ways = ('random draws', 'k-centre', 'herding', 'diversity')
 # %% ../../../nbs/course/pcs/04_core_sets.ipynb #61822476
 def choose_by(
     way:str, # One of `ways`
-    features, # Rows of features (N, F)
+    features:np.ndarray, # Features of each example, (N, F)
     k:int, # Number of examples, from 1 to N
     seed:int=1, # Seed of the random draws; the other ways have no chance in them
 )->np.ndarray: # Positions in the order of choice, (k,)
@@ -65,7 +69,7 @@ def choose_by(
     return {'k-centre': k_center, 'herding': herding, 'diversity': diverse}[way](features, k)
 
 # %% ../../../nbs/course/pcs/04_core_sets.ipynb #2477664e
-def better_at(r, first, second, k): return r[first][f'accuracy at {k}'] > r[second][f'accuracy at {k}']
+def better_at(r, first:str, second:str, k:int): return r[first][f'accuracy at {k}'] > r[second][f'accuracy at {k}']
 
 # %% ../../../nbs/course/pcs/04_core_sets.ipynb #9e7f0c54
 core_set_expectations = {
@@ -113,9 +117,6 @@ def core_sets(trial):
     rarest = int(np.bincount(train[1][rows[:100]], minlength=10).min())
     return {**{f'accuracy at {k}': a for k,a in zip(sizes, found)}, 'accuracy_by_k': found,
             'radius at 100': covering_radius(z, rows[:100]), 'examples of the rarest class in 100': rarest}
-
-# %% ../../../nbs/course/pcs/04_core_sets.ipynb #bd34e462
-from dlcourse.values.door import check_calls
 
 # %% ../../../nbs/course/pcs/04_core_sets.ipynb #23cfa906
 check_calls(globals(), own=True)

@@ -12,6 +12,8 @@ __all__ = ['ensemble_expectations', 'ways', 'trained_member', 'answers_of', 'dis
 from itertools import combinations
 import numpy as np, torch
 from fastai.learner import Learner
+from torch import nn
+from ...core import CourseError
 from ..experiment import Trial, experiment, watched
 from ..mac.pair import evaluate_on
 from ..records import dots, values
@@ -21,6 +23,7 @@ from ...insight.curves import colors, panels, tidy
 from ...training.ensembles import EnsembleNet, cosine_cycles, ensemble, snapshot_ensemble
 from ...training.lean import sgd
 from ...training.learner import learner_for
+from ...values.door import check_calls, shown
 
 # %% ../../../nbs/course/pcs/16_ensembles.ipynb #4c600cd2
 def trained_member(
@@ -38,16 +41,17 @@ def trained_member(
 # %% ../../../nbs/course/pcs/16_ensembles.ipynb #123be593
 def answers_of(
     learn, # A `Learner`, for its data
-    net, # The network that answers
+    net:nn.Module, # The network that answers
 )->torch.Tensor: # (N, K)
     "Return the probabilities that a network gives to the test images"
     return evaluate_on(Learner(learn.dls, net, loss_func=learn.loss_func)).preds
 
 # %% ../../../nbs/course/pcs/16_ensembles.ipynb #1f695b69
 def disagreement(
-    answers, # Class by member and example, (M, N)
+    answers:torch.Tensor, # Whole numbers: class by member and example, (M, N)
 )->float: # 0 to 1
     "Return the share of examples on which two members answer differently, as a mean over the pairs"
+    if len(answers) < 2: raise CourseError(f'answers must be those of at least two members, got {shown(answers)}')
     return float(np.mean([(a != b).float().mean().item() for a,b in combinations(answers, 2)]))
 
 # %% ../../../nbs/course/pcs/16_ensembles.ipynb #58af7c22
@@ -143,9 +147,6 @@ def ensembles(trial):
     learn = trained_way(trial, dls_for(trial.pick('fashion_mini', 'fashion_mnist'), **data))
     members = member_figures(learn) if isinstance(learn.model, EnsembleNet) else {}
     return members | judged_answers(learn)
-
-# %% ../../../nbs/course/pcs/16_ensembles.ipynb #4586ac9d
-from dlcourse.values.door import check_calls
 
 # %% ../../../nbs/course/pcs/16_ensembles.ipynb #c6157028
 check_calls(globals(), own=True)

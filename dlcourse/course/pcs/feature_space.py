@@ -13,6 +13,7 @@ __all__ = ['means_expectations', 'counts', 'space_expectations', 'sets', 'projec
 # %% ../../../nbs/course/pcs/02_feature_space.ipynb #f19e97d2
 import numpy as np
 from sklearn.manifold import trustworthiness
+from ...core import CourseError
 from ..experiment import Trial, experiment
 from ..records import dots, mean_line, values
 from ...data.sampling import n_per_class
@@ -24,7 +25,7 @@ from ...insight.embedding import methods
 def blobs(
     seed:int,
     m:int=2, # Number of features, at least 1
-    sizes:tuple=(60, 30, 10), # Samples of each class
+    sizes:tuple[int, ...]=(60, 30, 10), # Samples of each class, at least 1; at least one class
     spread:float=1., # Standard deviation of each feature within a class, at least 0
 )->tuple: # X (n, m) and y (n,)
     "Draw normally distributed classes around random centers"
@@ -34,17 +35,18 @@ def blobs(
 
 # %% ../../../nbs/course/pcs/02_feature_space.ipynb #a6898935
 def class_means(
-    X, # Features, (n, m)
-    y, # Classes, whole numbers from 0, (n,); every class has at least one sample
+    X:np.ndarray, # Features, (n, m)
+    y:np.ndarray, # Classes, whole numbers from 0, (n,); every class has at least one sample
 ): # (k, m)
     "Mean of the samples of each class"
     Y = np.eye(max(y) + 1)[y]
+    if not Y.any(0).all(): raise CourseError(f'y must have a sample of every class from 0 to {max(y)}, got none of {Y.any(0).argmin()}')
     return (Y.T @ X)/Y.sum(0)[:, None]
 
 # %% ../../../nbs/course/pcs/02_feature_space.ipynb #a49db344
 def farthest_samples(
-    X, # Features, (n, m)
-    y, # Classes, whole numbers from 0, (n,)
+    X:np.ndarray, # Features, (n, m)
+    y:np.ndarray, # Classes, whole numbers from 0, (n,)
 ): # (k,)
     "For each class, the index of the sample that is farthest from the class mean"
     far = np.linalg.norm(X - class_means(X, y)[y], axis=1)
@@ -53,11 +55,11 @@ def farthest_samples(
 # %% ../../../nbs/course/pcs/02_feature_space.ipynb #82dfba78
 def draw_space(
     ax, # matplotlib axes
-    points, # Samples in the plane, (n, 2)
-    y, # Classes, (n,)
-    means, # Class means in the plane, (k, 2)
-    mean, # Mean of all samples in the plane, (2,)
-    far=(), # Indices of samples to be circled
+    points:np.ndarray, # Samples in the plane, (n, 2)
+    y:np.ndarray, # Classes, (n,), below k
+    means:np.ndarray, # Class means in the plane, (k, 2)
+    mean:np.ndarray, # Mean of all samples in the plane, (2,)
+    far:np.ndarray=(), # Indices of samples to be circled, (f,), below n
 ):
     "Draw samples by class, the class means (diamonds) and the mean of all samples (star)"
     palette = [colors[c] if len(means) <= len(colors) else f'C{c}' for c in range(len(means))]
@@ -68,8 +70,8 @@ def draw_space(
 
 # %% ../../../nbs/course/pcs/02_feature_space.ipynb #adf7ef96
 def place(
-    X, # Features, (n, m)
-    y, # Classes, (n,)
+    X:np.ndarray, # Features, (n, m)
+    y:np.ndarray, # Classes, whole numbers from 0, (n,)
     method:str, # 'pca' or 'tsne'
     seed:int=42, # Seed of t-SNE
 )->tuple: # Points (n, 2), class means (k, 2) and mean (2,), all in the plane
@@ -90,7 +92,7 @@ def digit_features(
 
 # %% ../../../nbs/course/pcs/02_feature_space.ipynb #453a9b6a
 def mean_distances(
-    means, # (k, m)
+    means:np.ndarray, # Class means, (k, m)
 ): # (k(k - 1)/2,)
     "Distances between all pairs of class means"
     i, j = np.triu_indices(len(means), 1)
@@ -98,24 +100,26 @@ def mean_distances(
 
 # %% ../../../nbs/course/pcs/02_feature_space.ipynb #d4ab3b91
 def faithfulness(
-    X, # Features, (n, m)
-    y, # Classes, (n,)
-    points, # The samples in the plane, (n, 2)
-    means, # The class means in the plane, (k, 2)
+    X:np.ndarray, # Features, (n, m)
+    y:np.ndarray, # Classes, whole numbers from 0, (n,)
+    points:np.ndarray, # Samples in the plane, (n, 2)
+    means:np.ndarray, # Class means in the plane, (k, 2)
 )->dict: # 'neighbors', 'distances' and 'off'
     "How well the plane keeps neighbors and the distances of class means, and how far a class mean is placed from the middle of its points"
     from scipy.stats import spearmanr
+    if len(X) < 11: raise CourseError(f'X must have at least 11 samples, since five neighbors of each are looked at, got {len(X)}')
     distances = spearmanr(mean_distances(class_means(X, y)), mean_distances(means)).statistic
     off = np.linalg.norm(class_means(points, y) - means, axis=1).mean()/points.std()
     return dict(neighbors=trustworthiness(X, points), distances=distances, off=off)
 
 # %% ../../../nbs/course/pcs/02_feature_space.ipynb #cbd3b9f7
 def loops(
-    X, # Features, (n, m)
-    y, # Classes, (n,)
+    X:np.ndarray, # Features, (n, m)
+    y:np.ndarray, # Classes, whole numbers from 0, (n,)
 )->tuple: # Class means (k, m) and indices (k,)
     "Class means and farthest samples, sample by sample as their formulas say"
     rows = [[i for i in range(len(y)) if y[i] == c] for c in range(max(y) + 1)]
+    if not all(rows): raise CourseError(f'y must have a sample of every class from 0 to {max(y)}')
     means = [sum(X[i] for i in r)/len(r) for r in rows]
     far = [max(r, key=lambda i: sum((X[i] - mean)**2)) for r,mean in zip(rows, means)]
     return np.array(means), np.array(far)
@@ -144,7 +148,7 @@ def means_checked(trial):
 counts = (10, 40, 160, 640)
 
 # %% ../../../nbs/course/pcs/02_feature_space.ipynb #c790f395
-def rms(r, n):
+def rms(r, n:int):
     "Root mean square, over the seeds, of the distance between class means and centers with `n` samples a class"
     return np.sqrt(np.mean(np.square(r.by_seed[str(n)]['distance'])))
 
@@ -192,7 +196,7 @@ def many_features(
 
 # %% ../../../nbs/course/pcs/02_feature_space.ipynb #e92797d9
 sets = ('blobs', 'digits')
-def better(r, figure, first, second):
+def better(r, figure:str, first:str, second:str):
     "Is the mean of `figure` larger with the method `first` than with `second`, for both sets?"
     return all(r[f'{s} {first}'][figure] > r[f'{s} {second}'][figure] for s in sets)
 

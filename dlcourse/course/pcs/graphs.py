@@ -11,10 +11,12 @@ __all__ = ['expressions', 'expected_operations', 'graph_expectations', 'path_exp
 
 # %% ../../../nbs/course/pcs/07_graphs.ipynb #505b4d2e
 import torch
+from collections.abc import Callable
+from ...core import choose
 from ..experiment import Trial, experiment
 from ...insight.curves import panels, tidy
 from ...insight.graph_pictures import draw_graph
-from ...insight.graphs import autograd_derivative, count_paths, graph_of, path_sum, path_table, totals
+from ...insight.graphs import Graph, autograd_derivative, count_paths, graph_of, path_sum, path_table, totals
 
 # %% ../../../nbs/course/pcs/07_graphs.ipynb #e4338ad0
 expressions = {
@@ -50,8 +52,12 @@ def by_formula(
                 gamma=(x - mu)/sigma, delta=each)
 
 # %% ../../../nbs/course/pcs/07_graphs.ipynb #1eceb5d2
-def largest_difference(graph, one, other):
-    "The largest difference between two derivatives, over all inputs of `graph`; `one` and `other` are functions of a name"
+def largest_difference(
+    graph:Graph,
+    one:Callable, # Function of the name of an input that returns a derivative
+    other:Callable, # Another one
+)->float:
+    "The largest difference between two derivatives, over all inputs of a graph"
     return max(float((one(o.name) - other(o.name)).abs().max()) for o in graph.inputs)
 
 # %% ../../../nbs/course/pcs/07_graphs.ipynb #32da3832
@@ -102,8 +108,14 @@ def ladder(
     return f
 
 # %% ../../../nbs/course/pcs/07_graphs.ipynb #01190fcf
-def by_a_small_change(f, values, name, step=1e-5):
+def by_a_small_change(
+    f:Callable, # Function of the inputs that returns a dictionary, the result last
+    values:dict[str, float], # Values of the inputs
+    name:str, # One of the inputs
+    step:float=1e-5, # Above 0
+)->float:
     "The derivative of the last value of `f` by an input, from a small step to both sides"
+    choose(name, values, 'input')
     def last(v): return list(f(**{k: torch.tensor(o, dtype=torch.float64) for k,o in v.items()}).values())[-1]
     up, down = (last({**values, name: values[name] + s}) for s in (step, -step))
     return float(up - down)/(2*step)

@@ -10,6 +10,7 @@ __all__ = ['kinds', 'landscape_expectations', 'train_with_path', 'first_crossing
 
 # %% ../../../nbs/course/pcs/21_landscape.ipynb #e02161e5
 import numpy as np
+from ...core import CourseError
 from ..experiment import Trial, experiment, watched
 from ..mac.pair import evaluate_on
 from ..records import dots, mean_line, values
@@ -35,28 +36,30 @@ def train_with_path(
 
 # %% ../../../nbs/course/pcs/21_landscape.ipynb #e2b6c635
 def first_crossing(
-    t, # Distances from the centre, rising, (N,)
-    loss, # Losses there, (N,)
+    t:np.ndarray, # Distances from the centre, rising, (N,)
+    loss:np.ndarray, # Losses there, (N,)
     bound:float, # A loss of at least `loss[0]`
 )->float: # The last distance if the loss stays below the bound
     "Find the distance at which the loss first crosses a bound, between two points by a straight line"
-    above = np.flatnonzero(np.asarray(loss) > bound)
+    if bound < loss[0]: raise CourseError(f'bound must be at least the first loss, {loss[0]:g}, got {bound:g}')
+    if (np.diff(t) <= 0).any(): raise CourseError('t must be rising')
+    above = np.flatnonzero(loss > bound)
     if not len(above): return float(t[-1])
     i = above[0]
     return float(np.interp(bound, loss[i-1:i+1], t[i-1:i+1]))
 
 # %% ../../../nbs/course/pcs/21_landscape.ipynb #de3776d3
 def two_sides(
-    loss, # Losses along a line, an odd number of them
+    loss:np.ndarray, # Losses along a line, an odd number of them, (N,)
 )->tuple: # Two arrays, each from the centre outwards
     "Cut a line at its centre"
-    loss = np.asarray(loss)
+    if len(loss) % 2 == 0: raise CourseError(f'a line of losses must have an odd number of points, got {len(loss)}')
     centre = len(loss)//2
     return loss[centre:], loss[centre::-1]
 
 # %% ../../../nbs/course/pcs/21_landscape.ipynb #17263dde
 def radius_of(
-    lines, # Lines of losses, each of an odd number of points
+    lines:np.ndarray, # Losses, an odd number for each line, (L, N)
     span:float=1., # Above 0: the lines go from -`span` to `span`
     rise:float=0.5, # How much the loss may rise, above 0
 )->float:
@@ -66,7 +69,7 @@ def radius_of(
 
 # %% ../../../nbs/course/pcs/21_landscape.ipynb #4a8d0f69
 def downhill_share(
-    lines, # Lines of losses, each of an odd number of points
+    lines:np.ndarray, # Losses, an odd number for each line, (L, N)
 )->float: # 0 to 1
     "Count the share of outward steps that go down"
     return float(np.mean([np.diff(side) < 0 for line in lines for side in two_sides(line)]))
@@ -109,7 +112,7 @@ landscape_expectations = {
 # %% ../../../nbs/course/pcs/21_landscape.ipynb #b666535a
 def shape_of_loss(
     learn, # A trained `Learner` for ten classes
-    kept, # The `KeepWeights` of its training
+    kept:KeepWeights, # That of its training
     points:int=21, # Points of each line, odd
     side:int=13, # Points along each side of the plane
 )->dict: # Figures

@@ -42,7 +42,7 @@ def study_epochs(
 def drawn_accuracy(
     x:np.ndarray, # Features of several layers (n, d)
     y:np.ndarray, # Class numbers (n,)
-    k:int, # Features to draw, at most d
+    k:int, # Features to draw, from 1 to d
     seed:int, # Seed of the draws and of the cross-validation
     draws:int=5, # At least 1
 )->float: # Mean over the draws, 0 to 1
@@ -122,7 +122,7 @@ def whole_map_accuracy(
 
 # %% ../../../nbs/course/pcs/14_layers.ipynb #fc1c427d
 def never_falls(
-    curves, # One list of values by layer for each seed
+    curves:np.ndarray, # Numbers by layer, a row for each seed (S, L)
     by:float, # Largest fall that is let pass
 )->bool:
     "Check that the mean over the seeds falls by at most `by` from each layer to the next"

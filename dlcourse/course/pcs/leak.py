@@ -18,6 +18,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
+from ...core import CourseError
 from ..experiment import Trial, experiment
 from ..records import dots, values
 from ...insight.curves import colors, panels, tidy
@@ -26,24 +27,32 @@ from ...insight.curves import colors, panels, tidy
 classifiers = {'OLS': RidgeClassifier(alpha=0, solver='svd'), 'SVM': SVC(),
                'boosting': GradientBoostingClassifier(n_estimators=20, random_state=0), '1-NN': KNeighborsClassifier(1)}
 
+# %% ../../../nbs/course/pcs/01_leak.ipynb #39639670
+def _check_folds(y):
+    "Raise `CourseError` for labels that can't be spread over five folds"
+    counts = np.unique(y, return_counts=True)[1]
+    if len(counts) < 2 or counts.min() < 5: raise CourseError('y must have two classes or more, each of at least five samples')
+
 # %% ../../../nbs/course/pcs/01_leak.ipynb #39639680
 def leaky_accuracy(
     prepare, # A scikit-learn transformer, such as `StandardScaler()`
     model, # A scikit-learn classifier
-    X, # Features, (n, m)
-    y, # Labels, (n,)
+    X:np.ndarray, # Features, (n, m)
+    y:np.ndarray, # Labels, (n,), whole numbers from 0
 )->float:
     "Mean accuracy over five folds if `prepare` has seen all samples, test samples too"
+    _check_folds(y)
     return cross_val_score(model, prepare.fit_transform(X, y), y, cv=5).mean()
 
 # %% ../../../nbs/course/pcs/01_leak.ipynb #73586406
 def clean_accuracy(
     prepare, # A scikit-learn transformer, such as `StandardScaler()`
     model, # A scikit-learn classifier
-    X, # Features, (n, m)
-    y, # Labels, (n,)
+    X:np.ndarray, # Features, (n, m)
+    y:np.ndarray, # Labels, (n,), whole numbers from 0
 )->float:
     "Mean accuracy over five folds if `prepare` learns from the training samples of each fold alone"
+    _check_folds(y)
     return cross_val_score(make_pipeline(prepare, model), X, y, cv=5).mean()
 
 # %% ../../../nbs/course/pcs/01_leak.ipynb #4d619cf5
@@ -74,7 +83,7 @@ chance = dict(scaling=1/5, selection=1/2)
 leak_variants = tuple(f'{task} {model} {order}' for task in chance for model in classifiers for order in orders)
 
 # %% ../../../nbs/course/pcs/01_leak.ipynb #c7d31a64
-def seed_differences(r, task, model):
+def seed_differences(r, task:str, model:str):
     "For each seed, the accuracy with the leak minus the one in a Pipeline"
     return r.difference(f'{task} {model} leak', f'{task} {model} Pipeline', 'accuracy').values
 

@@ -36,8 +36,8 @@ def train_with_blocks(
 # %% ../../../nbs/course/pcs/23_lesions.ipynb #b025d277
 def refreshed_without_each(
     learn, # A trained `Learner`
-    names, # Names of its blocks
-    judge, # A `Judge` of it
+    names:list[str], # Names of its blocks
+    judge:Judge, # One of it
 )->list: # Test accuracy for each block
     "Erase each block and let the batch norms collect their statistics again on the training images; all is put back"
     images, found = learn.dls.train.new(shuffle=False, drop_last=False), []

@@ -23,7 +23,7 @@ from ...insight.curves import colors, panels, tidy
 
 # %% ../../../nbs/course/pcs/03_more_features.ipynb #eb434e8c
 def relu_features(
-    x, # Rows of numbers (N, F), centred
+    x:np.ndarray, # Features (N, F), centred
     m:int, # Number of features with the intercept, at least 2
     seed:int=1, # The same seed gives the same first features for any `m`
 ): # Array (N, m - 1)
@@ -47,7 +47,7 @@ def odd_or_even(
 # %% ../../../nbs/course/pcs/03_more_features.ipynb #e648221d
 def errors_of(
     model, # A regression of scikit-learn
-    data:tuple, # x, y, x_test, y_test of `odd_or_even`
+    data:tuple, # Of `odd_or_even`: x (n, F), y (n,), x_test (t, F), y_test (t,)
     m:int, # Number of features with the intercept, at least 2
     seed:int=1, # Seed of the features
 )->tuple: # Mean squared error on the training and on the test images
@@ -88,7 +88,7 @@ def chosen_by_cv(
     return GridSearchCV(make_pipeline(PCA(svd_solver='full'), LinearRegression()), dict(pca__n_components=counts))
 
 # %% ../../../nbs/course/pcs/03_more_features.ipynb #b0282ea7
-def never_above(r, name, times):
+def never_above(r, name:str, times:float):
     "Is the test error of `name` at m = n at most `times` its error at half as many features, in every seed?"
     half, one = ratios.index(0.5), ratios.index(1)
     return all(o[one] <= times*o[half] for o in r.by_seed[name]['test_by_ratio'])

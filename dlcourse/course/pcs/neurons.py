@@ -14,6 +14,7 @@ from ..experiment import Trial, experiment
 from ..mac.pair import evaluate_on, train_one_cycle
 from .random_labels import few_images
 from ..records import dots, mean_line, values
+from ...data.arrays import Examples
 from ...data.blocks import dls_for
 from ...insight.cost import cost, latency
 from ...insight.curves import colors, panels, tidy
@@ -23,7 +24,7 @@ from ...training.learner import learner_for
 # %% ../../../nbs/course/pcs/12_neurons.ipynb #094b50ac
 def train_spread(
     trial:Trial,
-    ex, # `Examples`
+    ex:Examples,
     n:int, # Neurons of each of two layers
     k:int, # Layers to spread them over
     epochs:int,
@@ -50,7 +51,7 @@ def costs_of(
     return dict(counts, **{o: float(v) for o,v in times.items()}, batch_ms=batch.ms, batch_low=batch.low, batch_high=batch.high)
 
 # %% ../../../nbs/course/pcs/12_neurons.ipynb #f7851739
-def is_falling(r, figure, names=tuple(spreads)[1:]):
+def is_falling(r, figure:str, names:tuple[str, ...]=tuple(spreads)[1:]):
     "Does each network have less than the one before it, on average?"
     return all(r[a][figure] > r[b][figure] for a,b in zip(names, names[1:]))
 

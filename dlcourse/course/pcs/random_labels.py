@@ -13,6 +13,7 @@ from dataclasses import replace
 from functools import lru_cache
 import numpy as np, torch
 from fastai.callback.core import Callback, CancelFitException
+from ...core import choose
 from ..experiment import Trial, experiment, watched
 from ..records import mean_line, values
 from ...data.arrays import Examples
@@ -84,6 +85,7 @@ def share_of(
     variant:str, # A name of `names_of`, or of `regularisers`
 )->float: # 0 to 1
     "Share of the labels that a variant draws again"
+    choose(variant, [*names_of(), *names_of('clothes, '), *regularisers], 'variant')
     return 1. if variant in regularisers else float(variant.removeprefix('clothes, ').split('%')[0])/100
 
 # %% ../../../nbs/course/pcs/06_random_labels.ipynb #a8be596e
@@ -99,7 +101,7 @@ def few_images(
     return replace(ex, x=ex.x[rows], y=ex.y[rows])
 
 # %% ../../../nbs/course/pcs/06_random_labels.ipynb #75c27066
-def is_rising(values): return all(a < b for a,b in zip(values, values[1:]))
+def is_rising(values:list[float]): return all(a < b for a,b in zip(values, values[1:]))
 
 # %% ../../../nbs/course/pcs/06_random_labels.ipynb #b7a12f66
 random_expectations = {

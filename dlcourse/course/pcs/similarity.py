@@ -30,8 +30,8 @@ chain_widths, chain_layers = (16, 16, 16, 32, 32, 32, 48, 48), tuple('01234567')
 def conv_chain(
     n_in:int=1, # Channels of the images
     n_out:int=10, # Number of classes
-    widths=chain_widths, # Channels of each convolution
-    halve=(0, 3), # Positions of the convolutions that halve the size of the maps
+    widths:tuple[int, ...]=chain_widths, # Channels of each convolution, 1 to 100000, at least one
+    halve:tuple[int, ...]=(0, 3), # Positions of the convolutions that halve the size of the maps, at least 0
 )->nn.Sequential: # Its layers are called '0', '1', and so on
     "Make a network of convolutions with batch normalisation and ReLU, a mean over the positions, and a dense layer"
     layers = [conv_layer(a, b, pooling='stride' if i in halve else None) for i,(a,b) in enumerate(zip([n_in, *widths], widths))]
@@ -59,7 +59,7 @@ def prepared_layers(
     learn, # A `Learner` of a `conv_chain`
     seed:int, # Seed of the draw of examples
     n:int, # Test images
-    layers=chain_layers,
+    layers:tuple[str, ...]=chain_layers, # Names of layers, at least one
 )->dict: # Name of a way -> a list with an entry for each layer
     "Run the network, and prepare each layer for each way of comparing"
     acts = {pool: layer_activations(learn, layers, 'test', n, pool, seed).features for pool in (False, True)}
@@ -76,7 +76,7 @@ def similarity_matrix(
 
 # %% ../../../nbs/course/pcs/13_similarity.ipynb #ca5d1bcb
 def counterparts(
-    matrix:np.ndarray, # Similarity of each layer of a network with each of another
+    matrix:np.ndarray, # Similarity of each layer of a network with each of another, (L, L)
 )->np.ndarray: # For each layer 0, 0.5 or 1: found in neither direction, in one, in both
     "Say of each layer whether the most similar layer of the other network is the one at its own depth"
     own = np.arange(len(matrix))

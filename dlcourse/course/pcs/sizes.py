@@ -10,19 +10,20 @@ __all__ = ['study_sides', 'trained_on', 'sizes_expectations', 'choices_of', 'tru
            'look_until_sure', 'gain_over_mixture', 'rule_figures', 'both', 'draw_predicted', 'predicted_size']
 
 # %% ../../../nbs/course/pcs/20_sizes.ipynb #bc69d967
-import numpy as np, torch
+import numpy as np, pandas as pd, torch
+from collections.abc import Callable
 from ..experiment import Trial, experiment
 from ..mac.pair import train_one_cycle
 from ..records import mean_line, values
 from ...data.blocks import dls_for
 from ...insight.curves import colors, panels, tidy
-from ...insight.resolution import (RandomPart, RandomSize, best_mixture, cheapest_right, compare_size_rules, preds_at,
-                                         train_size_predictor)
+from ...insight.resolution import (RandomPart, RandomSize, SizedPreds, SizePredictor, best_mixture, cheapest_right,
+                                         compare_size_rules, preds_at, train_size_predictor)
 from ...training.learner import learner_for
 
 # %% ../../../nbs/course/pcs/20_sizes.ipynb #75455734
 def at_many_sizes(
-    sizes, # Sides in pixels, smallest first
+    sizes:tuple[int, ...], # Sides in pixels, 1 to 10000, smallest first, at least one
 )->list: # Transforms for `batch_tfms`
     "Make the transform that shows each training batch at one of several sizes, the largest twice as often"
     return [RandomSize([*sizes, sizes[-1]])]
@@ -46,7 +47,7 @@ def sized_learner(
     return train_one_cycle(trial, learner_for('cnn', dls, seed=trial.seed, filters=8, grid=1), epochs, 1e-2)
 
 # %% ../../../nbs/course/pcs/20_sizes.ipynb #ed7e5c70
-def lead_at(r, first, second, side):
+def lead_at(r, first:str, second:str, side:int):
     "Difference of two ways in test accuracy at one size, seed by seed"
     return r.difference(first, second, f'accuracy at {side}')
 
@@ -93,14 +94,14 @@ def any_resolution(trial):
 
 # %% ../../../nbs/course/pcs/20_sizes.ipynb #f110ae95
 def first_right(
-    right, # Whether each image is right at each size, bool (S, n), cheapest size first
+    right:np.ndarray, # Whether each image is right at each size, bool (S, n), cheapest size first
 )->list: # Number of a size for each image
     "Find the cheapest size at which each image is right, or the cheapest of all"
     return [next((s for s,o in enumerate(column) if o), 0) for column in right.T]
 
 # %% ../../../nbs/course/pcs/20_sizes.ipynb #2700f037
 def look_until_sure(
-    p, # A `SizedPreds`
+    p:SizedPreds,
     trust:float, # Probability of the class from which on the answer stands, at least 0; above 1 every size is looked at
 )->tuple: # Whether each image is right, bool (n,); FLOPs for each, (n,)
     "Look at one size after the other until the network is sure, and pay for every look"
@@ -111,9 +112,9 @@ def look_until_sure(
 
 # %% ../../../nbs/course/pcs/20_sizes.ipynb #b82691bc
 def gain_over_mixture(
-    p, # A `SizedPreds`
-    right, # Whether each image is right under a rule, bool (n,)
-    flops, # FLOPs that the rule spends on each, (n,)
+    p:SizedPreds,
+    right:np.ndarray, # Whether each image is right under a rule, bool (n,)
+    flops:np.ndarray, # Numbers of FLOPs that the rule spends on each, (n,)
 )->float: # Accuracy above the best mixture of fixed sizes for the same mean FLOPs
     "Judge a rule that chooses sizes"
     return float(right.mean() - best_mixture(flops.mean(), p.flops, p.accuracy) @ p.accuracy)
@@ -124,9 +125,9 @@ trusts = 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95
 
 # %% ../../../nbs/course/pcs/20_sizes.ipynb #d05adda6
 def rule_figures(
-    p, # A `SizedPreds` on test images
-    predictor, # A `SizePredictor`
-    table, # What `compare_size_rules` returned for them
+    p:SizedPreds, # On test images
+    predictor:SizePredictor,
+    table:pd.DataFrame, # From `compare_size_rules`, with the columns `accuracy`, `mflops` and `gain`
 )->dict: # Figures
     "Collect what each rule reaches at each trust, and its gain at a trust of 0.9"
     sure = {t: look_until_sure(p, t) for t in trusts}
@@ -140,7 +141,7 @@ def rule_figures(
                 predictor_share=float(predictor.flops/p.flops[0]), **{k: float(v) for k,v in gains.items()})
 
 # %% ../../../nbs/course/pcs/20_sizes.ipynb #687bf400
-def both(r, holds):
+def both(r, holds:Callable):
     "Does it hold for the figures of clothing and of photographs?"
     return all(holds(r[o]) for o in choices_of)
 

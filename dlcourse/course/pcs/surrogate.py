@@ -38,7 +38,7 @@ def trained_points(
 
 # %% ../../../nbs/course/pcs/11_surrogate.ipynb #266ee253
 def loss_of_trust(
-    unseen:pd.DataFrame, # Result of `predict_unseen`
+    unseen:pd.DataFrame, # Result of `predict_unseen`, with the columns `split`, `measured` and `predicted`
 )->float: # Mean over the splits
     "Accuracy lost by training only the point that is ranked first"
     lost = [o.measured.max() - o.measured[o.predicted.idxmax()] for _,o in unseen.groupby('split')]
@@ -46,7 +46,7 @@ def loss_of_trust(
 
 # %% ../../../nbs/course/pcs/11_surrogate.ipynb #7f3a8267
 def rank_outside(
-    table:pd.DataFrame, # A table of `trained_points`
+    table:pd.DataFrame, # A table of `trained_points`, with the columns `opt_func`, `init`, `lr`, `widths` and `value`
     kind:str, # 'gp', 'forest' or 'linear'
 )->float: # -1 to 1
     "Rank correlation for the largest third of the learning rates, predicted from the others"
@@ -56,7 +56,7 @@ def rank_outside(
 
 # %% ../../../nbs/course/pcs/11_surrogate.ipynb #6848f021
 def surrogate_figures(
-    table:pd.DataFrame, # A table of `trained_points`
+    table:pd.DataFrame, # A table of `trained_points`, with the columns `opt_func`, `init`, `lr`, `widths` and `value`
     kind:str, # 'gp', 'forest' or 'linear'
     seed:int=0, # Seeds the splits
 )->dict: # Numbers
@@ -69,7 +69,7 @@ def surrogate_figures(
 
 # %% ../../../nbs/course/pcs/11_surrogate.ipynb #b33f1f6e
 def limit_figures(
-    table:pd.DataFrame, # A table of `trained_points`
+    table:pd.DataFrame, # A table of `trained_points`, with the columns `opt_func`, `init`, `lr`, `widths`, `value` and `again`
     seed:int=0, # Seeds the splits
 )->dict: # Numbers, and the points themselves as lists of numbers
     "Judge the second training as a prediction of the first, on the same splits; the points are recorded with it"
@@ -83,8 +83,8 @@ def limit_figures(
 variants = {'Gaussian process': 'gp', 'forest': 'forest', 'linear': 'linear', 'trained again': None}
 
 # %% ../../../nbs/course/pcs/11_surrogate.ipynb #04fec7dd
-def mean_rank(r, variant): return r[variant]['rank_correlation']
-def every_seed(r, first, second):
+def mean_rank(r, variant:str): return r[variant]['rank_correlation']
+def every_seed(r, first:str, second:str):
     "Does `first` rank better than `second` for every seed?"
     return min(r.difference(first, second, 'rank_correlation').values) > 0
 

@@ -10,6 +10,7 @@ __all__ = ['v2_expectations', 'light_dropout', 'settings', 'reported_accuracy', 
            'second_network', 'third_network', 'plot_records', 'reaches', 'same_order', 'four_settings']
 
 # %% ../../../nbs/course/tp1/01_cifar10.ipynb #2a5f8715
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 import torch
@@ -27,7 +28,7 @@ from ...training.learner import learner_for
 
 # %% ../../../nbs/course/tp1/01_cifar10.ipynb #4273edc2
 def channel_figures(
-    x, # Images (N, 3, H, W), `uint8`
+    x:torch.Tensor, # Whole numbers: images (N, 3, H, W), `uint8`
 )->dict: # 'mean_red' … 'deviation_blue', from 0 to 1
     "Mean and standard deviation of each channel over all pixels"
     values = x.double().transpose(0, 1).flatten(1)/255
@@ -53,7 +54,7 @@ def data_page(trial):
 
 # %% ../../../nbs/course/tp1/01_cifar10.ipynb #65cc2af1
 def l2_adam(
-    params, # As fastai gives them
+    params:Iterable, # As fastai gives them
     lr:float=1e-3,
     wd:float=0., # Added to the gradient, as an L2 penalty
     **kwargs,
@@ -154,7 +155,7 @@ def third_network(trial):
 # %% ../../../nbs/course/tp1/01_cifar10.ipynb #4f98cef8
 def plot_records(
     records:dict, # Name -> (record, variant)
-    figures=('valid_loss_by_epoch', 'valid_accuracy_by_epoch'), # Curves to draw, a panel each
+    figures:tuple[str, ...]=('valid_loss_by_epoch', 'valid_accuracy_by_epoch'), # Curves to draw, a panel each
     ax=None, # Two matplotlib axes; a new figure if None
 ): # A matplotlib figure
     "Draw curves of recorded trials, the first seed of each"
@@ -171,7 +172,7 @@ settings = {'1': dict(lr=1e-3, dropout=0.3, wd=1e-4), '2': dict(lr=5e-4, dropout
 reported_accuracy = dict(zip(settings, (0.8313, 0.8223, 0.7848, 0.7069)))
 
 # %% ../../../nbs/course/tp1/01_cifar10.ipynb #15478f65
-def reaches(setting):
+def reaches(setting:str):
     "Make the check that a setting's test accuracy is at least the reported one"
     return lambda r: r[setting]['test_accuracy'] >= reported_accuracy[setting]
 

@@ -9,6 +9,7 @@ __all__ = ['shares', 'head', 'all_views', 'runs', 'fusions', 'images', 'features
            'Mirror', 'scratch', 'fine_tuned', 'at_least', 'land', 'fused', 'few_photographs']
 
 # %% ../../../nbs/course/tp1/02_eurosat.ipynb #146b7893
+from collections.abc import Callable
 from pathlib import Path
 import torch
 from fastai.data.external import fastai_cfg
@@ -27,7 +28,7 @@ shares = dict(valid=0.1) # Share of the training part
 def images(
     trial:Trial,
     size:int, # Pixels
-    data='eurosat',
+    data:str='eurosat', # Name of a data set
     **kwargs, # Further arguments of `dls_for`
 ):
     "Loaders for `trial`; quick ones hold a few of the shipped clothes"
@@ -61,7 +62,7 @@ def table_for(
     arch:str, # One network, or several joined by `+`: then their tables are joined
     learn, # A Learner of `arch`
     name:str, # Name of the file that keeps the table of one network; `NETWORK` in it is replaced by the network's name
-    views=all_views,
+    views:tuple[Callable, ...]=all_views, # Ways to look at an image, at least one
 ):
     "The table of features that `learn` trains on"
     if '+' not in arch:
@@ -75,8 +76,8 @@ def frozen(
     trial:Trial,
     arch:str, # One network, or several joined by `+`
     size:int=224, # Pixels
-    data='eurosat',
-    views=all_views, # The first one as it is
+    data:str='eurosat', # Name of a data set
+    views:tuple[Callable, ...]=all_views, # Ways to look at an image, at least one; the first one as it is
     n_per_class:int=None, # Training images of each class; another choice for each seed
     **kwargs, # Further arguments of the network, passed to `learner_for`
 )->dict: # Figures
@@ -137,7 +138,7 @@ runs = {'alexnet, scratch': lambda t: scratch(t, 'alexnet', 6, 1e-3),
         'squeezenet1_1, frozen': lambda t: frozen(t, 'squeezenet1_1'),
         'mobilenet_v2, fine-tuned': lambda t: fine_tuned(t, 'mobilenet_v2')}
 
-def at_least(variant, value):
+def at_least(variant:str, value:float):
     "The expectation that the test accuracy of a variant is at least `value`"
     return lambda r: r[variant]['test_accuracy'] >= value
 

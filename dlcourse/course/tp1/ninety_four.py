@@ -13,11 +13,13 @@ import numpy as np, torch
 from fastai.callback.core import Callback
 from fastai.callback.schedule import ParamScheduler, SchedLin, combine_scheds
 from fastai.optimizer import OptimWrapper
+from ...core import CourseError
 from ..experiment import classifier_figures, experiment, watched
 from .cifar10 import cifar_learner
 from ...data.transforms import CropFlip
 from ...models.views import OverViews, as_is, mirrored, shifted
 from ...training.callbacks import LookaheadCallback
+from ...values.door import check_calls, shown
 
 # %% ../../../nbs/course/tp1/03_ninety_four.ipynb #654d13d2
 nesterov = partial(OptimWrapper, opt=partial(torch.optim.SGD, momentum=0.85, nesterov=True))
@@ -31,18 +33,19 @@ def weights_and_offsets(
 
 # %% ../../../nbs/course/tp1/03_ninety_four.ipynb #c5cc76ce
 def triangle(
-    lr, # The highest rate; an array for several groups of parameters
-    start:float=0.2, # Rate at the beginning, as a share of `lr`
-    end:float=0.07, # Rate at the end, as a share of `lr`
-    top:float=0.23, # Share of the fit after which it is reached
+    lr:float|np.ndarray, # The highest rate, above 0; an array for several groups of parameters
+    start:float=0.2, # Rate at the beginning, as a share of `lr`, at least 0
+    end:float=0.07, # Rate at the end, as a share of `lr`, at least 0
+    top:float=0.23, # Share of the fit after which it is reached, above 0 and below 1
 )->ParamScheduler:
     "A learning rate that rises and falls in a straight line"
+    if not (np.asarray(lr) > 0).all(): raise CourseError(f'lr must be above 0, got {shown(lr)}')
     return ParamScheduler(dict(lr=combine_scheds([top, 1 - top], [SchedLin(lr*start, lr), SchedLin(lr, lr*end)])))
 
 # %% ../../../nbs/course/tp1/03_ninety_four.ipynb #7e47675e
 class FixBias(Callback):
     "Keep the bias of the whitening layer fixed after some epochs"
-    def __init__(self, epochs=3): self.epochs = epochs
+    def __init__(self, epochs:int=3): self.epochs = epochs
     def before_epoch(self): self.learn.model.body.whiten.bias.requires_grad_(self.epoch < self.epochs)
 
 # %% ../../../nbs/course/tp1/03_ninety_four.ipynb #aca6aeea
@@ -59,9 +62,6 @@ def ninety_four(trial):
     with watched(trial, learn): learn.fit(trial.pick(1, 16), cbs=[LookaheadCallback(), FixBias(), triangle(rates)])
     learn.model = OverViews(learn.model, six_views)
     return classifier_figures(learn, ('valid', 'test'))
-
-# %% ../../../nbs/course/tp1/03_ninety_four.ipynb #52357db6
-from dlcourse.values.door import check_calls
 
 # %% ../../../nbs/course/tp1/03_ninety_four.ipynb #ed6c80c3
 check_calls(globals(), own=True)
