@@ -115,7 +115,8 @@ def draw_windows(
     axs = panels(2, None, width=5, height=2.9, ncols=1)
     for ax,regulariser in zip(axs, regularisers):
         for i,end in enumerate(('', ', restarted')):
-            found = {w: values(record, (w if w == 'never' else f'{regulariser} {w}') + end, 'test_accuracy') for w in windows}
+            names = {w: (w if w == 'never' else f'{regulariser} {w}') + end for w in windows}
+            found = {w: values(record, o, 'test_accuracy') if o in record['variants'] else [] for w,o in names.items()}
             dots(ax, found, colors[i], 0.24*i - 0.12)
             ax.plot([], [], 'o', color=colors[i], label=end[2:] or 'one fall')
         tidy(ax, f'test accuracy: {regulariser}', 'window')

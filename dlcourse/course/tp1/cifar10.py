@@ -28,7 +28,7 @@ from ...training.learner import learner_for
 
 # %% ../../../nbs/course/tp1/01_cifar10.ipynb #4273edc2
 def channel_figures(
-    x:torch.Tensor, # Whole numbers: images (N, 3, H, W), `uint8`
+    x:torch.Tensor, # Whole numbers: images (N, C, H, W), `uint8`, of one channel or three
 )->dict: # 'mean_red' … 'deviation_blue', from 0 to 1
     "Mean and standard deviation of each channel over all pixels"
     values = x.double().transpose(0, 1).flatten(1)/255
