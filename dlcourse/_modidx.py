@@ -4708,6 +4708,7 @@ d = { 'settings': { 'branch': 'main',
                                        'dlcourse.values.kinds.of_kind': ('values/kinds.html#of_kind', 'dlcourse/values/kinds.py'),
                                        'dlcourse.values.kinds.of_limits': ('values/kinds.html#of_limits', 'dlcourse/values/kinds.py'),
                                        'dlcourse.values.kinds.of_shapes': ('values/kinds.html#of_shapes', 'dlcourse/values/kinds.py'),
+                                       'dlcourse.values.kinds.of_sizes': ('values/kinds.html#of_sizes', 'dlcourse/values/kinds.py'),
                                        'dlcourse.values.kinds.refused': ('values/kinds.html#refused', 'dlcourse/values/kinds.py'),
                                        'dlcourse.values.kinds.shapes_of': ('values/kinds.html#shapes_of', 'dlcourse/values/kinds.py'),
                                        'dlcourse.values.kinds.take_one': ('values/kinds.html#take_one', 'dlcourse/values/kinds.py')}}}

@@ -12,13 +12,14 @@ __all__ = ['inner', 'CourseError', 'shown', 'choose', 'Parameter', 'parameters_o
 import difflib, inspect, re
 from dataclasses import dataclass, is_dataclass
 from collections.abc import Mapping
-from functools import cache, wraps
+from functools import cache, partial, wraps
 import numpy as np, torch
 from fastcore.docments import docments
 from ..names import one_line
 from .glossary import a_table, glossary, kind_stated, of_course, of_records
-from .kinds import (Kind, a_path, axes_of, choices_of, columns_of, each_of_shapes, filled, finite, floating, from_zero, gapless,
-    in_words, is_too_long, kinds, kinds_of, limits_of, numeric, of_columns, of_shapes, places, shapes_of, take_one, truths, whole)
+from .kinds import (Kind, a_path, axes_of, choices_of, columns_of, each_of_shapes, filled, finite, floating, from_zero,
+    gapless, in_words, is_too_long, kinds, kinds_of, limits_of, numeric, of_columns, of_shapes, of_sizes, places, shapes_of,
+    take_one, truths, whole)
 
 # %% ../../nbs/values/03_door.ipynb #29afad75
 class CourseError(ValueError):
@@ -76,11 +77,12 @@ class Parameter:
     default:object # Its default, which is always allowed
     choices:tuple # The names that are allowed, where it is a name
     where:str # The function
+    listed:object=tuple # Function that returns the names that its page lists by now
 
     def __call__(self, v):
         "`v` as it will be used; raises `CourseError` if it isn't allowed"
         if v is self.default: return v
-        if self.choices and isinstance(v, str): return choose(v, self.choices, self.name)
+        if isinstance(v, str) and (choices := self.choices or self.listed()): return choose(v, choices, self.name)
         try: return take_one(v, self.allowed)
         except TypeError: pass
         raise CourseError(f'{self.name} must be {self.words}, got {shown(v)}: {self.remedy(v)}')
@@ -88,7 +90,7 @@ class Parameter:
     @property
     def words(self):
         "Everything that is allowed, in words"
-        words = ' or '.join(map(repr, self.choices)) or in_words(self.allowed)
+        words = ' or '.join(map(repr, self.choices or self.listed())) or in_words(self.allowed)
         return f'{words}, or None' if self.default is None and 'None' not in words else words
 
     def remedy(self, v):
@@ -113,7 +115,8 @@ _of_pages = {'Features|Points|Samples|(Class )?[Mm]eans?|Losses|Distances|Number
 
 def _array_kind(hint, comment, own):
     "Kind of array, or of several or a table on a page of the course, that a comment speaks of, or None"
-    if own and hint is tuple and len(axes_of(comment)) > 1: return each_of_shapes(gapless, shapes_of(comment))
+    axes = axes_of(comment) if own and hint is tuple else []
+    if axes: return each_of_shapes(gapless, shapes_of(comment)) if len(axes) > 1 else of_sizes(tuple(axes[0]))
     if own and getattr(hint, '__name__', '') == 'DataFrame' and columns_of(comment): return of_columns(columns_of(comment))
     named = (k for begin,k in _of_pages.items() if own and hint is np.ndarray and re.match(rf'({begin})\b', comment))
     return next(named, _arrays.get((hint, comment.split(' ')[0].rstrip(':,;'))))
@@ -152,10 +155,11 @@ def _parameter(p, comment, where, outside=False, of_class=False, own=False, name
     if array: hint = of_shapes(array, shaped) if shaped else array
     if 'None' in comment.split('. ')[0] and p.default is not None: hint = (*hint, None) if isinstance(hint, tuple) else (hint, None)
     limits = limits_of(comment) or limits_of(usual)
-    choices = choices_of(comment) or own and _listed_in(names, comment) or () if hint in (str, str|None) else ()
+    choices = choices_of(comment) if hint in (str, str|None) else ()
+    listed = partial(_listed_in, names, comment) if own and hint in (str, str|None) else tuple
     allowed = kinds_of(hint, limits, None if of_class else shapes_of(comment))
     if 'at least one' in comment: allowed = tuple(filled(o) if 'list' in o.what or 'dictionary' in o.what else o for o in allowed)
-    return Parameter(p.name, allowed, p.default, choices, where)
+    return Parameter(p.name, allowed, p.default, choices, where, listed)
 
 @cache
 def parameters_of(

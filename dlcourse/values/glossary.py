@@ -12,7 +12,7 @@ __all__ = ['a_learner', 'a_table', 'some_loaders', 'a_loader', 'a_module', 'an_a
            'a_color', 'a_colormap', 'an_imbalance', 'parts', 'a_folder', 'some_names', 'some_sizes', 'positive',
            'not_negative', 'a_share', 'a_fraction', 'one_or_each', 'share_or_each', 'number_or_pair', 'counts',
            'numbers', 'objects', 'glossary', 'a_record', 'a_trial', 'some_results', 'a_series', 'by_seed', 'a_row',
-           'some_rows', 'a_mean', 'of_records', 'stated', 'same_everywhere', 'of_course', 'kind_stated']
+           'some_rows', 'a_mean', 'of_records', 'stated', 'same_everywhere', 'some_vocab', 'of_course', 'kind_stated']
 
 # %% ../../nbs/values/02_glossary.ipynb #ac134a2a
 import inspect, matplotlib.colors, numpy as np, re, torch
@@ -312,6 +312,7 @@ def kind_stated(
     return next((kind for begin, kind in stated.items() if re.match(begin, comment)), None)
 
 same_everywhere = ('learn dls dl ax axs seed bs device n_in n_out filters widths activation augment batch_tfms data epochs loss_func lr '
-                   'opt_func part valid views vocab').split()
-of_course = {k: glossary[k] for k in same_everywhere} | dict(trial=(a_trial, ''), r=(some_results, ''))
+                   'opt_func part valid views').split()
+some_vocab = of_kind('a list of the names of classes', lambda v: v is not None and is_row(v) and len(v) > 0 and _vocab(v))
+of_course = {k: glossary[k] for k in same_everywhere} | dict(trial=(a_trial, ''), r=(some_results, ''), vocab=(some_vocab, ''))
 

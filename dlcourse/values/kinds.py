@@ -8,7 +8,7 @@ Docs: https://dlcourse.github.io/dlcourse/values/kinds.html.md"""
 __all__ = ['a_path', 'an_array', 'a_tensor', 'floating', 'whole', 'numeric', 'kinds', 'finite', 'gapless', 'from_zero', 'places',
            'truths', 'Limits', 'limits_of', 'choices_of', 'shapes_of', 'axes_of', 'columns_of', 'refused', 'as_whole',
            'as_number', 'Kind', 'of_kind', 'is_row', 'is_too_long', 'as_on_disk', 'filled', 'of_class', 'of_limits',
-           'of_shapes', 'each_of_shapes', 'of_columns', 'kinds_of', 'in_words', 'take_one']
+           'of_shapes', 'each_of_shapes', 'of_sizes', 'of_columns', 'kinds_of', 'in_words', 'take_one']
 
 # %% ../../nbs/values/01_kinds.ipynb #75780acf
 import math, numbers, operator, os, re
@@ -313,6 +313,15 @@ def each_of_shapes(
         v = kinds[list].take(v)
         return [of_shapes(kind, (o,)).take(a) for a,o in zip(v, shapes)] if len(v) == len(shapes) else refused(v)
     return Kind(f'a list of {len(shapes)} arrays of shape {", ".join(shapes)}', take)
+
+def of_sizes(
+    names:tuple, # What each number is, such as ('height', 'width')
+)->Kind:
+    "The lists of as many whole numbers from 1 as there are names"
+    def take(v):
+        v = kinds[list].take(v)
+        return tuple(map(as_whole, v)) if len(v) == len(names) and all(as_whole(o) >= 1 for o in v) else refused(v)
+    return Kind(f'a list of whole numbers of at least 1: {", ".join(names)}', take)
 
 def of_columns(
     columns:tuple, # Names

@@ -54,7 +54,7 @@ class TrainOnly(Callback):
 # %% ../../../nbs/course/mba/05_fashion800.ipynb #9000000c
 def train_and_test_figures(
     learn, # A trained `Learner`
-    means:list, # Mean training loss of each epoch
+    means:list[float], # Mean training loss of each epoch
 )->dict: # Figures
     "Loss and accuracy on all training and all test images"
     with learn.quiet(): train, test = evaluate(learn, 'train'), evaluate(learn, 'valid')

@@ -93,7 +93,12 @@ def hand_and_torch(trial):
     flat, steep = (1 - mine[0]).abs().tolist()
     return dict(largest_difference=(mine - theirs).abs().max().item(), first_step_flat=flat, first_step_steep=steep)
 
-# %% ../../../nbs/course/mba/02_optimisers.ipynb #589c691e
+# %% ../../../nbs/course/mba/02_optimisers.ipynb #589c691d
+rates = dict(sgd=(.003, .03, .3), momentum=(.003, .03, .3), adam=(.0003, .01))
+settings = [(opt, lr, bs) for opt,lrs in rates.items() for lr in lrs for bs in (16, 128)]
+optimisers = dict(sgd=partial(torch.optim.SGD, fused=True), momentum=partial(torch.optim.SGD, momentum=.9, fused=True),
+                  adam=partial(torch.optim.Adam, fused=True))
+
 def _read(setting):
     "Optimiser, learning rate and batch size of a setting; raises `CourseError` for anything else"
     if len(setting) != 3 or not isinstance(setting[0], str):
@@ -101,12 +106,6 @@ def _read(setting):
                           f'got {shown(setting)}')
     given = check_given(dls_for, dict(bs=setting[2])) | check_given(sgd_rule, dict(lr=setting[1]))
     return choose(setting[0], optimisers, 'optimiser'), given['lr'], given['bs']
-
-# %% ../../../nbs/course/mba/02_optimisers.ipynb #589c691d
-rates = dict(sgd=(.003, .03, .3), momentum=(.003, .03, .3), adam=(.0003, .01))
-settings = [(opt, lr, bs) for opt,lrs in rates.items() for lr in lrs for bs in (16, 128)]
-optimisers = dict(sgd=partial(torch.optim.SGD, fused=True), momentum=partial(torch.optim.SGD, momentum=.9, fused=True),
-                  adam=partial(torch.optim.Adam, fused=True))
 
 def train_setting(
     trial, # A `Trial`

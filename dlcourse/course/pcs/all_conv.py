@@ -10,9 +10,10 @@ __all__ = ['ways', 'all_conv_expectations', 'Operations', 'operations_of', 'conv
            'without_activation', 'trained_way', 'lead', 'draw_ways', 'count_matrix_products', 'without_dense']
 
 # %% ../../../nbs/course/pcs/19_all_conv.ipynb #769f132f
-import torch
+import numpy as np, torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from ...core import CourseError
 from ..experiment import Trial, experiment
 from ..mac.pair import evaluate_on, train_one_cycle
 from ..records import dots, values
@@ -24,6 +25,7 @@ from ...models.folding import answering
 from ...models.own import accepting
 from ...models.nets import all_conv
 from ...training.learner import learner_for
+from ...values.door import check_calls, shown
 
 # %% ../../../nbs/course/pcs/19_all_conv.ipynb #e232e5bb
 class Operations(TorchDispatchMode):
@@ -51,6 +53,7 @@ def conv_from(
     shape:tuple, # Shape of the map: (channels, height, width)
 )->nn.Conv2d: # (N, *shape) -> (N, outputs, 1, 1)
     "Convert a dense layer to a convolution that computes the same"
+    if linear.in_features != np.prod(shape): raise CourseError(f'shape must hold the {linear.in_features} inputs of the layer, got {shape}')
     conv = nn.Conv2d(shape[0], linear.out_features, shape[1:])
     conv.load_state_dict(dict(weight=linear.weight.view(-1, *shape), bias=linear.bias))
     return conv
@@ -83,6 +86,7 @@ def with_linear_head(n_in, n_out, filters=16):
 # %% ../../../nbs/course/pcs/19_all_conv.ipynb #288e445f
 def with_last_kernel(net:nn.Module, n_in, n_out):
     "Give a network a last convolution that covers the map of its body"
+    if not hasattr(net, 'body'): raise CourseError(f'net must have a body and a head, as `all_conv` makes it, got {shown(net)}')
     c,*size = dry_run(net.body, n_in).shape[1:]
     net.head = init_layers(chain(out=nn.Conv2d(c, n_out, tuple(size)), reshape=nn.Flatten()), 'kaiming')
     return net
@@ -185,9 +189,6 @@ def without_dense(trial):
     return dict(matrix_products=count_matrix_products(learn.model, x), parameters=count_params(learn.model),
                 mflops=flops_per_image(learn.model, x)/1e6, train_accuracy=evaluate_on(learn, 'train').accuracy,
                 test_accuracy=test, test_error=1 - test)
-
-# %% ../../../nbs/course/pcs/19_all_conv.ipynb #763bd613
-from dlcourse.values.door import check_calls
 
 # %% ../../../nbs/course/pcs/19_all_conv.ipynb #dd1aa134
 check_calls(globals(), own=True)

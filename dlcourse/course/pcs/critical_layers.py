@@ -11,6 +11,7 @@ __all__ = ['states', 'layer_expectations', 'parts_with_weights', 'accuracy_with_
 # %% ../../../nbs/course/pcs/15_critical_layers.ipynb #63acf51d
 import numpy as np, pandas as pd, torch
 from torch.optim.swa_utils import update_bn
+from ...core import CourseError
 from ..experiment import Trial, experiment
 from ..intervals import interval, interval_text
 from ..mac.pair import evaluate_on, train_one_cycle
@@ -33,7 +34,7 @@ def parts_with_weights(
 def accuracy_with_fresh_statistics(
     learn, # A `Learner`, trained
     kept:KeepWeights, # The callback that kept its weights
-    layers:list, # Whole names of modules
+    layers:list[str], # Whole names of modules
     redraw:bool=False, # Put back to another draw instead of the first values
     n:int=1000, # Test images, at most; as many training images estimate the statistics
 )->list: # Accuracy for each layer
@@ -87,10 +88,11 @@ def drops_by_layer(
 
 # %% ../../../nbs/course/pcs/15_critical_layers.ipynb #7b89a3db
 def by_kind(
-    drops:list, # One number for each block, then one for the output
+    drops:list[float], # One number for each block, of two stages or more, then one for the output
     blocks:int, # Blocks of a stage, at least 2
 )->dict: # 'changing' and 'keeping': the means over blocks; the very first block and the output are left out
     "Average the drops over the blocks that change the number of channels, and over those that keep it"
+    if len(drops) <= blocks + 1: raise CourseError(f'drops must have a number for each block of two stages or more, got {len(drops)}')
     body = dict(enumerate(drops[:-1]))
     changing = [v for i,v in body.items() if i and i % blocks == 0]
     return dict(changing=float(np.mean(changing)), keeping=float(np.mean([v for i,v in body.items() if i % blocks])))

@@ -10,6 +10,7 @@ __all__ = ['windows', 'regularisers', 'variants', 'critical_expectations', 'fall
 
 # %% ../../../nbs/course/pcs/17_critical_periods.ipynb #edb00661
 from fastai.callback.schedule import ParamScheduler, SchedCos
+from ...core import choose
 from ..experiment import Trial, experiment, watched
 from ..mac.pair import evaluate_on
 from ..records import dots, values
@@ -43,6 +44,7 @@ def trained_in_window(
     epochs:int, # A multiple of 3
 ): # The `Learner`
     "Train a small convolutional network with a regulariser that is on in a window of the epochs only"
+    if window != 'never': choose(regulariser, regularisers, 'regulariser')
     learn = learner_for('cnn', dls, seed=trial.seed, filters=(8, 16, 32), opt_func=sgd, wd=0.)
     cbs = [ParamScheduler(dict(lr=falling(restarted)))]
     if windows[window]: cbs.append(During(regularisers[regulariser](), *[round(o*epochs) for o in windows[window]]))
@@ -59,6 +61,8 @@ def settings_of(
     "Read the settings of a run from its name"
     name, _, restart = variant.partition(', ')
     regulariser, _, window = name.rpartition(' ')
+    choose(window, windows, 'window')
+    if window != 'never': choose(regulariser, regularisers, 'regulariser')
     return regulariser, window, bool(restart)
 
 # %% ../../../nbs/course/pcs/17_critical_periods.ipynb #e5c12246

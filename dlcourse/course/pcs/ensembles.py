@@ -44,6 +44,7 @@ def answers_of(
     net:nn.Module, # The network that answers
 )->torch.Tensor: # (N, K)
     "Return the probabilities that a network gives to the test images"
+    if not any(True for _ in net.parameters()): raise CourseError(f'net must be a network with weights, got {shown(net)}')
     return evaluate_on(Learner(learn.dls, net, loss_func=learn.loss_func)).preds
 
 # %% ../../../nbs/course/pcs/16_ensembles.ipynb #1f695b69

@@ -12,7 +12,7 @@ __all__ = ['expressions', 'expected_operations', 'graph_expectations', 'path_exp
 # %% ../../../nbs/course/pcs/07_graphs.ipynb #505b4d2e
 import torch
 from collections.abc import Callable
-from ...core import choose
+from ...core import CourseError, choose
 from ..experiment import Trial, experiment
 from ...insight.curves import panels, tidy
 from ...insight.graph_pictures import draw_graph
@@ -40,9 +40,11 @@ def random_values(
 # %% ../../../nbs/course/pcs/07_graphs.ipynb #a0627763
 def by_formula(
     variant:str, # One of `expressions`
-    v:dict, # Values of its inputs
+    v:dict[str, torch.Tensor], # Values of its inputs
 )->dict: # Name of an input -> derivative
     "The derivatives of an expression, from formulas"
+    missing = [o for o in expressions[variant].__code__.co_varnames if o not in v]
+    if missing: raise CourseError(f'v must have a value for each input of {variant}, got none for {", ".join(missing)}')
     one = torch.ones((), dtype=torch.float64)
     if variant == '2(a-b)+c': return dict(a=2*one, b=-2*one, c=one)
     if variant == 'x.w+b': return dict(x=v['w'], w=v['x'], b=one)

@@ -11,6 +11,7 @@ __all__ = ['plane_layers', 'projections', 'plane_expectations', 'draw_layers', '
 # %% ../../../nbs/course/pcs/14a_plane.ipynb #dde4a30d
 import numpy as np, torch
 from sklearn.metrics import silhouette_score
+from ...core import CourseError
 from ..experiment import experiment
 from .layers import study_dls, study_epochs
 from .similarity import chain_learner
@@ -28,6 +29,9 @@ def draw_layers(
     vocab, # Names of the classes
 ): # A matplotlib figure
     "Draw the points of each layer in a panel of its own, colored by class"
+    odd = next((k for k,v in placed.items() if np.shape(v) != (len(y), 2)), None)
+    if odd is not None or not placed or max(y) >= len(vocab):
+        raise CourseError(f'placed must have a point in the plane for each of the {len(y)} examples, and vocab a name for each class')
     axs = panels(len(placed) + 1, None, width=2.6, height=2.5, ncols=2)
     for ax,(name,xy) in zip(axs, placed.items()):
         for c in range(len(vocab)): ax.scatter(*xy[y == c].T, s=6, color=f'C{c}', label=str(vocab[c]))
@@ -38,9 +42,9 @@ def draw_layers(
 
 # %% ../../../nbs/course/pcs/14a_plane.ipynb #f670a40f
 def neighbour_vote(
-    xy:np.ndarray, # Points (n, 2)
+    xy:np.ndarray, # Points (n, d)
     y:np.ndarray, # Class numbers (n,)
-    k:int=5, # Neighbours
+    k:int=5, # Neighbours, at least 1 and below n
 )->float: # 0 to 1
     "Share of examples whose class wins the vote of their nearest neighbours, each left out of its own vote"
     xy, y = torch.as_tensor(np.array(xy)).double(), torch.as_tensor(y)

@@ -78,6 +78,7 @@ def names_of(
     prefix:str='', # 'clothes, ' for Fashion-MNIST
 )->list: # One name for each of `shares`
     "Names of the variants of one data set"
+    choose(prefix, ('', 'clothes, '), 'prefix')
     return [f'{prefix}{s:.0%} drawn again' for s in shares]
 
 # %% ../../../nbs/course/pcs/06_random_labels.ipynb #0b13ef28

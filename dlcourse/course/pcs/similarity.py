@@ -13,6 +13,7 @@ __all__ = ['chain_widths', 'chain_layers', 'ways', 'similarity_expectations', 'p
 from itertools import combinations
 import numpy as np, torch
 from torch import nn
+from ...core import CourseError
 from ..experiment import Trial, experiment
 from ..mac.pair import evaluate_on, train_one_cycle
 from ..records import dots, mean_line, values
@@ -68,11 +69,13 @@ def prepared_layers(
 # %% ../../../nbs/course/pcs/13_similarity.ipynb #3accafad
 def similarity_matrix(
     way:str, # A key of `ways`
-    xs:list, # Prepared layers of a network
-    ys:list, # Those of another
+    xs:list, # Prepared layers of a network, at least one
+    ys:list, # Those of another, at least one
 )->np.ndarray: # (layers, layers)
     "Compare each layer of one network with each of another"
-    return np.array([[ways[way][2](x, y) for y in ys] for x in xs])
+    try: return np.array([[ways[way][2](x, y) for y in ys] for x in xs])
+    except (AttributeError, TypeError, LookupError, RuntimeError) as e:
+        raise CourseError(f'xs and ys must be layers of the same examples that `prepared_layers` has prepared for {way!r}: {e}') from e
 
 # %% ../../../nbs/course/pcs/13_similarity.ipynb #ca5d1bcb
 def counterparts(
