@@ -154,7 +154,7 @@ def third_network(trial):
 
 # %% ../../../nbs/course/tp1/01_cifar10.ipynb #4f98cef8
 def plot_records(
-    records:dict, # Name -> (record, variant)
+    records:dict[object, tuple], # Name -> (record, variant)
     figures:tuple[str, ...]=('valid_loss_by_epoch', 'valid_accuracy_by_epoch'), # Curves to draw, a panel each
     ax=None, # Two matplotlib axes; a new figure if None
 ): # A matplotlib figure

@@ -39,7 +39,7 @@ def triangle(
     top:float=0.23, # Share of the fit after which it is reached, above 0 and below 1
 )->ParamScheduler:
     "A learning rate that rises and falls in a straight line"
-    if not (np.asarray(lr) > 0).all(): raise CourseError(f'lr must be above 0, got {shown(lr)}')
+    if np.asarray(lr).dtype.kind not in 'iuf' or not (np.asarray(lr) > 0).all(): raise CourseError(f'lr must be above 0, got {shown(lr)}')
     return ParamScheduler(dict(lr=combine_scheds([top, 1 - top], [SchedLin(lr*start, lr), SchedLin(lr, lr*end)])))
 
 # %% ../../../nbs/course/tp1/03_ninety_four.ipynb #7e47675e
