@@ -986,6 +986,8 @@ def test_labels_of_new_files(folder, tmp_path_factory):
     pair = [files[0], np.zeros((4, 6, 3), 'u1')]
     fails('item 1 must be a file in a folder named as its class', learn.dls.test_dl, pair, with_labels=True)
     assert len(learn.dls.test_dl([*files, new/'3.png']).dataset) == 3
+    with pytest.raises(CourseError, match='with dls_for'): learn.dls.test_dl((np.zeros((2, 4, 6, 3), 'u1'), np.zeros(2)), with_labels=True)
+    assert len(learn.dls.test_dl(memoryview(np.zeros((5, 4, 6, 3), 'u1'))).dataset) == 5
 
 
 def test_every_way_reads_alike(tmp_path):

@@ -26,7 +26,7 @@ def is_array(
 )->bool:
     "Whether `o` holds many values: an array, a tensor, a table or one of its columns"
     if isinstance(o, (np.generic, Image.Image, type)): return False
-    return isinstance(o, (Tensor, pd.DataFrame, pd.Series, pd.Index)) or hasattr(o, '__array__') or hasattr(o, 'toarray')
+    return isinstance(o, (Tensor, pd.DataFrame, pd.Series, pd.Index, memoryview)) or hasattr(o, '__array__') or hasattr(o, 'toarray')
 
 # %% ../../nbs/data/00_containers.ipynb #fb3448e4
 @singledispatch

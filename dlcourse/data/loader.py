@@ -20,6 +20,7 @@ from fastcore.basics import patch
 from fasttransform import Pipeline
 from torch import Tensor
 from ..core import CourseError, choose
+from .containers import is_array
 from .items import as_items
 from .folders import class_of
 from .stores import GetImage, GetLabel, store_of
@@ -182,6 +183,7 @@ class ExampleLoaders(DataLoaders):
 
     def test_dl(self, test_items, rm_type_tfms=None, with_labels=False, **kwargs):
         store = store_of(self.valid)
+        if with_labels and isinstance(test_items, tuple) and all(map(is_array, test_items)): check_labelled(test_items, self.vocab)
         if store is not None: test_items = as_items(test_items, store)
         if store is not None and with_labels: check_labelled(test_items, self.vocab)
         return super().test_dl(test_items, rm_type_tfms=rm_type_tfms, with_labels=with_labels, **kwargs)
