@@ -5,7 +5,7 @@ from urllib.error import URLError
 
 import numpy as np
 import pytest
-from conftest import Aside, needs_data
+from conftest import Aside, needs_data, small_disk
 from PIL import Image
 
 import dlcourse
@@ -265,6 +265,12 @@ def test_two_evaluations_at_once_keep_both(run, monkeypatch):
     monkeypatch.setattr(evaluation, 'evaluate', another)
     assert run('evaluate mlp-digits-1 --part train')[0] == 0
     assert json.loads(Path('runs/mlp-digits-1/metrics.json').read_text()).keys() >= {'test', 'valid', 'train'}
+
+
+def test_evaluate_shows_what_it_cannot_write(run):
+    run(f'{MLP} --epochs 1')
+    with small_disk(10): code, out, err = run('evaluate mlp-digits-1')
+    assert code == 2 and len(err) == 1 and any('macro avg' in o for o in out)
 
 
 def test_predict_needs_images(run):

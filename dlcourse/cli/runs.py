@@ -37,8 +37,7 @@ device_option = arg('--device', metavar='NAME', help="cpu or cuda (default: as i
 def evaluate_command(args):
     "Judge a trained run: classification report, confusion matrix, curves"
     run = trained_run(args.run_name, args.device)
-    ev, last = evaluate_run(run, args.part)
-    say(ev.report().round(4).to_string(na_rep=''))
+    _, last = evaluate_run(run, args.part, lambda ev: say(ev.report().round(4).to_string(na_rep='')))
     say(last)
 
 # %% ../../nbs/cli/05_runs.ipynb #60f3a21c

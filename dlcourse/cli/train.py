@@ -147,8 +147,8 @@ def _result(run, ev, has_test):
     return f'{_part_names[ev.part]} {what} {score:.4f}{note}  {run.folder.as_posix()}'
 
 # %% ../../nbs/cli/04_train.ipynb #21bc5c1d
-def evaluate_run(run, part=None):
-    "Evaluate `run` on `part`, write what came out to its folder; returns the evaluation and the last line to print"
+def evaluate_run(run, part=None, show=None):
+    "Evaluate `run` on `part`, `show` the evaluation, write it to the folder; returns it and the last line to print"
     from dlcourse.insight.curves import plot_curves
     from dlcourse.insight.evaluation import evaluate
     from dlcourse.core import save_figure
@@ -156,6 +156,7 @@ def evaluate_run(run, part=None):
     has_test = len(learn.dls.loaders) > 2
     main_part = 'test' if has_test else 'valid'
     with learn.quiet(): ev = evaluate(learn, part or main_part)
+    if show: show(ev) # also where nothing can be written
     _report_files(run, ev, '' if ev.part == main_part else f'_{ev.part}')
     save_figure(plot_curves(learn), run.folder/'curves.png')
     _write_metrics(run, ev)
