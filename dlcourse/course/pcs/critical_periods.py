@@ -116,11 +116,11 @@ def draw_windows(
     record:dict, # The record of pcs-5.2
 ): # A matplotlib figure
     "Plot the test accuracy of each seed against the window, for both regularisers, with one fall of the rate and restarted"
-    axs = panels(2, None, width=5, height=2.9, ncols=1)
+    axs, measured = panels(2, None, width=5, height=2.9, ncols=1), {o['variant'] for o in record['rows']}
     for ax,regulariser in zip(axs, regularisers):
         for i,end in enumerate(('', ', restarted')):
             names = {w: (w if w == 'never' else f'{regulariser} {w}') + end for w in windows}
-            found = {w: values(record, o, 'test_accuracy') if o in record['variants'] else [] for w,o in names.items()}
+            found = {w: values(record, o, 'test_accuracy') if o in measured else [] for w,o in names.items()}
             dots(ax, found, colors[i], 0.24*i - 0.12)
             ax.plot([], [], 'o', color=colors[i], label=end[2:] or 'one fall')
         tidy(ax, f'test accuracy: {regulariser}', 'window')
