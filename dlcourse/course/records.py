@@ -345,7 +345,7 @@ def both_intervals(
     "Interval of an accuracy over the seeds, and the one for the size of the test set"
     table = {}
     for p in _of_record(record, 'variants'):
-        found, counts = values(record, p, figure), values(record, p, 'confusion')
+        found, counts = (list(by_seed(record['rows'], p, o).values()) for o in (figure, 'confusion'))
         if not (found and counts): continue
         n, mean = int(np.sum(counts[0])), statistics.mean(found)
         table[p] = (figure_text(mean), interval_text(interval(found)), f'{n:,}', interval_text(size_interval(mean, n)))

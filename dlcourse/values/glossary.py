@@ -172,7 +172,7 @@ def _can_name(o): return isinstance(o, (str, int, float, np.generic)) and o == o
 def _vocab(v):
     "Whether `v` lists the names of classes: a list of names, or a list of such lists, as that of fastai for several targets"
     if v is None or isinstance(v, Mapping): return True
-    listed = v.tolist() if hasattr(v, 'dtype') and hasattr(v, 'tolist') else v
+    listed = v.tolist() if hasattr(v, 'tolist') and getattr(v, 'ndim', 0) == 1 else v
     return _many(v) and (not isinstance(listed, (list, tuple)) or all(_can_name(o) or _many(o) and all(map(_can_name, o)) for o in listed))
 
 # %% ../../nbs/values/02_glossary.ipynb #c5d77a02

@@ -36,7 +36,7 @@ def logistic_probabilities(
 )->torch.Tensor: # Probability of class 1 at each point, float64 (n,)
     "Probabilities that scikit-learn's `LogisticRegression`, with its own settings, gives for the points it was fitted to"
     from sklearn.linear_model import LogisticRegression
-    if set(ys.tolist()) != {0, 1}: raise CourseError(f'ys must have both classes, 0 and 1, got {shown(ys.tolist())}')
+    if {*np.asarray(ys).tolist()} != {0, 1}: raise CourseError(f'ys must have both classes, 0 and 1, got {shown(ys)}')
     xs = torch.tensor(xs, dtype=torch.float64).numpy()[:, None]
     return torch.from_numpy(LogisticRegression().fit(xs, ys).predict_proba(xs)[:, 1])
 

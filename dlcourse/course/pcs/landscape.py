@@ -43,7 +43,7 @@ def first_crossing(
     "Find the distance at which the loss first crosses a bound, between two points by a straight line"
     if bound < loss[0]: raise CourseError(f'bound must be at least the first loss, {loss[0]:g}, got {bound:g}')
     if (np.diff(t) <= 0).any(): raise CourseError('t must be rising')
-    above = np.flatnonzero(loss > bound)
+    above = np.flatnonzero(np.asarray(loss) > bound)
     if not len(above): return float(t[-1])
     i = above[0]
     return float(np.interp(bound, loss[i-1:i+1], t[i-1:i+1]))
