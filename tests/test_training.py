@@ -1938,8 +1938,8 @@ def test_features_know_their_precision(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize('loss, meets', [(nn.L1Loss(), False), (nn.MSELoss(), False), (nn.functional.huber_loss, False),
     (lambda x, y: ((x - y)**2).mean(), False), (lambda x, y: (x[:, 0] - y).abs().mean(), True), (L1LossFlat(), True),
-    (SquaredError(), True)],
-    ids=range(7))
+    (SquaredError(), True), (lambda x, y: (x - y[:, None]).abs().mean(), True), (lambda x, y: ((x - y.reshape(-1, 1))**2).mean(), True)],
+    ids=range(9))
 def test_each_output_is_compared_with_its_own_target(loss, meets):
     rows = torch.randn(20, 3)
     for arch in ('mlp', nn.Sequential(nn.Linear(3, 1))):

@@ -148,13 +148,13 @@ def _transfer_learner(dls, model, pretrained, frozen, train_bn=False, **kwargs):
 # %% ../../nbs/training/05_learner.ipynb #8f21c0a1
 def _check_pairs(f, y, what):
     "Raise `CourseError` where the loss or metric `f` compares each of the outputs (N, 1) with every target (N,)"
-    outputs = torch.linspace(0.1, 0.9, len(y), device=y.device)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
-            together, alone = (torch.as_tensor(f(o, y)).float().mean() for o in (outputs[:, None], outputs))
+            right, mixed, alone = (torch.as_tensor(f(o, y)).float().mean() for o in (y[:, None], y.roll(1)[:, None], y))
     except Exception: return # not for one of the two shapes
-    if torch.isclose(together, alone, rtol=1e-4, equal_nan=True): return
+    # in a right comparison it matters which output meets which target, and not whether outputs are a column
+    if not torch.isclose(right, mixed, rtol=1e-4) or torch.isclose(right, alone, rtol=1e-4): return
     name, n = getattr(f, '__name__', type(f).__name__), len(y)
     raise CourseError(f'{what} must compare outputs ({n}, 1) with targets ({n},) one by one, and {name} compares each with all: '
                       'take one of fastai, such as the loss L1LossFlat() or the metric mae, or lambda x, y: f(x.squeeze(1), y)')
