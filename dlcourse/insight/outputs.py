@@ -15,6 +15,7 @@ from fastai.learner import Learner, replacing_yield
 from fastcore.basics import noop
 from torch import Tensor
 from ..core import CourseError
+from ..names import object_name
 
 # %% ../../nbs/insight/01a_outputs.ipynb #27eaaedf
 from ..values.door import check_calls
@@ -25,7 +26,7 @@ def loss_name(
 )->str:
     "Name of a loss function; for fastai's losses the name of the PyTorch loss inside"
     f = getattr(loss_func, 'func', loss_func)
-    return getattr(f, '__name__', type(f).__name__)
+    return object_name(f)
 
 # %% ../../nbs/insight/01a_outputs.ipynb #25c44159
 def prediction_kind(

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from functools import partial
 from torch import nn
 from ..core import CourseError, kept_rng
+from ..names import object_name
 from .blocks import dry_run
 
 # %% ../../nbs/models/06a_own.ipynb #5edee2ef
@@ -30,7 +31,7 @@ def check_maker(
 ):
     "Raise `CourseError` if `make` is of torchvision or timm, or can't take these arguments"
     f = _innermost(make)
-    name, library = getattr(f, '__name__', type(f).__name__), str(getattr(f, '__module__', '')).partition('.')[0]
+    name, library = object_name(f), str(getattr(f, '__module__', '')).partition('.')[0]
     if library in ('torchvision', 'timm'):
         raise CourseError(f"{name} of {library} makes a network from other arguments than (n_in, n_out): pass its name as text, {name!r}, "
                           "or a network that is built")

@@ -16,6 +16,7 @@ from pathlib import Path
 from fastai.learner import Learner
 from fastcore.xtras import is_listy
 from ..core import CourseError
+from ..names import object_name
 from ..insight.curves import best_epoch, history
 from ..insight.evaluation import Evaluation, evaluate
 from .wording import Wording, short
@@ -119,7 +120,7 @@ def _optimizer(f):
     f = getattr(f, 'func', f)
     ours = inspect.isclass(f) and f.__module__.startswith('dlcourse.')
     if ours: f = next((o for o in f.__mro__ if o.__module__.startswith('torch.')), f)
-    return getattr(f, '__name__', type(f).__name__)
+    return object_name(f)
 
 # %% ../../nbs/report/02_entries.ipynb #9fa3cc0e
 def _option_text(k, v, say):

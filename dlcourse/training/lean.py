@@ -27,6 +27,7 @@ from fastcore.foundation import L
 from fastcore.meta import delegates
 from torch import Tensor
 from ..core import CourseError, kept_rng, seed_all
+from ..names import object_name
 from ..models.layout import align_state
 from .listeners import familiar, is_ours, made_by, tell, worded
 from .recording import LeanProgress, LeanRecorder, LeanScheduler, LeanTrainEval, put_record, record_of
@@ -261,7 +262,7 @@ def get_preds(self:LeanLearner, ds_idx=1, dl=None, **kwargs):
 def _need_answers(self:LeanLearner, what):
     "Raise `CourseError` where the loss doesn't turn scores into classes, which fastai leaves to it"
     if getattr(self.dls, 'vocab', None) is None or hasattr(self.loss_func, 'decodes'): return
-    name = getattr(self.loss_func, '__name__', type(self.loss_func).__name__)
+    name = object_name(self.loss_func)
     raise CourseError(f'{what} needs a loss_func that turns scores into answers (`decodes`), and {name} does not: '
                       'take CrossEntropy() for nn.CrossEntropyLoss, BCEWithLogitsLossFlat() for several labels, '
                       'or learn.get_preds for the scores alone')

@@ -38,7 +38,7 @@ from .lean import LeanLearner, SeedEpochs, adamw
 from .losses import CrossEntropy, SquaredError
 from .precision import Bfloat16, check_precision, precisions
 from .transfer import TransferLearner
-from ..names import terminal_text
+from ..names import object_name, terminal_text
 
 # %% ../../nbs/training/05_learner.ipynb #cbc76a19
 from ..values.door import check_calls, check_given, shown
@@ -155,7 +155,7 @@ def _check_pairs(f, y, what):
     except Exception: return # not for one of the two shapes
     # in a right comparison it matters which output meets which target, and not whether outputs are a column
     if not torch.isclose(right, mixed, rtol=1e-4) or torch.isclose(right, alone, rtol=1e-4): return
-    name, n = getattr(f, '__name__', type(f).__name__), len(y)
+    name, n = object_name(f), len(y)
     raise CourseError(f'{what} must compare outputs ({n}, 1) with targets ({n},) one by one, and {name} compares each with all: '
                       'take one of fastai, such as the loss L1LossFlat() or the metric mae, or lambda x, y: f(x.squeeze(1), y)')
 
@@ -170,7 +170,7 @@ def _check_loss(loss_func, y, n_out):
             loss = loss_func(outputs, y)
     except Exception as e:
         pair = f'outputs {tuple(outputs.shape)} and targets {tuple(y.shape)} of type {str(y.dtype)[6:]}'
-        name, fault = getattr(loss_func, '__name__', type(loss_func).__name__), str(e).splitlines()[0]
+        name, fault = object_name(loss_func), str(e).splitlines()[0]
         raise CourseError(f'loss_func must take {pair}, got {name} ({fault}): leave it out for the usual loss of these data') from e
     if isinstance(loss, Tensor) and loss.numel() > 1:
         raise CourseError(f"loss_func must give one number for a batch, got {loss.numel()}: take the mean, such as reduction='mean'")
@@ -199,7 +199,7 @@ def _has_one_output(model, n_in, y):
 
 # %% ../../nbs/training/05_learner.ipynb #7a10c0e2
 def _network(dls, arch, loss_func, metrics, label_smoothing, channels_last, pretrained, **for_model):
-    "Network, loss and usual metrics for `dls`; raises `CourseError` where they don't fit together"
+    "Network, loss and metrics for `dls`; raises `CourseError` where they don't fit together"
     if isinstance(arch, nn.Module): arch = compiled_in_place(arch)
     batch = dls.one_batch()
     n_in, n_out = _sizes(dls, batch, arch)
@@ -213,7 +213,7 @@ def _network(dls, arch, loss_func, metrics, label_smoothing, channels_last, pret
     loss, usual = _default_loss(_target_kind(dls, batch, n_out), label_smoothing)
     _check_network(model, n_in, dls, not isinstance(arch, str), loss_func or loss)
     if channels_last is not None: in_layout(model, n_in, channels_last)
-    return model, loss_func or loss, usual
+    return model, loss_func or loss, usual if metrics is None else metrics
 
 # %% ../../nbs/training/05_learner.ipynb #a3d2cd91
 def _learner(dls, model, pretrained, frozen, **kwargs):
@@ -262,9 +262,8 @@ def learner_for(
     if seed is not None: seed_all(seed, dls)
     half = check_precision(precision, dls.device or default_device())
     order = _order(arch, dls, half, channels_last)
-    model, loss, usual = _network(dls, arch, loss_func, metrics, label_smoothing, order, pretrained, **for_model)
+    model, loss, metrics = _network(dls, arch, loss_func, metrics, label_smoothing, order, pretrained, **for_model)
     cbs = [*listify(cbs), *_default_callbacks(cbs, early_stopping), *_further_callbacks(seed, half)]
-    metrics = usual if metrics is None else metrics
     return _learner(dls, model, pretrained, frozen, loss_func=loss, opt_func=opt_func, metrics=metrics, cbs=cbs, **for_learn)
 
 # %% ../../nbs/training/05_learner.ipynb #d3300012

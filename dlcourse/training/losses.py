@@ -12,6 +12,7 @@ __all__ = ['ClassScores', 'CrossEntropy', 'SquaredError', 'zero_one', 'quadratic
 import torch
 from torch import nn
 from ..core import CourseError, choose
+from ..names import object_name
 
 # %% ../../nbs/training/01_losses.ipynb #b570f5c1
 from ..values.door import check_calls, shown
@@ -107,7 +108,7 @@ class BinaryLoss(nn.Module):
         reduction:str='mean', # 'mean', 'sum', or 'none' for each entry
     ):
         super().__init__()
-        self.loss, self.reduction, self.__name__ = loss, reduction, getattr(loss, '__name__', type(loss).__name__)
+        self.loss, self.reduction, self.__name__ = loss, reduction, object_name(loss)
     def forward(self, x, y):
         if self.loss is zero_one and x.requires_grad:
             raise CourseError('the 0-1 loss has no gradient to follow: use it as a metric and train with cross_entropy, quadratic or hinge')

@@ -20,7 +20,7 @@ from fastai.learner import Learner
 from fastcore.basics import patch
 from fastprogress import progress_bar
 from ..core import CourseError, choose, home_path, optional
-from ..names import one_line
+from ..names import object_name, one_line
 from ..data.blocks import dls_for
 from ..models.blocks import count_params
 from ..models.zoo import find_arch
@@ -249,13 +249,13 @@ def check(self:trainer, space:dict):
 def _in_words(o):
     "`o` as a storage can keep it"
     if o is None or isinstance(o, (bool, int, float, str)): return o
-    return repr(o) if isinstance(o, (list, tuple, dict)) else getattr(o, '__name__', type(o).__name__)
+    return repr(o) if isinstance(o, (list, tuple, dict)) else object_name(o)
 
 # %% ../../nbs/training/12_search.ipynb #138c43d3
 @patch(as_prop=True)
 def facts(self:trainer):
     "Description of the training, for the storage"
-    def name(o): return o if isinstance(o, str) else getattr(o, '__name__', type(o).__name__)
+    def name(o): return o if isinstance(o, str) else object_name(o)
     own = dict(arch=name(self.arch), data=name(self.data), epochs=self.epochs, seeds=self.seeds, metric=self.metric,
                schedule=self.schedule, split_seed=self.split_seed)
     return own | {k: _in_words(v) for k,v in sorted(self.fixed.items())}
