@@ -62,11 +62,16 @@ def _reason(file, error):
     return words.splitlines()[0]
 
 # %% ../../nbs/data/02a_pictures.ipynb #85d064ef
+@lru_cache(maxsize=1)
+def _formats():
+    "Those of `picture_formats` that this Pillow can open"
+    Image.init()
+    return tuple(o for o in picture_formats if o in Image.OPEN)
+
 def _read(file, use):
     "The result of `use` for the opened picture; raises `CourseError` with the name of the file and the reason if that fails"
-    Image.init()
     try:
-        with Image.open(_source(file), formats=[o for o in picture_formats if o in Image.OPEN]) as im: return use(im)
+        with Image.open(_source(file), formats=_formats()) as im: return use(im)
     except Exception as e:
         name = 'the picture' if isinstance(file, bytes) else file
         raise CourseError(f'{name} is not an image that can be read ({_reason(file, e)})') from e
@@ -193,16 +198,20 @@ def _in_srgb(im, translation):
     return res
 
 # %% ../../nbs/data/02a_pictures.ipynb #26ace932
-def as_viewed(
-    im:Image.Image, # A picture of Pillow, of any mode
-    channels:int|None=None, # 1 for grey, 3 for colour; None to keep what the picture is
-): # A new picture of Pillow, of mode 'L' or 'RGB'
-    "Turn a picture into what a viewer shows: upright, on white, 8 bits, sRGB; raises `CourseError` where white is not known"
+def _viewed(im, channels):
+    "The picture `im` as a viewer shows it; see `as_viewed`"
     is_gray = channels == 1 if channels else _is_gray(im)
     im = _upright(_decoded(im))
     res = _on_white(_in_srgb(_eight_bits(im), _translation_of(im))).convert('L' if is_gray else 'RGB')
     res.info = {}
     return res
+
+def as_viewed(
+    im:Image.Image, # A picture of Pillow, of any mode
+    channels:int|None=None, # 1 for grey, 3 for colour; None to keep what the picture is
+): # A new picture of Pillow, of mode 'L' or 'RGB'
+    "Turn a picture into what a viewer shows: upright, on white, 8 bits, sRGB; raises `CourseError` where white is not known"
+    return _viewed(im, channels)
 
 # %% ../../nbs/data/02a_pictures.ipynb #3a0a73ea
 def open_picture(
@@ -210,7 +219,7 @@ def open_picture(
     channels:int|None=None, # 1 for grey, 3 for colour; None to keep what the file is
 ): # A picture of Pillow, of mode 'L' or 'RGB'
     "Read one picture as a viewer shows it; raises `CourseError` with the name of the file and the reason if it can't be read"
-    return _read(picture, lambda im: as_viewed(im, channels))
+    return _read(picture, lambda im: _viewed(im, channels))
 
 # %% ../../nbs/data/02a_pictures.ipynb #424eeb7e
 def picture_array(
@@ -219,7 +228,7 @@ def picture_array(
     size=None, # Height and width to scale and cut to; None to keep those of the file
 )->np.ndarray: # uint8 (channels, height, width)
     "Read one picture as bytes; raises `CourseError` with the name of the file and the reason if it can't be read"
-    im, size = open_picture(picture, channels), (size, size) if isinstance(size, int) else size
+    im, size = _read(picture, lambda im: _viewed(im, channels)), (size, size) if isinstance(size, int) else size
     if size and im.size != tuple(size[::-1]): im = ImageOps.fit(im, size[::-1], Image.Resampling.BILINEAR)
     a = np.asarray(im)
     return a[None] if a.ndim == 2 else a.transpose(2, 0, 1)

@@ -114,6 +114,7 @@ def as_whole(
     v, # Any value
 )->int:
     "Read a whole number of Python, NumPy or torch; raises `TypeError` for anything else"
+    if type(v) is int and abs(v) < 2**63: return v
     if _is_bool(v) or not _is_single(v): refused(v)
     v = operator.index(v)
     return v if -2**63 <= v < 2**63 else refused(v)
@@ -156,7 +157,7 @@ def _row(v):
     if not is_row(v) or hasattr(v, 'columns'): refused(v)
     return v.tolist() if hasattr(v, 'dtype') else list(v) if isinstance(v, tuple) else v
 def _longest_name(v): return max((len(o.encode('utf-8', 'surrogateescape')) for o in Path(v).parts), default=0)
-def _fits_disk(v): return '\0' not in v and _longest_name(v) < 256
+def _fits_disk(v): return '\0' not in v and (len(max(re.split(r'[\\/]', v), key=len)) < 64 or _longest_name(v) < 256)
 def is_too_long(v):
     "Whether `v` is a path with a name of more bytes than a disk takes"
     try: return _longest_name(v) > 255
