@@ -90,7 +90,7 @@ def check_model(
         raise CourseError(f'{name} gives a {type(out).__name__}, not a tensor: let its forward return the scores alone')
     if out.shape != (1, n_out):
         got = f'{out.shape[1]} outputs' if out.ndim == 2 else f'outputs of shape {tuple(out.shape[1:])}'
-        raise CourseError(f'{name} has {got} for each example, but the data need {n_out}')
+        raise CourseError(f'{name} has {got} for each example, but the data need {n_out}: let its forward give (N, {n_out})')
     return model
 
 # %% ../../nbs/models/07_zoo.ipynb #31ad264b
