@@ -2,7 +2,7 @@
 
 What disturbs one contestant of a round usually disturbs its neighbours too, so the median of the ratios within rounds is far steadier
 than a ratio of two separate measurements."""
-import contextlib, ctypes, gc, json, os, subprocess, sys, time
+import contextlib, gc, json, os, subprocess, sys, time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -10,6 +10,7 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT/'results'/'benchmarks'
+TO_THE_END = contextlib.ExitStack()
 
 
 @dataclass
@@ -70,13 +71,11 @@ def timed(f, device):
 
 
 def keep_memory():
-    """Let glibc keep what is freed instead of giving it back to the system; whether that could be set.
+    """Keep memory that is freed until this process ends, as `learner_for` does while it trains; whether that could be set.
 
     Otherwise a batch of a few hundred kilobytes costs page faults or not, depending on what ran before."""
-    try: mallopt = ctypes.CDLL('libc.so.6').mallopt
-    except (OSError, AttributeError): return False
-    M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-    return bool(mallopt(M_MMAP_THRESHOLD, 2**25) and mallopt(M_TRIM_THRESHOLD, 2**30))
+    from dlcourse.core import kept_memory
+    return TO_THE_END.enter_context(kept_memory())
 
 
 @contextlib.contextmanager

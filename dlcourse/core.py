@@ -6,14 +6,15 @@ Docs: https://dlcourse.github.io/dlcourse/core.html.md"""
 
 # %% auto #0
 __all__ = ['n_processes', 'is_first', 'refuse_launcher', 'notice', 'smaller_is_better', 'optional', 'import_all', 'seed_all',
-           'rng_states', 'put_rng_states', 'kept_rng', 'num_threads', 'home_path', 'part_of', 'sweep', 'whole_file',
-           'whole_folder', 'lock_file', 'lock_of', 'take_lock', 'free_lock', 'lock_for', 'sweep_lock', 'light_figures',
-           'save_figure']
+           'rng_states', 'put_rng_states', 'kept_rng', 'num_threads', 'kept_memory', 'home_path', 'part_of', 'sweep',
+           'whole_file', 'whole_folder', 'lock_file', 'lock_of', 'take_lock', 'free_lock', 'lock_for', 'sweep_lock',
+           'light_figures', 'save_figure']
 
 # %% ../nbs/00_core.ipynb #c8a87ed2
-import errno, importlib, os, pkgutil, random, re, shutil, stat, zlib
+import errno, importlib, os, pkgutil, random, re, shutil, stat, sys, time, zlib
 from collections.abc import Iterable
 from contextlib import contextmanager, suppress
+from ctypes import CDLL
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -146,6 +147,37 @@ def num_threads(
     torch.set_num_threads(before if n is None else n)
     try: yield
     finally: torch.set_num_threads(before)
+
+# %% ../nbs/00_core.ipynb #72fe2e27
+_kept = {-4: 0, -1: -1} # M_MMAP_MAX: no block of its own for large arrays. M_TRIM_THRESHOLD: nothing goes back
+_usual = {-3: 2**25, -1: 2**26, -4: 2**16} # As the library sets itself once 32 MB have been freed; M_MMAP_THRESHOLD is -3
+
+@cache
+def _c_library():
+    "The C library of GNU, whose memory can be kept; None where there is another one, or where you have set its memory yourself"
+    own = [o for o in os.environ if re.match('MALLOC_(TRIM|MMAP)_', o)] or 'malloc' in os.environ.get('GLIBC_TUNABLES', '')
+    if own or sys.platform != 'linux': return None
+    try: lib = CDLL('libc.so.6')
+    except OSError: return None
+    return lib if hasattr(lib, 'mallopt') and hasattr(lib, 'malloc_trim') else None
+
+def _set_memory(knobs):
+    for knob, value in knobs.items(): _c_library().mallopt(knob, value)
+
+# %% ../nbs/00_core.ipynb #4fa1e819
+_keeping = []
+
+@contextmanager
+def kept_memory(): # Whether memory is kept; within another such block it is anyway
+    "Keep memory that is freed within the block for what is computed next, in place of giving it back to the system"
+    outermost, start = not _keeping and _c_library() is not None, time.monotonic()
+    if outermost: _keeping.append(True); _set_memory(_kept)
+    try: yield bool(_keeping)
+    finally:
+        if outermost:
+            _keeping.clear()
+            _set_memory(_usual)
+            if time.monotonic() - start > 10: _c_library().malloc_trim(0) # and all that is free goes back
 
 # %% ../nbs/00_core.ipynb #f052a141
 def home_path(

@@ -8,7 +8,8 @@ import torch
 from fastai.torch_core import set_seed
 
 from dlcourse import models
-from dlcourse.core import CourseError, choose, home_path, import_all, kept_rng, lock_for, num_threads, optional
+from dlcourse import core
+from dlcourse.core import CourseError, choose, home_path, import_all, kept_memory, kept_rng, lock_for, num_threads, optional
 from dlcourse.core import part_of, refuse_launcher, save_figure, seed_all, sweep, whole_file
 from dlcourse.names import file_name, html_text, legend_text, one_line, plot_text, terminal_text, to_disk
 
@@ -52,6 +53,34 @@ def test_threads_are_put_back():
     before = torch.get_num_threads()
     with pytest.raises(KeyError), num_threads(1): raise KeyError
     assert torch.get_num_threads() == before
+
+
+@pytest.fixture
+def settings(monkeypatch):
+    "What the C library was told, in order"
+    told = []
+    monkeypatch.setattr(core, '_set_memory', told.append)
+    core._c_library.cache_clear()
+    yield told
+    core._c_library.cache_clear()
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='GNU has these settings')
+def test_memory_is_kept_until_the_outermost_block_ends(settings):
+    with pytest.raises(KeyboardInterrupt), kept_memory() as outer:
+        with kept_memory() as inner: assert outer and inner
+        assert settings == [core._kept]
+        raise KeyboardInterrupt
+    assert settings == [core._kept, core._usual]
+    with kept_memory(): assert settings[2:] == [core._kept]
+
+
+@pytest.mark.parametrize('name, value', [('MALLOC_TRIM_THRESHOLD_', '131072'), ('GLIBC_TUNABLES', 'glibc.malloc.mmap_max=9'),
+                                         (None, 'darwin')])
+def test_memory_that_is_set_from_outside_is_left_alone(settings, monkeypatch, name, value):
+    monkeypatch.setenv(name, value) if name else monkeypatch.setattr(sys, 'platform', value)
+    with kept_memory() as is_kept: assert not is_kept
+    assert not settings
 
 
 def test_a_file_is_whole_or_absent(tmp_path):

@@ -20,6 +20,7 @@ from PIL import Image
 from torch import nn
 from torchvision.models import shufflenet_v2_x0_5, squeezenet1_1
 
+from dlcourse import core
 from dlcourse.cli import main
 from dlcourse.core import CourseError, lock_for, num_threads, optional, seed_all, whole_file
 from dlcourse.data.blocks import dls_for
@@ -58,6 +59,20 @@ def train(learn, n=1, fit='fit', **kw):
 
 
 def flat(learn): return torch.cat([o.flatten().float() for o in learn.model.state_dict().values()])
+
+
+class Memory(Callback):
+    "Whether memory is kept, at each batch and, in a fit, between the epochs"
+    seen = ()
+    def after_batch(self): self.seen += (bool(core._keeping),)
+    def before_epoch(self): self.seen += (bool(core._keeping),)*self.in_fit
+
+
+@pytest.mark.parametrize('run', [lambda o: o.fit(1), lambda o: o.validate(), lambda o: o.get_preds()])
+def test_memory_is_kept_while_a_learner_works(run):
+    learn = learner_for('mlp', data='digits', n_per_class=4, seed=1, cbs=Memory())
+    with learn.quiet(): run(learn)
+    assert learn.memory.seen and set(learn.memory.seen) == {core._c_library() is not None} and not core._keeping
 
 
 def test_arguments_find_their_way():

@@ -21,7 +21,7 @@ import numpy as np, pandas as pd, torch
 from fastai.data.load import DataLoader
 from fastai.learner import Learner
 from torch import Tensor, nn
-from ..core import CourseError, choose, kept_rng
+from ..core import CourseError, choose, kept_memory, kept_rng
 from .outputs import class_probabilities
 from ..models.own import accepting, is_compiled, plain_network
 
@@ -178,7 +178,7 @@ def evaluating(
     "Evaluation mode within the block, without compiled code; after it every module is back in its own mode"
     before = [(m, m.training) for m in model.modules()]
     try:
-        with torch.compiler.set_stance('force_eager') if is_compiled(model) else nullcontext(): yield model.eval()
+        with kept_memory(), torch.compiler.set_stance('force_eager') if is_compiled(model) else nullcontext(): yield model.eval()
     finally:
         for m,training in before: m.training = training
 

@@ -15,7 +15,7 @@ import torch
 from fastai.layers import AdaptiveConcatPool2d
 from fastcore.basics import patch
 from torch import Tensor, nn
-from ..core import CourseError
+from ..core import CourseError, kept_memory
 from .backbones import Backbone, backbone_of, check_images, cut_net, fitting_shape
 from .folding import fast_net
 from .heads import check_head, make_head
@@ -119,7 +119,8 @@ def from_features(self:TransferNet):
 def quickly(self:TransferNet):
     "Within the block a frozen body is computed by a fast copy, on the CPU"
     was, self._uses_copy = self._uses_copy, True
-    try: yield self
+    try:
+        with kept_memory(): yield self
     finally: self._uses_copy, self._copy = was, (self._copy if was else (None, None))
 
 # %% ../../nbs/models/05_pretrained.ipynb #8074aede

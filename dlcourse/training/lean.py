@@ -26,7 +26,7 @@ from fastcore.basics import patch, tuplify
 from fastcore.foundation import L
 from fastcore.meta import delegates
 from torch import Tensor
-from ..core import CourseError, kept_rng, seed_all
+from ..core import CourseError, kept_memory, kept_rng, seed_all
 from ..names import object_name
 from ..models.layout import align_state
 from .listeners import familiar, is_ours, made_by, tell, worded
@@ -163,7 +163,8 @@ def _look(self:LeanLearner):
 def all_batches(self:LeanLearner):
     outer, self._in_pass = self._in_pass, True
     self._look()
-    try: Learner.all_batches(self)
+    try:
+        with kept_memory(): Learner.all_batches(self)
     finally:
         self._in_pass = outer
         if outer: self._look()
@@ -230,7 +231,9 @@ def fit(self:LeanLearner, n_epoch, lr=None, wd=None, cbs=None, reset_opt=False, 
     if isinstance(self.opt, OptimWrapper): align_state(self.opt.opt)
     self.in_fit, self.fault, self._starts, self._skips = True, None, start_epoch, not all(map(familiar, self.cbs + cbs))
     self.fitting = not any(isinstance(cb, LRFinder) for cb in cbs)
-    try: Learner.fit(self, n_epoch, lr=lr, wd=wd, cbs=cbs, reset_opt=reset_opt, start_epoch=start_epoch if self._skips else 0)
+    first = start_epoch if self._skips else 0
+    try:
+        with kept_memory(): Learner.fit(self, n_epoch, lr=lr, wd=wd, cbs=cbs, reset_opt=reset_opt, start_epoch=first)
     finally: self.in_fit, self.fitting = was
     if self.fault: raise CourseError(self.fault)
 
