@@ -58,7 +58,8 @@ def test_recorded_explanations():
     for row in results['rows']: assert row['target'] == 1.1 and row['met'] == (row['ratio'] <= 1.1)
 
 
-@pytest.mark.parametrize('name', ['bench-studies', 'bench-similarity', 'bench-folders', 'bench-convolutions', 'bench-parallel'])
+@pytest.mark.parametrize('name', ['bench-studies', 'bench-similarity', 'bench-folders', 'bench-convolutions', 'bench-memory',
+                                  'bench-parallel'])
 def test_recorded_studies(name):
     "What has a target is judged, unless this machine couldn't measure it"
     results = json.loads((ROOT/'results'/'benchmarks'/f'{name}.json').read_text(encoding='utf-8'))
