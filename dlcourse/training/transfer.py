@@ -167,10 +167,9 @@ class FeatureTable:
 
 # %% ../../nbs/training/04_transfer.ipynb #9e2a46f9
 def concat_tables(
-    tables:list[FeatureTable], # Of the same images in the same views, at least 1
+    tables:list[FeatureTable], # Of the same images in the same views, at least one
 )->FeatureTable: # Features for the late fusion of their networks
     "Join the features of several networks, image by image; raises `CourseError` for other images or views"
-    if not tables: raise CourseError('there are no tables of features to join')
     first = tables[0]
     if not all(torch.equal(o.rows, first.rows) and len(o.xs) == len(first.xs) for o in tables):
         raise CourseError('tables of features can be joined only if they are of the same images in the same views')
