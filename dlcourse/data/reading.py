@@ -26,10 +26,15 @@ from .pictures import holds_more, open_picture, picture_array, picture_shape
 from ..values.door import check_calls
 
 # %% ../../nbs/data/02b_reading.ipynb #ad4de4a4
+_at_once = 16 # Files that a thread takes, since handing over costs as much as reading a small file
+
 def _each(f, files):
     "The results of `f` for all `files`, in their order, by a few threads; an error cancels the rest"
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool, closing(pool.map(f, files)) as results:
-        yield from progress(results, len(files), 5000)
+    files = list(getattr(files, 'texts', files))
+    parts = (files[i:i+_at_once] for i in range(0, len(files), _at_once))
+    def results_of(part): return [f(o) for o in part]
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool, closing(pool.map(results_of, parts)) as results:
+        yield from progress((o for part in results for o in part), len(files), 5000)
 
 # %% ../../nbs/data/02b_reading.ipynb #003d98c3
 def _fault(file):
