@@ -144,7 +144,7 @@ def at_least(variant:str, value:float):
 
 # %% ../../../nbs/course/tp1/02_eurosat.ipynb #c34bc417
 @experiment('tp1-2.1', 'EuroSAT: AlexNet and MobileNetV2, from scratch and pretrained', variants=tuple(runs),
-            seeds={k: 1 if 'scratch' in k else 3 for k in runs}, needs=('eurosat',), minutes=90,
+            seeds={k: 1 if 'scratch' in k else 3 for k in runs}, needs=('eurosat',), minutes=115,
             reported={'alexnet, scratch': dict(test_accuracy=0.83), 'mobilenet_v2, scratch': dict(test_accuracy=0.95),
                       'alexnet, frozen': dict(test_accuracy=0.93), 'mobilenet_v2, frozen': dict(test_accuracy=0.94)},
             not_comparable={f'{o}, scratch': '64 pixels here, 224 there' for o in ('alexnet', 'mobilenet_v2')},
