@@ -171,8 +171,9 @@ _keeping = []
 def kept_memory(): # Whether memory is kept; within another such block it is anyway
     "Keep memory that is freed within the block for what is computed next, in place of giving it back to the system"
     outermost, start = not _keeping and _c_library() is not None, time.monotonic()
-    if outermost: _keeping.append(True); _set_memory(_kept)
-    try: yield bool(_keeping)
+    try:
+        if outermost: _keeping.append(True); _set_memory(_kept)
+        yield bool(_keeping)
     finally:
         if outermost:
             _keeping.clear()

@@ -214,12 +214,14 @@ def as_viewed(
     return _viewed(im, channels)
 
 # %% ../../nbs/data/02a_pictures.ipynb #3a0a73ea
+def _read_viewed(picture, channels): return _read(picture, lambda im: _viewed(im, channels))
+
 def open_picture(
     picture, # Path of an image file, or its bytes
     channels:int|None=None, # 1 for grey, 3 for colour; None to keep what the file is
 ): # A picture of Pillow, of mode 'L' or 'RGB'
     "Read one picture as a viewer shows it; raises `CourseError` with the name of the file and the reason if it can't be read"
-    return _read(picture, lambda im: _viewed(im, channels))
+    return _read_viewed(picture, channels)
 
 # %% ../../nbs/data/02a_pictures.ipynb #424eeb7e
 def picture_array(
@@ -228,7 +230,7 @@ def picture_array(
     size=None, # Height and width to scale and cut to; None to keep those of the file
 )->np.ndarray: # uint8 (channels, height, width)
     "Read one picture as bytes; raises `CourseError` with the name of the file and the reason if it can't be read"
-    im, size = _read(picture, lambda im: _viewed(im, channels)), (size, size) if isinstance(size, int) else size
+    im, size = _read_viewed(picture, channels), (size, size) if isinstance(size, int) else size
     if size and im.size != tuple(size[::-1]): im = ImageOps.fit(im, size[::-1], Image.Resampling.BILINEAR)
     a = np.asarray(im)
     return a[None] if a.ndim == 2 else a.transpose(2, 0, 1)

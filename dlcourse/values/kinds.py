@@ -156,11 +156,13 @@ def _series(v): return refused(v) if not is_row(v) or hasattr(v, 'columns') else
 def _row(v):
     if not is_row(v) or hasattr(v, 'columns'): refused(v)
     return v.tolist() if hasattr(v, 'dtype') else list(v) if isinstance(v, tuple) else v
-def _longest_name(v): return max((len(o.encode('utf-8', 'surrogateescape')) for o in Path(v).parts), default=0)
-def _fits_disk(v): return '\0' not in v and (len(max(re.split(r'[\\/]', v), key=len)) < 64 or _longest_name(v) < 256)
+def _has_long_name(v):
+    if len(max(re.split(r'[\\/]', v), key=len)) < 64: return False # 255 bytes at most
+    return any(len(o.encode('utf-8', 'surrogateescape')) > 255 for o in Path(v).parts)
+def _fits_disk(v): return '\0' not in v and not _has_long_name(v)
 def is_too_long(v):
     "Whether `v` is a path with a name of more bytes than a disk takes"
-    try: return _longest_name(v) > 255
+    try: return _has_long_name(os.fspath(v))
     except (TypeError, ValueError): return False
 def _is_path(v):
     if isinstance(v, os.PathLike): return isinstance(os.fspath(v), str) and _fits_disk(os.fspath(v))
