@@ -113,12 +113,12 @@ def single(name, group, values, target=None, **kw):
     return Row(name, group, ours=float(np.median(values)), spread=spread, rounds=len(values), target=target, **kw)
 
 
-def begin(threads):
-    "Fix the number of threads before torch is imported, and let the C library keep memory; returns what `run_facts` asks for"
+def begin(threads, keeps=True):
+    "Fix the number of threads before torch is imported, and let the C library keep memory if it `keeps`; returns what `run_facts` asks for"
     os.environ.update(OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads))
     start, load = time.time(), list(os.getloadavg())
     import torch
-    kept = keep_memory()
+    kept = keeps and keep_memory()
     torch.set_num_threads(threads)
     return start, load, kept
 
