@@ -1232,8 +1232,20 @@ def test_full_disk_later_keeps_what_there_is(monkeypatch):
     begin('whole').train()
     with monkeypatch.context() as m:
         disk_full(m, 8)
-        with pytest.raises(CourseError, match=r'^cannot write cut/weights\S+: No space left on device \(2 epochs are kept in cut\)$'):
+        with pytest.raises(CourseError, match=r'^cannot write cut/weights\S+: No space left on device \(3 epochs are kept in cut\)$'):
             begin('cut').train()
+    assert_same(Run('whole'), resume('cut'))
+
+
+def test_epoch_whose_history_finds_no_room_is_counted(monkeypatch):
+    begin('whole').train()
+    real = whole_file
+    def fails(path, *args):
+        if path.name == 'history.csv': raise CourseError(f'cannot write {path}: No space left on device')
+        return real(path, *args)
+    with monkeypatch.context() as m:
+        replace_files(m, fails)
+        with pytest.raises(CourseError, match=r'No space left on device \(1 epoch is kept in cut\)$'): begin('cut').train()
     assert_same(Run('whole'), resume('cut'))
 
 
@@ -1541,7 +1553,7 @@ def test_no_number_while_only_the_head_is_trained(own_weights):
         def before_train(self):
             if len(self.learn.rows) == 1: self.learn.model.head.out.weight.data.fill_(math.nan)
     run = transfer('run', epochs=2, fine_tune=2, model_args=dict(head='linear'))
-    with pytest.raises(CourseError, match=r'not a finite number .*\(1 epochs are kept in run\)$'): run.train(cbs=[Spoil()])
+    with pytest.raises(CourseError, match=r'not a finite number .*\(1 epoch is kept in run\)$'): run.train(cbs=[Spoil()])
     assert Run('run').finished and Run('run').learner().best_epoch == 0
 
 

@@ -335,29 +335,33 @@ def _failed(self:Run, e):
         e.said = fault is not None or getattr(e, 'said', False) # the first process says it
         raise e
     kept = self.has(weights_file) or self.has(checkpoint_file)
-    if kept: self._complete_history()
-    else: remove_new(self._made)
-    if isinstance(e, KeyboardInterrupt): raise KeyboardInterrupt(self._interrupted(kept)) from None
+    if not kept: remove_new(self._made)
+    n = self._complete_history() if kept else 0
+    if isinstance(e, KeyboardInterrupt): raise KeyboardInterrupt(self._interrupted(n)) from None
     if not isinstance(e, CourseError): raise e
     what = e.args[0].rpartition('\n\t')[2] # without the name of the callback, which fastai puts before it
-    raise CourseError(f'{what} ({len(self.rows)} epochs are kept in {self.folder})' if kept else what) from e
+    raise CourseError(f'{what} ({n} epoch{"s are" if n > 1 else " is"} kept in {self.folder})' if kept else what) from e
 
 # %% ../../nbs/training/09_runs.ipynb #8f718d88
 @patch
-def _complete_history(self:Run):
-    "Write the history of the checkpoint, if the training was stopped between the two files"
-    if not self.has(checkpoint_file): return
+def _complete_history(self:Run)->int:
+    "Write the history of the checkpoint, if the training was stopped between the two files; returns how many epochs are kept"
+    n = len(self.rows)
+    if not self.has(checkpoint_file): return n
     try:
         rows = self.checkpoint()[1]['rows']
-        if len(rows) > len(self.rows): self.write_history(rows)
+        if len(rows) <= n: return n
+        n = len(rows)
+        self.write_history(rows)
     except (CourseError, KeyboardInterrupt): pass # the checkpoint alone is enough to carry on with
+    return n
 
 # %% ../../nbs/training/09_runs.ipynb #755acf2e
 @patch
-def _interrupted(self:Run, kept):
+def _interrupted(self:Run, n):
     "Say after Ctrl-C how much was kept"
-    if not kept: return 'interrupted before the first epoch had ended; nothing was kept'
-    return f'interrupted; {len(self.rows)} of {self.settings.n_epochs} epochs are kept in {self.folder}'
+    if not n: return 'interrupted before the first epoch had ended; nothing was kept'
+    return f'interrupted; {n} of {self.settings.n_epochs} epochs are kept in {self.folder}'
 
 # %% ../../nbs/training/09_runs.ipynb #80f071e0
 @patch
