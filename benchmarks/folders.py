@@ -132,7 +132,7 @@ def killed(root, marks, chunks, delay):
     return marks.stat().st_size//8 if marks.exists() else 0
 
 
-def kill_row(work, options, n=4000, kills=10):
+def kill_row(work, options, n=10_000, kills=10):
     "Wrong bytes after a decoding that was killed ten times and carried on"
     from dlcourse.data import decoded, decoding
     from dlcourse.data.folders import image_files

@@ -24,7 +24,7 @@ from dlcourse.data.blocks import dls_for
 from dlcourse.insight.inference import export_onnx, fast
 from dlcourse.models import weights as weights_module, zoo
 from dlcourse.models.backbones import backbone_of, cut_net, library_of, smallest_side
-from dlcourse.models.blocks import (act_layer, chain, conv_layer, count_params, dry_run, image_shape, init_layers, inits, make,
+from dlcourse.models.blocks import (Dropout, act_layer, chain, conv_layer, count_params, dry_run, image_shape, init_layers, inits, make,
                                     n_features, norm_layer, pool_layer)
 from dlcourse.models.cnn import cnn, cnn_base
 from dlcourse.models.fusion import FusionBody, Rescale, fusion_net
@@ -56,6 +56,24 @@ def test_boston_network_has_369_parameters():
     model = mlp(13, 1, widths=(16, 8), final_activation='relu')
     assert count_params(model) == 369
     assert [type(o) for o in model.head] == [nn.Linear, nn.ReLU]
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float64])
+def test_dropout(monkeypatch, dtype):
+    "Its own masks: the share, what is kept, the order in memory, the gradient; torch's where MKL draws them, inplace, and in evaluation"
+    x, layer, theirs = torch.ones(64, 8, 16, 16, dtype=dtype).to(memory_format=torch.channels_last), Dropout(0.3), nn.Dropout(0.3)
+    def drawn(layer, x=x):
+        torch.manual_seed(3)
+        return layer(x)
+    monkeypatch.setattr(Dropout, 'draws', True)
+    out = drawn(layer, x.requires_grad_())
+    assert abs((out == 0).float().mean() - 0.3) < 0.01 and len(out.unique()) == 2 and abs(out.float().mean() - 1) < 0.01
+    assert out.dtype == dtype and out.stride() == x.stride() and torch.equal(out, drawn(layer))
+    out.sum().backward()
+    assert torch.equal(x.grad, out) and not torch.equal(out, drawn(theirs))
+    assert torch.equal(drawn(Dropout(0.3, inplace=True), x.detach().clone()), drawn(theirs)) and layer.eval()(x) is x
+    monkeypatch.setattr(Dropout, 'draws', False)
+    assert torch.equal(drawn(layer.train()), drawn(theirs))
 
 
 def test_counts_trainable_only():
