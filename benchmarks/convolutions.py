@@ -1,7 +1,7 @@
 """Convolutional networks as `learner_for` trains them on a processor, channels last, against the bare loop in float32 and the usual order.
 
 Networks see batches of 64 random images of 3×32×32. The bare loop draws a permutation, casts and normalises a batch at a time, and
-trains with the same optimiser and loss. It is torch as it comes: with torch's dropout, and with freed memory given back to the system, which
+trains with the same optimiser and loss. It is torch as it comes: with torch's dropout, and freed memory goes back to the system, which
 `learner_for` keeps while it trains. bfloat16 is measured only where this processor multiplies faster in it than in float32.
 
 The last row asks how near the training comes to what the processor can do: its time for an operation (a multiplication or an addition,

@@ -5,6 +5,7 @@
 The folders are made by a script, of smooth random images; nothing is downloaded. Seconds are those of the CPU, of this process and of
 those that decode. Memory is that of the process beyond the page cache (RssAnon), above what it is after the imports."""
 import argparse, json, os, signal, subprocess, sys, tempfile, time
+from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -68,20 +69,31 @@ def bare(files, size):
         np.asarray(im if im.size == size else ImageOps.fit(im, size, Image.Resampling.BILINEAR))
 
 
-def decode_row(work, options, n, size, side):
-    "Decoding into the file by two processes / decoding with Pillow alone, in one"
+def bare_by_two(files, size):
+    "`bare` in two processes at once, which on some machines share a core"
+    team = [get_context('fork').Process(target=bare, args=(files[i::2], size)) for i in range(2)]
+    for o in team: o.start()
+    for o in team: o.join()
+    assert all(o.exitcode == 0 for o in team)
+
+
+def decode_rows(work, options, n, size, side):
+    "Decoding into the file by two processes / decoding with Pillow alone, in two and in one"
     from dlcourse.data.decoded import clear_decoded
     from dlcourse.data.decoding import decode
     from dlcourse.data.folders import image_files
     root = make(work/f'photos{side}', n, size)
-    files, seconds = image_files(root).files, ([], [])
+    files, to, seconds = image_files(root).files, (side, side), ([], [], [])
     paths = [str(o) for o in files]
     for _ in range(options.decodings):
         seconds[0].append(cpu(lambda: decode(root, files, (3, side, side), processes=2)))
-        seconds[1].append(cpu(lambda: bare(paths, (side, side))))
+        seconds[1].append(cpu(lambda: bare_by_two(paths, to)))
+        seconds[2].append(cpu(lambda: bare(paths, to)))
         clear_decoded()
-    what = f'{size[0]}×{size[1]}' + (f' to {side}×{side}' if size != (side, side) else '')
-    return compare(f'{n:,} JPEGs of {what}: decoded into the file by two processes / decoding alone', 'decoding', *seconds, 1.3)
+    what = f'{size[0]}×{size[1]}' + (f' to {side}×{side}' if size != to else '')
+    name = f'{n:,} JPEGs of {what}: decoded into the file by two processes'
+    return [compare(f'{name} / decoding alone, by two', 'decoding', seconds[0], seconds[1], 1.3),
+            compare(f'{name} / decoding alone, by one', 'decoding', seconds[0], seconds[2])]
 
 
 def anonymous():
@@ -151,7 +163,7 @@ def kill_row(work, options, n=10_000, kills=10):
 def arguments(args=None):
     p = argparse.ArgumentParser('python -m benchmarks.folders', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--repeats', type=int, default=9, metavar='N', help='rounds of epochs that count; one more warms up (9)')
-    p.add_argument('--decodings', type=int, default=3, metavar='N', help='rounds of decoding (3)')
+    p.add_argument('--decodings', type=int, default=7, metavar='N', help='rounds of decoding (7)')
     p.add_argument('--runs', type=int, default=3, metavar='N', help='later runs of the large folder (3)')
     p.add_argument('--many', type=int, default=200_000, metavar='N', help='images of the large folder (200,000)')
     p.add_argument('--threads', type=int, default=1, metavar='N', help='threads that torch may use (1)')
@@ -169,7 +181,7 @@ def main(args=None):
         work = Path(work)
         os.environ['DLCOURSE_CACHE'] = str(work/'decoded')
         rows = epoch_rows(work, o)
-        rows += [decode_row(work, o, 60_000, (64, 64), 64), decode_row(work, o, 4000, (500, 375), 224)]
+        rows += decode_rows(work, o, 60_000, (64, 64), 64) + decode_rows(work, o, 4000, (500, 375), 224)
         row, kills = kill_row(work, o)
         rows += [row, *many_rows(work, o)]
     about = dict(epoch=dict(images=2000), decoding=dict(processes=2), killed=kills, many=dict(images=options.many))

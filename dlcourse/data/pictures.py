@@ -64,9 +64,9 @@ def _reason(file, error):
 # %% ../../nbs/data/02a_pictures.ipynb #85d064ef
 @lru_cache(maxsize=1)
 def _formats():
-    "Those of `picture_formats` that this Pillow can open"
+    "Those of `picture_formats` that this Pillow can open; it tries them one after the other, so the most frequent ones come first"
     Image.init()
-    return tuple(o for o in picture_formats if o in Image.OPEN)
+    return tuple(o for o in dict.fromkeys(('JPEG', 'PNG', *picture_formats)) if o in Image.OPEN)
 
 def _read(file, use):
     "The result of `use` for the opened picture; raises `CourseError` with the name of the file and the reason if that fails"
