@@ -92,6 +92,7 @@ _turns = dict(enumerate([Image.Transpose[o] for o in ('FLIP_LEFT_RIGHT', 'ROTATE
 
 def _orientation(im):
     "Orientation that is noted in the picture, 1 to 8; 1, upright, where the notes are damaged or there are none"
+    if im.format == 'JPEG' and not ('exif' in im.info or 'xmp' in im.info): return 1 # by far the most frequent case
     try: note = im.getexif().get(0x0112)
     except (SyntaxError, ValueError, OSError, LookupError, TypeError, AttributeError, OverflowError, struct.error): return 1
     return note if note in _turns else 1
@@ -199,10 +200,16 @@ def _in_srgb(im, translation):
 
 # %% ../../nbs/data/02a_pictures.ipynb #26ace932
 def _viewed(im, channels):
-    "The picture `im` as a viewer shows it; see `as_viewed`"
+    "The picture `im` as a viewer shows it: itself where nothing has to change, or else a new one"
     is_gray = channels == 1 if channels else _is_gray(im)
     im = _upright(_decoded(im))
-    res = _on_white(_in_srgb(_eight_bits(im), _translation_of(im))).convert('L' if is_gray else 'RGB')
+    res, mode = _on_white(_in_srgb(_eight_bits(im), _translation_of(im))), 'L' if is_gray else 'RGB'
+    return res if res.mode == mode else res.convert(mode)
+
+def _new_view(im, channels):
+    "A new picture; see `as_viewed`"
+    res = _viewed(im, channels)
+    if res is im: res = im.copy()
     res.info = {}
     return res
 
@@ -211,17 +218,15 @@ def as_viewed(
     channels:int|None=None, # 1 for grey, 3 for colour; None to keep what the picture is
 ): # A new picture of Pillow, of mode 'L' or 'RGB'
     "Turn a picture into what a viewer shows: upright, on white, 8 bits, sRGB; raises `CourseError` where white is not known"
-    return _viewed(im, channels)
+    return _new_view(im, channels)
 
 # %% ../../nbs/data/02a_pictures.ipynb #3a0a73ea
-def _read_viewed(picture, channels): return _read(picture, lambda im: _viewed(im, channels))
-
 def open_picture(
     picture, # Path of an image file, or its bytes
     channels:int|None=None, # 1 for grey, 3 for colour; None to keep what the file is
 ): # A picture of Pillow, of mode 'L' or 'RGB'
     "Read one picture as a viewer shows it; raises `CourseError` with the name of the file and the reason if it can't be read"
-    return _read_viewed(picture, channels)
+    return _read(picture, lambda im: _new_view(im, channels))
 
 # %% ../../nbs/data/02a_pictures.ipynb #424eeb7e
 def picture_array(
@@ -230,9 +235,12 @@ def picture_array(
     size=None, # Height and width to scale and cut to; None to keep those of the file
 )->np.ndarray: # uint8 (channels, height, width)
     "Read one picture as bytes; raises `CourseError` with the name of the file and the reason if it can't be read"
-    im, size = _read_viewed(picture, channels), (size, size) if isinstance(size, int) else size
-    if size and im.size != tuple(size[::-1]): im = ImageOps.fit(im, size[::-1], Image.Resampling.BILINEAR)
-    a = np.asarray(im)
+    size = (size, size) if isinstance(size, int) else size
+    def array(im):
+        im = _viewed(im, channels)
+        if size and im.size != tuple(size[::-1]): im = ImageOps.fit(im, size[::-1], Image.Resampling.BILINEAR)
+        return np.asarray(im)
+    a = _read(picture, array)
     return a[None] if a.ndim == 2 else a.transpose(2, 0, 1)
 
 # %% ../../nbs/data/02a_pictures.ipynb #7b037d10
